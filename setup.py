@@ -1,0 +1,20 @@
+"""Packaging: `pip install -e .` to run, `pip install -e '.[test]'` to test."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="premem_jax",
+    version="0.1.0",
+    description="Learning dynamics of LLM finetuning on JAX: predict generalisation from the training examples alone",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["premem_jax", "premem_jax.*"]),
+    package_data={"premem_jax.report": ["*.html"]},
+    python_requires=">=3.11",
+    install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
+    extras_require={"test": ["hypothesis", "pytest", "pytest-xdist", "ruff"]},
+)
