@@ -1,0 +1,58 @@
+"""Pre-memorization accuracy: how well an example was solved before its reference solution was memorized.
+
+Source: Kang et al., "What Do Learning Dynamics Reveal About Generalization in LLM Reasoning?", arXiv 2411.07681, and
+their release, which counts perplexity below the threshold (a tie is not below) as memorized and takes the minimum with
+the current accuracy at every checkpoint.
+
+All arrays are (M, E): M evaluations in order of training, E examples. NaN means "not measured".
+"""
+
+import math
+
+import numpy as np
+
+from premem_jax.errors import UserError
+
+
+def log_threshold(perplexity: float) -> float:
+    """The mean target NLL, in nats per token, at which the perplexity is `perplexity`; a UserError below 1."""
+    if not (math.isfinite(perplexity) and perplexity >= 1):
+        raise UserError(f"The memorization threshold is a perplexity of at least 1, and {perplexity} is not.")
+    return math.log(perplexity)
+
+
+def masked_accuracy(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
+    """(M, E) float64: the accuracy where the target is not memorized (exp(nll) >= perplexity), 0 where it is.
+
+    NaN where either the accuracy or the NLL was not measured. The comparison is `nll >= log(perplexity)` in float64.
+    """
+    accuracy_ME = np.asarray(accuracy_ME, np.float64)
+    nll_ME = np.asarray(nll_ME, np.float64)
+    masked_ME = np.where(nll_ME >= log_threshold(perplexity), accuracy_ME, 0.0)
+    return np.where(np.isnan(accuracy_ME) | np.isnan(nll_ME), np.nan, masked_ME)
+
+
+def pre_memorization_accuracy(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
+    """(M, E) float64: min(accuracy at m, the highest masked accuracy at any evaluation up to and including m).
+
+    Where the accuracy or the NLL of an example was not measured at evaluation m, the result is NaN at m, and m adds
+    nothing to the maximum that later evaluations see.
+    """
+    masked_ME = masked_accuracy(accuracy_ME, nll_ME, perplexity)
+    best_ME = np.fmax.accumulate(masked_ME, axis=0)  # fmax passes over NaN
+    return np.where(np.isnan(masked_ME), np.nan, np.minimum(accuracy_ME, best_ME))
+
+
+def fraction_memorized(nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
+    """(M,) float64: the share of examples with exp(nll) < perplexity among those measured; NaN where none was."""
+    nll_ME = np.asarray(nll_ME, np.float64)
+    memorized_ME = np.where(np.isnan(nll_ME), np.nan, nll_ME < log_threshold(perplexity))
+    return measured_mean(memorized_ME)
+
+
+def measured_mean(values_ME: np.ndarray) -> np.ndarray:
+    """(M,) float64: the unweighted mean over the examples measured at each evaluation; NaN where none was."""
+    measured_ME = ~np.isnan(values_ME)
+    count_M = measured_ME.sum(axis=1)
+    total_M = np.sum(values_ME, axis=1, where=measured_ME, dtype=np.float64)
+    return np.divide(total_M, count_M, out=np.full(len(count_M), np.nan), where=count_M > 0)

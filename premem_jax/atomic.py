@@ -1,0 +1,40 @@
+"""Files that are either the old one or the new one, never half of either."""
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes `data` to `path`: a temporary file in the same folder, flushed to disk, then renamed over `path`.
+
+    Makes missing parent folders. The temporary name is `.{name}.{random}.tmp`, so a glob for the real files does not
+    meet one that a killed process left behind, and two hosts on a shared disk do not meet either.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself survive a power cut (POSIX: the folder holds the name)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,23 @@
+"""What every evaluator is given."""
+
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from premem_jax.data.pipeline import Tokenized
+from premem_jax.data.tokenizers import Tokenizer
+from premem_jax.models.decoder import Model
+from premem_jax.programs import Clock
+
+
+class Context(NamedTuple):
+    """One split and the means to run a model on it."""
+
+    split: str
+    data: Tokenized
+    tokenizer: Tokenizer
+    model: Model
+    mesh: Mesh
+    clock: Clock
+    seed: int
+    buckets: tuple[int, ...]

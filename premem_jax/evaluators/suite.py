@@ -1,0 +1,77 @@
+"""All evaluators of a run: which are due when, and one trace file per evaluation."""
+
+import json
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from premem_jax import sharding
+from premem_jax.analysis import trace
+from premem_jax.atomic import write_text
+from premem_jax.errors import UserError
+from premem_jax.evaluators.accuracy import Accuracy
+from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.likelihood import Likelihood
+from premem_jax.programs import Program
+
+TYPES = {"likelihood": Likelihood, "accuracy": Accuracy}
+
+
+def scheduled_steps(epochs, steps_per_epoch: int, steps: int) -> tuple[int, ...]:
+    """The steps of an evaluator: the one nearest to each entry of `epochs` within the run, and always the last."""
+    return tuple(sorted({round(epoch * steps_per_epoch) for epoch in epochs if epoch * steps_per_epoch <= steps} | {steps}))
+
+
+class Suite:
+    """The evaluators that the config names, run together at each step where any of them is due."""
+
+    def __init__(self, configs: dict[str, dict], contexts: dict[str, Context], steps_per_epoch: int, steps: int, workdir: Path):
+        """`configs`: name → {type, split, epochs, **options}; `contexts`: what an evaluator of each split gets.
+
+        Raises:
+          UserError: an unknown type or split.
+        """
+        self._workdir, self._per_epoch = workdir, steps_per_epoch
+        self._items = {}
+        for name, options in configs.items():
+            options = dict(options)
+            kind, split, epochs = options.pop("type"), options.pop("split"), options.pop("epochs")
+            if kind not in TYPES or split not in contexts:
+                raise UserError(f"evals.{name}: no type {kind!r} ({', '.join(TYPES)}) or no split {split!r} ({', '.join(contexts)})")
+            evaluator = TYPES[kind](contexts[split], **options)
+            self._items[name] = (evaluator, contexts[split], scheduled_steps(epochs, steps_per_epoch, steps))
+        self.steps = frozenset(step for _, _, due in self._items.values() for step in due)
+        context = next(iter(contexts.values()))
+        self._clock, self._mesh = context.clock, context.mesh
+        self._decode_layout = None
+        self._dtype = context.model.dtype
+
+    def run(self, step: int, params) -> None:
+        """Runs what is due at `step` and writes its trace file, unless that file is already there."""
+        if trace.evaluation_path(self._workdir / "trace", step).exists():
+            return
+        splits: dict[str, dict] = {}
+        texts: list[dict] = []
+        layouts = {"train": params}
+        for name, (evaluator, context, due) in self._items.items():
+            if step not in due:
+                continue
+            if evaluator.layout not in layouts:
+                layouts["decode"] = self._to_decode_layout(params)
+            columns = splits.setdefault(context.split, {"example": context.data.ids})
+            bar = tqdm(total=len(context.data), desc=f"  {name}", unit="ex", leave=False, disable=jax.process_index() > 0)
+            with self._clock(evaluator.phase), bar:
+                columns |= evaluator.run(layouts[evaluator.layout], step, bar.update)
+            texts += getattr(evaluator, "texts", [])
+        write_text(self._workdir / "samples" / f"step-{step:08d}.jsonl", "".join(json.dumps(t) + "\n" for t in texts))
+        trace.write_evaluation(self._workdir / "trace", step, step / self._per_epoch, splits)
+
+    def _to_decode_layout(self, params):
+        """Weights in the compute dtype and the sampling layout, resharded once per evaluation."""
+        if self._decode_layout is None:
+            cast = lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree)  # noqa: E731
+            layout = sharding.shardings(self._mesh, params, decode=True)
+            self._decode_layout = Program(cast, self._clock, out_shardings=layout)
+        with self._clock("sample"):
+            return self._decode_layout(params)

@@ -1,0 +1,212 @@
+"""Finetune a model and watch every training example: trace, pre-memorization accuracy, report."""
+
+import json
+import logging
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from premem_jax import sharding, workdir
+from premem_jax.analysis import threshold
+from premem_jax.analysis.curves import run_curves
+from premem_jax.analysis.trace import evaluation_steps, read_trace
+from premem_jax.atomic import write_text
+from premem_jax.data import tasks
+from premem_jax.data.pipeline import Tokenized, steps_per_epoch, tokenize, train_batches
+from premem_jax.data.tokenizers import Tokenizer
+from premem_jax.errors import UserError
+from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.suite import Suite
+from premem_jax.experiments.base_model import base_parameters
+from premem_jax.models import config as presets
+from premem_jax.models.decoder import Model, build
+from premem_jax.programs import Clock
+from premem_jax.report.page import write_report
+from premem_jax.training.checkpoints import Checkpoints
+from premem_jax.training.loop import fit
+from premem_jax.training.metrics import Metrics
+from premem_jax.training.optimizer import learning_rate
+from premem_jax.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+COLUMNS = ("train_nll", "train_accuracy", "pre_memorization_accuracy", "test_accuracy", "fraction_memorized")
+
+
+def run(config, folder: Path) -> dict:
+    """Runs or continues the finetune of `config` in `folder`, and returns the summary that it writes there.
+
+    Raises:
+      UserError: anything wrong with the config, the data, the mesh or the folder, before the training starts.
+    """
+    clock = Clock()
+    workdir.claim(folder, config.to_dict())
+
+    # ---- Data and tokenizer -----------------------------------------------------------------------------------------
+    mesh = sharding.make_mesh(config.mesh)
+    task = tasks.load(config.data.task, **{k: config.data[k] for k in ("path", "train", "heldout", "test", "seed")})
+    tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **config.tokenizer)
+    limits = dict(context=config.data.context, drop_long=config.data.drop_long)
+    splits = {name: tokenize(name, examples, tokenizer, **limits) for name, examples in task.splits.items()}
+    for name, data in splits.items():
+        if dropped := len(task.splits[name]) - len(data):
+            log.warning("split %s: %d of %d examples left out as too long", name, dropped, len(task.splits[name]))
+    per_epoch = steps_per_epoch(len(splits["train"]), config.train.batch)
+    steps = config.train.epochs * per_epoch
+    check(config, mesh, splits)
+
+    # ---- Model, train state -----------------------------------------------------------------------------------------
+    model_options = config.model.to_dict()
+    shape = presets.preset(model_options.pop("preset"), V=tokenizer.vocab_size)
+    model = build(shape, dtype=config.compute_dtype, **model_options)
+    trainer = Trainer(model, mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
+    workdir.check_room(folder, 12 * shape.parameters * (config.checkpoint.keep + 1))
+    with clock("checkpoint"):
+        checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+        state = checkpoints.restore(mesh, trainer.abstract_state)
+    if state is None:
+        state = trainer.init_state(base_parameters(config, model, task, tokenizer, mesh, clock))
+    elif int(state["step"]) < steps:
+        tqdm.write(f"continuing {folder} at step {int(state['step'])} of {steps}")
+
+    # ---- Evaluators -------------------------------------------------------------------------------------------------
+    contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
+    suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
+    metrics = Metrics(folder, int(state["step"]))
+    table = Table()
+
+    def evaluate(step: int, state: dict) -> None:
+        suite.run(step, state["params"])
+        trace = read_trace(folder / "trace", up_to=step)
+        row = {name: float(x[-1]) for name, x in run_curves(trace, choose(config.threshold, trace)).items()}
+        metrics.write(int(row.pop("step")), {"epoch": row["epoch"]} | {k: row[k] for k in COLUMNS})
+        metrics.flush()
+        table.line(step, row)
+
+    # ---- Train ------------------------------------------------------------------------------------------------------
+    schedule = dict(peak=config.train.learning_rate, warmup_steps=config.train.warmup_steps, steps=steps)
+    batches = train_batches(
+        splits["train"],
+        batch=config.train.batch,
+        seed=config.seed,
+        buckets=config.data.buckets,
+        start=int(state["step"]),
+        stop=steps,
+    )
+    state = fit(
+        state,
+        steps,
+        name="finetune",
+        program=trainer.program,
+        batches=batches,
+        rate=lambda step: learning_rate(step, **schedule),
+        mesh=mesh,
+        clock=clock,
+        checkpoints=checkpoints,
+        save_every=config.checkpoint.every,
+        metrics=metrics,
+        log_every=config.log_every,
+        evaluate=evaluate,
+        evaluation_steps=suite.steps,
+    )
+    with clock("checkpoint"):
+        checkpoints.wait()
+        checkpoints.close()
+    metrics.close()
+    return conclude(config, folder, clock, steps)
+
+
+def check(config, mesh, splits: dict[str, Tokenized]) -> None:
+    """Raises UserError where the config asks for what the mesh or the data cannot give."""
+    parts = sharding.rows(mesh)
+    batches = {"train.batch / train.micro_batches": config.train.batch / config.train.micro_batches}
+    batches |= {f"evals.{name}.batch": options.batch for name, options in config.evals.items()}
+    for name, size in batches.items():
+        if size % parts:
+            raise UserError(f"{name} = {size:g} does not divide over the {parts} parts of the mesh (data x fsdp)")
+    for name, options in config.evals.items():
+        if options.split not in splits:
+            raise UserError(f"evals.{name}: there is no split {options.split!r} (there are: {', '.join(splits)})")
+    rule, split = config.threshold.rule, config.threshold.split
+    scored = {options.split for options in config.evals.values() if options.type == "likelihood"}
+    if rule not in ("given", "heldout_quantile"):
+        raise UserError(f"threshold.rule={rule!r}: choose given or heldout_quantile")
+    if rule == "heldout_quantile" and split not in scored:
+        raise UserError(f"threshold.split={split!r} has no likelihood evaluator (there are: {', '.join(sorted(scored))})")
+    if rule == "given" and config.threshold.perplexity <= 1:
+        raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
+
+
+def contexts_of(splits, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config) -> dict[str, Context]:
+    """What the evaluators of each split are given."""
+    return {
+        name: Context(name, data, tokenizer, model, mesh, clock, config.seed, tuple(config.data.buckets))
+        for name, data in splits.items()
+    }
+
+
+def choose(config, trace) -> threshold.Threshold:
+    """The memorization threshold by the rule of the config."""
+    if config.rule == "given":
+        return threshold.given(config.perplexity)
+    return threshold.heldout_quantile(trace.split(config.split).nll, config.quantile)
+
+
+def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
+    """Analysis, report and `summary.json` of a finished run, from its files alone."""
+    trace = read_trace(folder / "trace")
+    chosen = choose(config.threshold, trace)
+    curves = run_curves(trace, chosen)
+    last = {name: float(x[-1]) for name, x in curves.items()}
+    seconds = {f"seconds_{phase}": round(value, 3) for phase, value in clock.read().items()}
+    summary = {
+        "experiment": config.experiment,
+        **{name: last[name] for name in COLUMNS},
+        "threshold": chosen.perplexity,
+        "threshold_rule": chosen.rule,
+        "threshold_detail": chosen.detail,
+        "steps": steps,
+        "epochs": config.train.epochs,
+        "train_examples": len(trace.split("train").example),
+        "evaluations": len(evaluation_steps(folder / "trace")),
+        **seconds,
+        "seconds_total": round(sum(seconds.values()), 3),
+        "workdir": str(folder.absolute()),
+        "report": str((folder / "report.html").absolute()),
+        **workdir.facts(),
+    }
+    lines = [json.loads(line) for path in sorted((folder / "samples").glob("*.jsonl")) for line in path.open()]
+    write_report(folder, trace, curves, chosen, summary, lines)
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    tqdm.write(sentences(summary))
+    return summary
+
+
+def sentences(summary: dict) -> str:
+    """The result in two sentences, and where to look."""
+    return (
+        f"\nThe model solves {summary['train_accuracy']:.1%} of its training examples' samples and has memorized "
+        f"{summary['fraction_memorized']:.1%} of them (perplexity below {summary['threshold']:.3f}, rule "
+        f"{summary['threshold_rule']}). From the training examples alone, pre-memorization accuracy predicts "
+        f"{summary['pre_memorization_accuracy']:.1%} on the test set; measured there: {summary['test_accuracy']:.1%}.\n"
+        f"Look at {summary['report']}"
+    )
+
+
+class Table:
+    """One line per evaluation, under a header."""
+
+    HEADER = ("epoch", "train loss", "train acc", "pre-mem acc", "test acc", "memorized")
+
+    def __init__(self):
+        self._begun = False
+
+    def line(self, step: int, row: dict) -> None:
+        if jax.process_index():
+            return
+        if not self._begun:
+            tqdm.write("  ".join(f"{name:>11}" for name in self.HEADER))
+            self._begun = True
+        values = [f"{row['epoch']:.2f}", f"{row['train_nll']:.4f}"]
+        values += [f"{row[name]:.1%}" for name in COLUMNS[1:]]
+        tqdm.write("  ".join(f"{value:>11}" for value in values))

@@ -1,0 +1,180 @@
+"""The decoder: NNX modules with stacked layers, scanned in the forward pass.
+
+Shapes use the letters of `docs/architecture.md`: B batch, T query length, S key length, N query heads, K key/value heads,
+H head width, D model width, F MLP width, V vocabulary, L layers.
+
+Sequences are padded on the right. Causal attention then needs no padding mask: a real token never sees a pad, and what
+a pad sees is never read.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from premem_jax.models.attention import attend, causal_mask, rotary
+from premem_jax.models.config import ModelConfig
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer, (L, B, S, K, H) each."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Norm(nnx.Module):
+    """Root-mean-square normalisation in fp32 (Zhang & Sennrich, arXiv 1910.07467)."""
+
+    def __init__(self, D: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((D,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.scale[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        D, N, K, H = config.D, config.N, config.K, config.H
+        self.q = weight(rngs, (D, N, H), fan_in=D)
+        self.k = weight(rngs, (D, K, H), fan_in=D)
+        self.v = weight(rngs, (D, K, H), fan_in=D)
+        self.o = weight(rngs, (N, H, D), fan_in=N * H * 2 * config.L)
+        self.theta = config.rope_theta
+
+    def project(self, x_BTD, positions_BT):
+        """Rotated queries and keys, and values: (B, T, N, H), (B, T, K, H), (B, T, K, H)."""
+        q = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q[...].astype(x_BTD.dtype))
+        k = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.k[...].astype(x_BTD.dtype))
+        v = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.v[...].astype(x_BTD.dtype))
+        return rotary(q, positions_BT, self.theta), rotary(k, positions_BT, self.theta), v
+
+    def combine(self, out_BTNH):
+        return jnp.einsum("BTNH,NHD->BTD", out_BTNH, self.o[...].astype(out_BTNH.dtype))
+
+
+class Mlp(nnx.Module):
+    """SwiGLU (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        D, F = config.D, config.F
+        self.gate = weight(rngs, (D, F), fan_in=D)
+        self.up = weight(rngs, (D, F), fan_in=D)
+        self.down = weight(rngs, (F, D), fan_in=F * 2 * config.L)
+
+    def __call__(self, x):
+        gate = jax.nn.silu(x @ self.gate[...].astype(x.dtype))
+        return (gate * (x @ self.up[...].astype(x.dtype))) @ self.down[...].astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    """One pre-norm residual block."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.attention_norm = Norm(config.D, config.norm_eps)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = Norm(config.D, config.norm_eps)
+        self.mlp = Mlp(config, rngs)
+
+    def forward(self, x, positions_BT, mask):
+        """The whole sequence at once; also returns its keys and values."""
+        q, k, v = self.attention.project(self.attention_norm(x), positions_BT)
+        x = x + self.attention.combine(attend(q, k, v, mask))
+        return x + self.mlp(self.mlp_norm(x)), (k, v)
+
+    def decode(self, x, positions_BT, mask_BTS, cache: Cache, layer, slot):
+        """New tokens against the cache, which is updated in place at `[layer, :, slot]`."""
+        q, k, v = self.attention.project(self.attention_norm(x), positions_BT)
+        start = (layer, 0, slot, 0, 0)
+        cache = Cache(
+            jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), start),
+            jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), start),
+        )
+        k_BSKH = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
+        v_BSKH = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
+        x = x + self.attention.combine(attend(q, k_BSKH, v_BSKH, mask_BTS))
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+class Decoder(nnx.Module):
+    """A Llama decoder. Layers hold their parameters stacked along a leading axis L."""
+
+    def __init__(self, config: ModelConfig, dtype=jnp.float32, remat: bool = False, *, rngs: nnx.Rngs):
+        self.config, self.dtype, self.remat = config, dtype, remat
+        self.embedding = weight(rngs, (config.V, config.D), fan_in=1 if not config.tied_embedding else config.D)
+        self.layers = nnx.vmap(lambda r: Layer(config, r))(rngs.fork(split=config.L))
+        self.final_norm = Norm(config.D, config.norm_eps)
+        if not config.tied_embedding:
+            self.head = weight(rngs, (config.D, config.V), fan_in=config.D)
+
+    def __call__(self, tokens_BT, positions_BT=None) -> tuple[jax.Array, Cache]:
+        """Final hidden states (B, T, D) of right-padded sequences, and their keys and values as a cache with S = T."""
+        T = tokens_BT.shape[1]
+        positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
+        mask = causal_mask(T)
+        graphdef, stacked = nnx.split(self.layers)
+
+        def body(x, layer):
+            return nnx.merge(graphdef, layer).forward(x, positions_BT, mask)
+
+        x, (k, v) = jax.lax.scan(jax.checkpoint(body) if self.remat else body, self._embed(tokens_BT), stacked)
+        return self.final_norm(x), Cache(k, v)
+
+    def decode(self, tokens_BT, positions_BT, mask_BTS, cache: Cache, slot) -> tuple[jax.Array, Cache]:
+        """Hidden states (B, T, D) of new tokens written to cache slots `slot .. slot + T - 1`.
+
+        `mask_BTS` says which of the S slots each query may see, the new ones included; `positions_BT` are the rotary
+        positions, which differ from slots where prompts are shorter than their padded length.
+        """
+        graphdef, stacked = nnx.split(self.layers)
+
+        def body(carry, item):
+            index, layer = item
+            return nnx.merge(graphdef, layer).decode(carry[0], positions_BT, mask_BTS, carry[1], index, slot), None
+
+        (x, cache), _ = jax.lax.scan(body, (self._embed(tokens_BT), cache), (jnp.arange(self.config.L), stacked))
+        return self.final_norm(x), cache
+
+    def logits(self, hidden_BTD) -> jax.Array:
+        """fp32 logits (B, T, V)."""
+        kernel = self.embedding[...].T if self.config.tied_embedding else self.head[...]
+        kernel = kernel.astype(hidden_BTD.dtype)
+        return jnp.einsum("...D,DV->...V", hidden_BTD, kernel, preferred_element_type=jnp.float32)
+
+    def _embed(self, tokens_BT):
+        return jnp.take(self.embedding[...], tokens_BT, axis=0).astype(self.dtype)
+
+
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+    """Truncated-normal parameter of standard deviation fan_in**-0.5; fp32 master copy."""
+    scale = fan_in**-0.5
+    return nnx.Param(scale * jax.random.truncated_normal(rngs.params(), -3, 3, shape, jnp.float32))
+
+
+class Model(NamedTuple):
+    """A decoder split at the functional boundary: `bind(params)` is the module, `params` a nested dict of arrays."""
+
+    config: ModelConfig
+    graphdef: nnx.GraphDef
+    dtype: jnp.dtype
+
+    def bind(self, params) -> Decoder:
+        return nnx.merge(self.graphdef, params)
+
+
+def build(config: ModelConfig, *, dtype="float32", remat: bool = False) -> Model:
+    """The model without parameters; nothing is allocated."""
+    dtype = jnp.dtype(dtype)
+    abstract = nnx.eval_shape(lambda: Decoder(config, dtype, remat, rngs=nnx.Rngs(0)))
+    return Model(config, nnx.split(abstract)[0], dtype)
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict:
+    """Random fp32 parameters as a nested dict."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key))))

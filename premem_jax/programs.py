@@ -1,0 +1,52 @@
+"""Compiled programs and an honest clock: what is compiled, what is run, and how long each takes."""
+
+import contextlib
+import time
+
+import jax
+
+
+class Clock:
+    """Seconds by phase. Phases nest and are exclusive: while an inner one runs, the outer one stands still."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._stack: list[str] = []
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str):
+        self._charge()
+        self._stack.append(phase)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def _charge(self):
+        now = time.perf_counter()
+        phase = self._stack[-1] if self._stack else "other"
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
+        self._since = now
+
+    def read(self) -> dict[str, float]:
+        """Seconds so far, by phase."""
+        self._charge()
+        return dict(self.seconds)
+
+
+class Program:
+    """A jitted function that compiles once per argument shapes, in the phase `compile` of the clock."""
+
+    def __init__(self, function, clock: Clock, **jit_options):
+        self._jit = jax.jit(function, **jit_options)
+        self._clock = clock
+        self._compiled = {}
+
+    def __call__(self, *args):
+        key = jax.tree.structure(args), tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
+        if key not in self._compiled:
+            with self._clock("compile"):
+                self._compiled[key] = self._jit.lower(*args).compile()
+        return self._compiled[key](*args)

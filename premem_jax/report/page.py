@@ -1,0 +1,143 @@
+"""One HTML file per run that can be mailed, opened anywhere and read: result, pictures, numbers, sampled texts."""
+
+import base64
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from premem_jax import atomic
+from premem_jax.analysis.threshold import Threshold
+from premem_jax.analysis.trace import Trace
+from premem_jax.report import figures
+
+VERDICTS = ("correct", "wrong", "unparsed")
+_COLUMNS = (
+    ("epoch", "epoch", "{:.4g}"),
+    ("step", "step", "{:,}"),
+    ("train_nll", "train NLL", "{:.4f}"),
+    ("fraction_memorized", "memorized", "{:.3f}"),
+    ("train_accuracy", "train accuracy", "{:.4f}"),
+    ("pre_memorization_accuracy", "pre-memorization accuracy", "{:.4f}"),
+    ("test_accuracy", "test accuracy", "{:.4f}"),
+)
+_CAPTIONS = {
+    "curves.png": "The claim to check by eye: the pre-memorization accuracy of the training examples follows the test "
+    "accuracy, while the train accuracy leaves both behind as examples are memorized.",
+    "examples.png": "Each row on the left is a training example. To the right of its red line the model recites the "
+    "reference solution, so only what is left of it counts.",
+}
+
+
+def write_report(
+    workdir: Path,
+    trace: Trace,
+    curves: Mapping[str, np.ndarray],
+    threshold: Threshold,
+    summary: Mapping[str, object],
+    samples: Iterable[Mapping],
+    train: str = "train",
+) -> Path:
+    """Writes `figures/curves.png`, `figures/examples.png` and a self-contained `report.html`; returns its path.
+
+    Args:
+      workdir: the run's folder.
+      trace: the run's trace.
+      curves: what `analysis.curves.run_curves` returned for it.
+      threshold: the threshold the curves were made with.
+      summary: flat facts of the run, name to value, shown in their order.
+      samples: rows {step, split, example, prompt, reference, responses: [{text, verdict}]}, verdicts from `VERDICTS`.
+      train: the split that was trained on.
+
+    Raises:
+      UserError: nothing was measured that could be drawn.
+      ValueError: an unknown verdict.
+    """
+    groups = _by_example(samples)
+    workdir = Path(workdir)
+    folder = workdir / "figures"
+    figures.curves_figure(curves, folder / "curves.png")
+    figures.examples_figure(trace, threshold, folder / "examples.png", train)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    html = environment.get_template("page.html").render(
+        headline=headline(curves),
+        figures=[{"caption": text, "data": _base64(folder / name)} for name, text in _CAPTIONS.items()],
+        columns=[title for _, title, _ in _COLUMNS],
+        rows=_rows(curves),
+        threshold=_facts({"perplexity": threshold.perplexity, "mean NLL": threshold.nll, "rule": threshold.rule})
+        | _facts(threshold.detail),
+        summary=_facts(summary),
+        groups=groups,
+    )
+    path = workdir / "report.html"
+    atomic.write_text(path, html)
+    return path
+
+
+def headline(curves: Mapping[str, np.ndarray]) -> str:
+    """The result in two sentences, at the last evaluation that measured the pre-memorization accuracy (one must).
+
+    Test accuracy is read there, or at the last evaluation before it that measured it, which is then named.
+    """
+    at = _last(curves["pre_memorization_accuracy"])
+    predicted, train = curves["pre_memorization_accuracy"][at], curves["train_accuracy"][at]
+    first = (
+        f"After {curves['epoch'][at]:.3g} epochs the pre-memorization accuracy is {predicted:.1%}, which is the "
+        f"prediction for the test accuracy; the train accuracy is {train:.1%}."
+    )
+    measured = _last(curves["test_accuracy"][: at + 1])
+    if measured is None:
+        return f"{first} Test accuracy was not measured."
+    test = curves["test_accuracy"][measured]
+    when = "" if measured == at else f" (after {curves['epoch'][measured]:.3g} epochs)"
+    return (
+        f"{first} The measured test accuracy is {test:.1%}{when}: the prediction is off by "
+        f"{100 * (predicted - test):+.1f} points, the train accuracy by {100 * (train - test):+.1f}."
+    )
+
+
+def _last(values_M: np.ndarray) -> int | None:
+    known = np.flatnonzero(np.isfinite(values_M))
+    return int(known[-1]) if len(known) else None
+
+
+def _rows(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
+    evaluations = range(len(curves["step"]))
+    return [[_number(curves[key][m], form) for key, _, form in _COLUMNS] for m in evaluations]
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else form.format(value)
+
+
+def _facts(values: Mapping[str, object]) -> dict[str, str]:
+    """Names and values as text: underscores to spaces, floats to six digits."""
+    floats = (float, np.floating)
+    return {
+        name.replace("_", " "): f"{value:.6g}" if isinstance(value, floats) else str(value)
+        for name, value in values.items()
+    }
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _by_example(samples: Iterable[Mapping]) -> list[dict]:
+    """Groups the rows by (split, example), in the order they come; within an example, by step."""
+    groups: dict[tuple, dict] = {}
+    for row in samples:
+        unknown = {response["verdict"] for response in row["responses"]} - set(VERDICTS)
+        if unknown:
+            raise ValueError(f"Example {row['example']}: verdicts {sorted(unknown)} are not among {VERDICTS}.")
+        shared = {key: row[key] for key in ("split", "example", "prompt", "reference")}
+        group = groups.setdefault((row["split"], row["example"]), {**shared, "evaluations": []})
+        correct = sum(response["verdict"] == "correct" for response in row["responses"])
+        group["evaluations"].append({"step": row["step"], "responses": row["responses"], "correct": correct})
+    for group in groups.values():
+        group["evaluations"].sort(key=lambda evaluation: evaluation["step"])
+    return list(groups.values())

@@ -1,0 +1,16 @@
+"""What is set once per process before any work: logging, the compilation cache."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import jax
+
+
+def prepare(cache: str) -> None:
+    """Keeps compiled programs under `cache`, and other libraries' chatter out of the output."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="orbax")
+    jax.config.update("jax_compilation_cache_dir", str(Path(cache).absolute() / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,107 @@
+"""Sampling: prompts are prefilled once, fanned out to R samples each, and decoded in one compiled loop."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from premem_jax.models.decoder import Cache, Model
+
+
+class Samples(NamedTuple):
+    """`tokens` (B, R, T) without the stop marker, zero after the end; `length` (B, R) tokens before the end."""
+
+    tokens: jax.Array
+    length: jax.Array
+
+
+class _State(NamedTuple):
+    step: jax.Array
+    tokens: jax.Array  # (B*R, T)
+    length: jax.Array  # (B*R,)
+    done: jax.Array  # (B*R,)
+    logits: jax.Array  # (B*R, V), of the next token
+    cache: Cache
+
+
+def sample(
+    model: Model,
+    params,
+    prompts_BP: jax.Array,
+    length_B: jax.Array,
+    ids_B: jax.Array,
+    key: jax.Array,
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    eos_id: int,
+) -> Samples:
+    """Draw `samples` responses per prompt; runs under `jit`, with everything after `key` static.
+
+    The randomness of a response is a pure function of (key, example id, sample index, position): it does not depend on
+    the batch an example is in, its padding, or the number of devices.
+
+    Args:
+      prompts_BP: right-padded prompt tokens.
+      length_B: tokens in each prompt, at least 1.
+      ids_B: example ids.
+      key: random key of the evaluation.
+      temperature: 0 takes the likeliest token.
+      top_p: nucleus mass (Holtzman et al., arXiv 1904.09751); 1 samples the full distribution.
+      eos_id: the stop marker.
+    """
+    decoder = model.bind(params)
+    B, P = prompts_BP.shape
+    R, T = samples, max_new_tokens
+    hidden, cache = decoder(prompts_BP)
+    last_BD = jnp.take_along_axis(hidden, (length_B - 1)[:, None, None], axis=1)[:, 0]
+    fan_out = lambda x, axis: jnp.repeat(x, R, axis=axis)  # noqa: E731
+    room = [(0, 0), (0, 0), (0, T), (0, 0), (0, 0)]
+    keys = jax.vmap(lambda i: jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, i), r))(jnp.arange(R)))(ids_B)
+    keys = keys.reshape(B * R)
+    prompt_length = fan_out(length_B, 0)
+    slots = jnp.arange(P + T)
+
+    def choose(logits_XV, step):
+        if temperature == 0:
+            return jnp.argmax(logits_XV, axis=-1)
+        logits_XV = nucleus(logits_XV / temperature, top_p)
+        return jax.vmap(lambda k, row: jax.random.categorical(jax.random.fold_in(k, step), row))(keys, logits_XV)
+
+    def body(state: _State) -> _State:
+        token = choose(state.logits, state.step).astype(jnp.int32)
+        done = state.done | (token == eos_id)
+        token = jnp.where(done, 0, token)
+        tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step))
+        slot = P + state.step
+        seen = (slots < prompt_length[:, None]) | ((slots >= P) & (slots <= slot))
+        positions = (prompt_length + state.step)[:, None]
+        hidden, cache = decoder.decode(token[:, None], positions, seen[:, None], state.cache, slot)
+        return _State(
+            state.step + 1, tokens, state.length + ~done, done, decoder.logits(hidden)[:, 0], cache
+        )
+
+    state = _State(
+        step=jnp.int32(0),
+        tokens=jnp.zeros((B * R, T), jnp.int32),
+        length=jnp.zeros((B * R,), jnp.int32),
+        done=jnp.zeros((B * R,), bool),
+        logits=fan_out(decoder.logits(last_BD), 0),
+        cache=Cache(*(fan_out(jnp.pad(x, room), 1) for x in cache)),
+    )
+    state = jax.lax.while_loop(lambda s: (s.step < T) & ~jnp.all(s.done), body, state)
+    return Samples(state.tokens.reshape(B, R, T), state.length.reshape(B, R))
+
+
+def nucleus(logits_XV: jax.Array, top_p: float) -> jax.Array:
+    """Logits with everything outside the smallest set of mass `top_p` at -inf; the likeliest token always stays."""
+    if top_p >= 1:
+        return logits_XV
+    ordered = jnp.flip(jnp.sort(logits_XV, axis=-1), axis=-1)
+    probability = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    kept = jnp.sum(before < top_p, axis=-1, keepdims=True)
+    cut = jnp.take_along_axis(ordered, kept - 1, axis=-1)
+    return jnp.where(logits_XV < cut, -jnp.inf, logits_XV)

@@ -1,0 +1,25 @@
+"""Likelihood of given tokens under the model: the quantity that training lowers and memorization is read from."""
+
+import jax
+import jax.numpy as jnp
+
+from premem_jax.models.decoder import Model
+
+
+def token_nll(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
+    """Negative log-likelihood in nats of every token given those before it: (B, T) fp32, zero at the first position."""
+    decoder = model.bind(params)
+    hidden, _ = decoder(tokens_BT[:, :-1])
+    logits_BTV = decoder.logits(hidden)
+    picked = jnp.take_along_axis(logits_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+    return jnp.pad(jax.nn.logsumexp(logits_BTV, axis=-1) - picked, [(0, 0), (1, 0)])
+
+
+def target_nll(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean NLL per target token of each row (B,); its exp is the target's perplexity (Kang et al., section 3); and the count (B,).
+
+    `weight_BT` is 1 on the target (the solution and its stop marker) and 0 elsewhere; rows without a target get 0.
+    """
+    nll_BT = token_nll(model, params, tokens_BT)
+    count_B = jnp.sum(weight_BT, axis=1)
+    return jnp.sum(nll_BT * weight_BT, axis=1) / jnp.maximum(count_B, 1), count_B.astype(jnp.int32)

@@ -1,0 +1,89 @@
+"""The mesh and the one ordered table that says how every array lies on it."""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from premem_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# First match wins. Leading L is the layer axis, which is scanned and never sharded.
+RULES = (
+    (r"embedding$", ("tensor", "fsdp")),  # V D
+    (r"head$", ("fsdp", "tensor")),  # D V
+    (r"attention/[qkv]$", (None, "fsdp", "tensor", None)),  # L D N H
+    (r"attention/o$", (None, "tensor", None, "fsdp")),  # L N H D
+    (r"mlp/(gate|up)$", (None, "fsdp", "tensor")),  # L D F
+    (r"mlp/down$", (None, "tensor", "fsdp")),  # L F D
+    (r"scale$", ()),  # L D, or D
+    (r"(count|step|good)$", ()),  # scalars of the train state
+)
+BATCH = P(("data", "fsdp"))
+
+
+def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
+    """A `(data, fsdp, tensor)` mesh over `devices` (default: all); one axis may be -1 and takes what is left.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [axes[name] for name in AXES]
+    asked = dict(zip(AXES, sizes, strict=True))
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UserError(f"mesh {asked}: sizes are positive, and at most one may be -1 (the rest)")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != len(devices):
+        raise UserError(f"mesh {asked} does not divide {len(devices)} device(s): the sizes must multiply to that number")
+    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def rows(mesh: Mesh) -> int:
+    """Into how many parts a batch is cut: the size of `data` times `fsdp`."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh, *, decode: bool = False) -> P:
+    """The partition of one array, by the first rule that matches `path`.
+
+    An axis that does not divide its dimension is left out. The decode layout leaves out `fsdp`, so that no weight is
+    gathered while tokens are sampled.
+
+    Raises:
+      KeyError: no rule matches.
+    """
+    for pattern, axes in RULES:
+        if re.search(pattern, path):
+            break
+    else:
+        raise KeyError(f"no sharding rule matches {path!r}")
+    keep = [
+        axis if axis and not (decode and axis == "fsdp") and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape, strict=False)
+    ]
+    return P(*keep)
+
+
+def shardings(mesh: Mesh, tree, *, decode: bool = False):
+    """A tree of `NamedSharding`s for a tree of arrays or `ShapeDtypeStruct`s (parameters, optimizer state, train state)."""
+
+    def leaf(path, x):
+        name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+        return NamedSharding(mesh, spec(name, x.shape, mesh, decode=decode))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def put_batch(mesh: Mesh, tree):
+    """Host arrays whose leading axis is the batch, laid out over `data` and `fsdp`."""
+    return jax.device_put(tree, NamedSharding(mesh, BATCH))

@@ -1,0 +1,91 @@
+"""The training loop: dispatch a step, then read the numbers of the one before."""
+
+from collections.abc import Callable, Collection, Iterator
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from premem_jax import sharding
+from premem_jax.errors import UserError
+from premem_jax.programs import Clock, Program
+from premem_jax.training.checkpoints import Checkpoints
+from premem_jax.training.metrics import Metrics
+
+
+class NonFiniteLoss(UserError):
+    """The loss or its gradient stopped being a number; the state is the one before that update."""
+
+
+def fit(
+    state: dict,
+    steps: int,
+    *,
+    name: str,
+    program: Program,
+    batches: Iterator[dict],
+    rate: Callable[[int], float],
+    mesh: jax.sharding.Mesh,
+    clock: Clock,
+    checkpoints: Checkpoints,
+    save_every: int,
+    metrics: Metrics,
+    log_every: int,
+    evaluate: Callable[[int, dict], None] = lambda step, state: None,
+    evaluation_steps: Collection[int] = (),
+) -> dict:
+    """Trains `state` from the step it is at to `steps` and returns it; evaluates and saves on the way.
+
+    `batches` begin at the state's step. A checkpoint is started before the evaluation of the same step.
+
+    Raises:
+      NonFiniteLoss: after evaluating and saving the last good state.
+    """
+    start = int(state["step"])
+    pending = None
+    bar = tqdm(total=steps, initial=start, desc=name, unit="step", disable=jax.process_index() > 0, mininterval=0.5)
+
+    def settle():
+        """Reads the numbers of the update dispatched last."""
+        nonlocal pending
+        if pending is None:
+            return
+        (step, values, ids), pending = pending, None
+        values = {key: float(value) for key, value in values.items()}
+        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+            raise _stop(step, values, ids, state, evaluate)
+        bar.update()
+        bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        if step % log_every == 0 or step == steps:
+            per_second = bar.format_dict["rate"] or 0.0
+            metrics.write(step, values | {"learning_rate": rate(step - 1)}, steps_per_second=per_second)
+
+    with clock("train"), bar:
+        if start in evaluation_steps:
+            evaluate(start, state)
+        for step, batch in zip(range(start + 1, steps + 1), batches, strict=True):
+            arrays = sharding.put_batch(mesh, {key: batch[key] for key in ("tokens", "weights")})
+            state, values = program(state, arrays, np.float32(rate(step - 1)))
+            settle()
+            pending = step, values, batch["ids"]
+            save, check = step % save_every == 0 or step == steps, step in evaluation_steps
+            if save or check:
+                settle()
+            if save:
+                with clock("checkpoint"):
+                    metrics.flush()
+                    checkpoints.save(step, state)
+            if check:
+                evaluate(step, state)
+    return state
+
+
+def _stop(step: int, values: dict, ids: np.ndarray, state: dict, evaluate) -> NonFiniteLoss:
+    good = int(state["step"])
+    if good:
+        evaluate(good, state)
+    named = ", ".join(str(i) for i in ids if i >= 0)
+    return NonFiniteLoss(
+        f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; the batch held examples {named}. "
+        f"The state after step {good} was evaluated into the trace. Lower the learning rate or look at these examples"
+    )

@@ -1,0 +1,36 @@
+"""Numbers of a run as it goes: `metrics.jsonl` for programs, TensorBoard events for people."""
+
+import json
+from pathlib import Path
+
+import tensorboardX
+
+from premem_jax.atomic import write_text
+
+
+class Metrics:
+    """Rows of `{"step": t, name: value, ...}`, rewritten whole at each flush so that a crash leaves whole rows only.
+
+    Rows hold nothing that depends on the clock: a resumed run writes the same bytes as an uninterrupted one.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int):
+        """Keeps what was written of the updates up to `resume_step`; what came later is made again."""
+        self._path = workdir / "metrics.jsonl"
+        rows = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
+        self._rows = [row for row in rows if row["step"] < resume_step or (row["step"] == resume_step and "loss" in row)]
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: dict, **for_people: float) -> None:
+        """One row; `for_people` (rates, seconds) goes to TensorBoard only."""
+        self._rows.append({"step": step} | values)
+        for name, value in (values | for_people).items():
+            self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in self._rows))
+        self._board.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self._board.close()

@@ -1,0 +1,27 @@
+"""AdamW and its schedule. The learning rate is an argument of the step, so one compiled step serves every schedule."""
+
+import jax
+import optax
+
+
+def adamw(*, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+    """Descent direction of AdamW after clipping by the global norm; multiply by minus the learning rate.
+
+    Weight decay is decoupled (Loshchilov & Hutter, arXiv 1711.05101) and applies to matrices, not to norm scales.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=_matrices),
+    )
+
+
+def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> float:
+    """Linear warm-up from 0, then linear decay to 0 at `steps`: the rate of the update that follows `step` updates."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * max(steps - step, 0) / max(steps - warmup_steps, 1)
+
+
+def _matrices(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)

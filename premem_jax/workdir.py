@@ -1,0 +1,97 @@
+"""The folder of a run: whose it is, whether it has room, and what is written at the end."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import premem_jax
+from premem_jax.atomic import write_text
+from premem_jax.errors import UserError
+
+# A run may continue on another mesh; everything else makes it another run.
+FREE_KEYS = ("mesh",)
+
+
+def default_workdir(config_flag: str, overrides: dict) -> Path:
+    """`runs/NAME[-ARG][-HASH]`: the same command finds its run again, other options make another run.
+
+    Args:
+      config_flag: value of `--config`, `configs/NAME.py[:arg]`.
+      overrides: value of each `--config.key` given.
+    """
+    path, _, arg = config_flag.partition(":")
+    parts = [Path(path).stem] + ([re.sub(r"[^\w.=-]+", "_", arg)] if arg else [])
+    if overrides:
+        parts.append(hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:8])
+    return Path("runs") / "-".join(parts)
+
+
+def claim(workdir: Path, config: dict) -> None:
+    """Makes the folder and writes `config.json`, or checks that the folder belongs to this config.
+
+    Raises:
+      UserError: the folder holds the run of another config; the keys that differ are named.
+    """
+    path = workdir / "config.json"
+    config = json.loads(json.dumps(config))
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is not JSON ({error}); use another --workdir") from error
+        mine_flat, theirs_flat = _flat(config), _flat(theirs)
+        differ = [k for k in sorted(mine_flat | theirs_flat) if mine_flat.get(k) != theirs_flat.get(k)]
+        differ = [k for k in differ if k.split(".")[0] not in FREE_KEYS]
+        if differ:
+            shown = "; ".join(f"{k}: {theirs_flat.get(k)!r} there, {mine_flat.get(k)!r} here" for k in differ[:5])
+            raise UserError(f"{workdir} holds the run of another config ({shown}); use another --workdir")
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no config.json: it is no run's folder; use another --workdir")
+    try:
+        write_text(path, json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
+
+
+def check_room(workdir: Path, need: int) -> None:
+    """Raises UserError where the disk of `workdir` has less than `need` bytes free."""
+    free = shutil.disk_usage(workdir).free
+    if free < need:
+        raise UserError(
+            f"{workdir}: {free / 1e9:.2f} GB free, but the checkpoints of this run need {need / 1e9:.2f} GB; "
+            "free some, lower checkpoint.keep, or choose another --workdir"
+        )
+
+
+def facts() -> dict:
+    """Versions, commit and device of this run, flat."""
+    import jax  # not at the top: the folder's name is needed before anything heavy
+
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+    device = jax.devices()[0]
+    return {
+        "version": premem_jax.__version__,
+        "git_commit": _git_commit(),
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "processes": jax.process_count(),
+    } | {f"version_{name.replace('-', '_')}": metadata.version(name) for name in packages}
+
+
+def _git_commit() -> str:
+    folder = Path(premem_jax.__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

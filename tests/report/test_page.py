@@ -1,0 +1,167 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from premem_jax.analysis import curves, threshold, trace
+from premem_jax.errors import UserError
+from premem_jax.report import figures, page
+from tests.analysis.traces import synthetic_splits
+
+PNG = b"\x89PNG\r\n\x1a\n"
+HOSTILE = "<script>alert('x')</script> & \"quotes\" see http://example.org/a.png"
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and the visible text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def sample(step, example=3, text=HOSTILE, verdict="wrong"):
+    fields = dict(prompt=f"prompt {example} {HOSTILE}", reference="the reference")
+    return dict(step=step, split="train", example=example, responses=[dict(text=text, verdict=verdict)], **fields)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trace")
+    for evaluation in (1, 2, 3, 4):
+        splits = synthetic_splits(0, evaluation, examples=80)
+        if evaluation == 4:
+            del splits["test"]
+        trace.write_evaluation(folder, evaluation * 1000, evaluation, splits)
+    chosen = threshold.given(1.1)
+    read = trace.read_trace(folder)
+    return read, curves.run_curves(read, chosen), chosen
+
+
+@pytest.fixture(scope="module")
+def report(run, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("workdir")
+    samples = [sample(2000), sample(1000, text="later in the list", verdict="correct"), sample(1000, example=9)]
+    path = page.write_report(workdir, *run, {"name": HOSTILE, "learning_rate": 2e-5, "model": "tiny"}, samples)
+    assert path == workdir / "report.html"
+    return workdir, path.read_text(encoding="utf-8")
+
+
+def test_the_page_asks_the_network_for_nothing(report):
+    for tag, attributes in Tags(report[1]).tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "data", "action", "poster", "style"):
+                assert value.startswith("data:image/png;base64,")
+    style = re.search(r"<style>(.*?)</style>", report[1], re.S)[1]
+    assert "url(" not in style and "@import" not in style
+
+
+def test_the_page_holds_each_picture(report):
+    workdir, html = report
+    embedded = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', html)]
+    files = [(workdir / "figures" / name).read_bytes() for name in ("curves.png", "examples.png")]
+    assert embedded == files
+    assert all(file.startswith(PNG) for file in files)
+    assert sorted(path.name for path in workdir.rglob("*") if path.is_file()) == [
+        "curves.png",
+        "examples.png",
+        "report.html",
+    ]
+
+
+def test_text_is_shown_as_it_was_sampled(report):
+    assert "<script" not in report[1]
+    text = Tags(report[1]).text
+    assert text.count(HOSTILE) >= 4  # the name, two prompts, two responses
+    assert f"prompt 3 {HOSTILE}" in text
+
+
+def test_samples_are_grouped_by_example_and_ordered_by_step(report):
+    text = Tags(report[1]).text
+    assert text.count("prompt 3") == text.count("prompt 9") == 1
+    assert text.index("responses at step 1000") < text.index("later in the list")
+    assert text.index("later in the list") < text.index("responses at step 2000")
+    assert re.search(r"train example 3\s+step 1000: 1/1 correct, step 2000: 0/1 correct", text)
+
+
+def test_the_tables_hold_the_numbers(report, run):
+    _, run_curves, chosen = run
+    text = Tags(report[1]).text
+    for name in ("train_accuracy", "pre_memorization_accuracy", "test_accuracy", "train_nll"):
+        for value in run_curves[name]:
+            assert (f"{value:.4f}" if np.isfinite(value) else "–") in text
+    for fact in ("2e-05", "learning rate", "tiny", "1,000", f"{chosen.nll:.6g}", "given"):
+        assert fact in text
+
+
+def flat_curves(premem, test, train=(0.5, 0.9)):
+    return {
+        "epoch": np.array([1.0, 2.5]),
+        "pre_memorization_accuracy": np.array(premem),
+        "test_accuracy": np.array(test),
+        "train_accuracy": np.array(train),
+    }
+
+
+@pytest.mark.parametrize(
+    ("premem", "test", "says"),
+    [
+        (
+            [0.4, 0.5],
+            [0.4, 0.525],
+            r"After 2\.5 epochs.*50\.0%.*90\.0%\. The measured.*52\.5%: .*-2\.5 points.*\+37\.5",
+        ),
+        ([0.4, 0.5], [0.45, np.nan], r"45\.0% \(after 1 epochs\): .*\+5\.0 points.*\+45\.0"),
+        ([0.4, np.nan], [0.3, 0.6], r"After 1 epochs.*40\.0%.*50\.0%\. The measured.*30\.0%: .*\+10\.0 points"),
+        ([0.4, 0.5], [np.nan, np.nan], r"Test accuracy was not measured\."),
+    ],
+)
+def test_the_headline_compares_what_was_measured(premem, test, says):
+    assert re.search(says, page.headline(flat_curves(premem, test)))
+
+
+def test_an_unknown_verdict_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="'maybe'"):
+        page.write_report(tmp_path, *run, {}, [sample(1, verdict="maybe")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_first_crossing_is_the_first_memorized_evaluation():
+    nll_ME = np.array([[0.5, 0.1, 0.5, np.nan], [0.1, 0.5, 0.5, np.nan], [0.1, 0.1, 0.4, 0.2]])
+    chosen = threshold.Threshold(np.exp(0.3), "given", {})
+    np.testing.assert_array_equal(figures.first_crossing(nll_ME, chosen), [1, 0, 3, 2])
+
+
+def test_rows_are_averaged_only_with_their_neighbours():
+    axes = figures.Figure().subplots()
+    values = np.repeat(np.arange(10) / 10, 3)[:, None] * [1, 0.5]
+    values[0, 1] = np.nan
+    image = figures._rows_image(axes, values, most=10)
+    np.testing.assert_allclose(image.get_array(), np.arange(10)[:, None] / 10 * [1, 0.5], atol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("examples", [1, 900])
+def test_pictures_of_small_large_and_patchy_traces(tmp_path, examples):
+    """One evaluation; many rows; a row never seen; a split never sampled: drawn without a warning, or refused."""
+    splits = synthetic_splits(1, 1, examples=examples)
+    for column in ("samples", "correct", "unparsed"):
+        splits["train"][column][1:3] = 0
+    trace.write_evaluation(tmp_path, 1, 0.5, splits)
+    read = trace.read_trace(tmp_path)
+    figures.curves_figure(curves.run_curves(read, threshold.given(1.5)), tmp_path / "curves.png")
+    figures.examples_figure(read, threshold.given(1.5), tmp_path / "deep" / "examples.png")
+    assert (tmp_path / "deep" / "examples.png").read_bytes().startswith(PNG)
+    with pytest.raises(UserError, match="nothing to draw"):
+        figures.examples_figure(read, threshold.given(1.5), tmp_path / "no.png", train="test")
