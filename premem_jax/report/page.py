@@ -26,8 +26,8 @@ _COLUMNS = (
 _CAPTIONS = {
     "curves.png": "The claim to check by eye: the pre-memorization accuracy of the training examples follows the test "
     "accuracy, while the train accuracy leaves both behind as examples are memorized.",
-    "examples.png": "Each row on the left is a training example. To the right of its red line the model recites the "
-    "reference solution, so only what is left of it counts.",
+    "examples.png": "Each row on the left is a training example. At its red line its reference solution is memorized, "
+    "and while it stays so, samples no longer speak for what was learned and cannot raise its score.",
 }
 
 
@@ -86,14 +86,14 @@ def headline(curves: Mapping[str, np.ndarray]) -> str:
     at = _last(curves["pre_memorization_accuracy"])
     predicted, train = curves["pre_memorization_accuracy"][at], curves["train_accuracy"][at]
     first = (
-        f"After {curves['epoch'][at]:.3g} epochs the pre-memorization accuracy is {predicted:.1%}, which is the "
+        f"At epoch {curves['epoch'][at]:.3g} the pre-memorization accuracy is {predicted:.1%}, which is the "
         f"prediction for the test accuracy; the train accuracy is {train:.1%}."
     )
     measured = _last(curves["test_accuracy"][: at + 1])
     if measured is None:
         return f"{first} Test accuracy was not measured."
     test = curves["test_accuracy"][measured]
-    when = "" if measured == at else f" (after {curves['epoch'][measured]:.3g} epochs)"
+    when = "" if measured == at else f" (at epoch {curves['epoch'][measured]:.3g})"
     return (
         f"{first} The measured test accuracy is {test:.1%}{when}: the prediction is off by "
         f"{100 * (predicted - test):+.1f} points, the train accuracy by {100 * (train - test):+.1f}."

@@ -79,7 +79,7 @@ def grade(
 
     Shapes: tokens_BT int, length_B int (tokens that count; the rest of a row is padding), answers with one row for each
     of B -> verdict_B int8, codes of `Verdict`. `marker` is static. Raises ValueError for an empty marker. Works under
-    jit, vmap (over samples, with the answers not mapped) and on batches sharded over B. Memory is about 20 bytes for
-    each of B * T * W positions, W the longest token of the table. Source: rules of `reference.py`.
+    jit, vmap (over samples, with the answers not mapped) and on batches sharded over B. Temporaries are some 12 bytes
+    for each of B * T * W positions (XLA's own analysis on CPU), W the longest token. Source: rules of `reference.py`.
     """
     return grade_stream(*token_bytes_stream(tokens_BT, length_B, table), answers, marker)

@@ -120,10 +120,10 @@ def flat_curves(premem, test, train=(0.5, 0.9)):
         (
             [0.4, 0.5],
             [0.4, 0.525],
-            r"After 2\.5 epochs.*50\.0%.*90\.0%\. The measured.*52\.5%: .*-2\.5 points.*\+37\.5",
+            r"At epoch 2\.5.*50\.0%.*90\.0%\. The measured.*52\.5%: .*-2\.5 points.*\+37\.5",
         ),
-        ([0.4, 0.5], [0.45, np.nan], r"45\.0% \(after 1 epochs\): .*\+5\.0 points.*\+45\.0"),
-        ([0.4, np.nan], [0.3, 0.6], r"After 1 epochs.*40\.0%.*50\.0%\. The measured.*30\.0%: .*\+10\.0 points"),
+        ([0.4, 0.5], [0.45, np.nan], r"45\.0% \(at epoch 1\): .*\+5\.0 points.*\+45\.0"),
+        ([0.4, np.nan], [0.3, 0.6], r"At epoch 1.*40\.0%.*50\.0%\. The measured.*30\.0%: .*\+10\.0 points"),
         ([0.4, 0.5], [np.nan, np.nan], r"Test accuracy was not measured\."),
     ],
 )
@@ -146,9 +146,9 @@ def test_first_crossing_is_the_first_memorized_evaluation():
 def test_rows_are_averaged_only_with_their_neighbours():
     axes = figures.Figure().subplots()
     values = np.repeat(np.arange(10) / 10, 3)[:, None] * [1, 0.5]
-    values[0, 1] = np.nan
+    values[-1, 1] = np.nan
     image = figures._rows_image(axes, values, most=10)
-    np.testing.assert_allclose(image.get_array(), np.arange(10)[:, None] / 10 * [1, 0.5], atol=1e-12)
+    np.testing.assert_allclose(image.get_array().filled(np.nan), np.arange(10)[:, None] / 10 * [1, 0.5], atol=1e-12)
 
 
 @pytest.mark.filterwarnings("error")

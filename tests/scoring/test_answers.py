@@ -129,7 +129,7 @@ def table_of(vocab):
     return table
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(tokenized_batches())
 def test_kernel_is_the_reference(batch):
     marker, rows, vocab, (tokens_BT, length_B), answers = batch
@@ -142,7 +142,7 @@ def test_kernel_is_the_reference(batch):
 STREAM = jax.jit(token_bytes_stream)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(tokenized_batches())
 def test_stream_joins_the_tokens(batch):
     _, rows, vocab, (tokens_BT, length_B), _ = batch
@@ -151,7 +151,7 @@ def test_stream_joins_the_tokens(batch):
     assert [row.tobytes() for row in bytes_BN] == [row.ljust(T * W, b"\0") for row in rows]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tokenized_batches(), st.integers(0, 2**32 - 1))
 def test_place_and_padding_never_matter(batch, seed):
     marker, _, vocab, (tokens_BT, length_B), answers = batch
