@@ -10,20 +10,20 @@ from premem_jax import config as defaults
 
 
 def get_config(arg=None):
-    options = defaults.parse_arg(arg, examples=256, epochs=20)
+    options = defaults.parse_arg(arg, examples=256, epochs=16)
     c = defaults.finetune()
-    c.data.update(task="arithmetic", train=options.examples, heldout=256, test=192, context=96)
+    c.data.update(task="arithmetic", train=options.examples, heldout=256, test=192, context=96, buckets=(72, 88))
     c.tokenizer.update(kind="word", vocab_size=512)
     c.model.preset = "llama_tiny"
     c.base.update(steps=600)
     c.train.update(epochs=options.epochs, batch=16, learning_rate=3e-3, warmup_steps=10)
     c.optimizer.update(b2=0.98, weight_decay=0.0, clip_norm=1.0)
-    dense = (0, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 11, 15)
-    sampling = dict(samples=8, max_new_tokens=48)
+    dense = (0, 1, 2, 3, 4, 5, 6, 8, 12)
+    sampling = dict(batch=128, max_new_tokens=44)
     c.evals = dict(
         train_likelihood=defaults.likelihood("train", dense),
         heldout_likelihood=defaults.likelihood("heldout", dense),
-        train_accuracy=defaults.accuracy("train", dense, **sampling),
-        test_accuracy=defaults.accuracy("test", (0, 2, 5, 11), **sampling),
+        train_accuracy=defaults.accuracy("train", dense, samples=8, **sampling),
+        test_accuracy=defaults.accuracy("test", dense[::2], samples=5, **sampling),
     )
     return c

@@ -20,7 +20,7 @@ from premem_jax.errors import UserError
 LARGEST = 40  # of all numbers in questions and solutions
 DISTRACTOR_RATE = 0.5
 MULTIPLY_RATE = 0.12
-EQUATIONS_PER_ROW = 13  # of six words each, so about 80 tokens
+EQUATIONS_PER_ROW = 11  # of six words each: as long as the longest one-step problem
 
 
 def _words(text):

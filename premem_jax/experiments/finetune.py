@@ -22,7 +22,7 @@ from premem_jax.experiments.base_model import base_parameters
 from premem_jax.models import config as presets
 from premem_jax.models.decoder import Model, build
 from premem_jax.programs import Clock
-from premem_jax.report.page import write_report
+from premem_jax.report.page import headline, write_report
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.loop import fit
 from premem_jax.training.metrics import Metrics
@@ -178,19 +178,8 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
     lines = [json.loads(line) for path in sorted((folder / "samples").glob("*.jsonl")) for line in path.open()]
     write_report(folder, trace, curves, chosen, summary, lines)
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    tqdm.write(sentences(summary))
+    tqdm.write(f"\n{headline(curves)}\nLook at {summary['report']}")
     return summary
-
-
-def sentences(summary: dict) -> str:
-    """The result in two sentences, and where to look."""
-    return (
-        f"\nThe model solves {summary['train_accuracy']:.1%} of its training examples' samples and has memorized "
-        f"{summary['fraction_memorized']:.1%} of them (perplexity below {summary['threshold']:.3f}, rule "
-        f"{summary['threshold_rule']}). From the training examples alone, pre-memorization accuracy predicts "
-        f"{summary['pre_memorization_accuracy']:.1%} on the test set; measured there: {summary['test_accuracy']:.1%}.\n"
-        f"Look at {summary['report']}"
-    )
 
 
 class Table:

@@ -17,11 +17,11 @@ class Samples(NamedTuple):
 
 class _State(NamedTuple):
     step: jax.Array
-    tokens: jax.Array  # (B*R, T)
-    length: jax.Array  # (B*R,)
-    done: jax.Array  # (B*R,)
-    logits: jax.Array  # (B*R, V), of the next token
-    cache: Cache
+    tokens: jax.Array  # (X, T), X = B * R
+    length: jax.Array  # (X,)
+    done: jax.Array  # (X,)
+    logits: jax.Array  # (X, V), of the next token
+    own: Cache  # keys and values of the sampled tokens
 
 
 def sample(
@@ -53,46 +53,45 @@ def sample(
       eos_id: the stop marker.
     """
     decoder = model.bind(params)
-    B, P = prompts_BP.shape
-    R, T = samples, max_new_tokens
-    hidden, cache = decoder(prompts_BP)
+    (B, P), R, T = prompts_BP.shape, samples, max_new_tokens
+    X = B * R
+    hidden, prompt = decoder(prompts_BP)
     last_BD = jnp.take_along_axis(hidden, (length_B - 1)[:, None, None], axis=1)[:, 0]
-    fan_out = lambda x, axis: jnp.repeat(x, R, axis=axis)  # noqa: E731
-    room = [(0, 0), (0, 0), (0, T), (0, 0), (0, 0)]
-    keys = jax.vmap(lambda i: jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, i), r))(jnp.arange(R)))(ids_B)
-    keys = keys.reshape(B * R)
-    prompt_length = fan_out(length_B, 0)
-    slots = jnp.arange(P + T)
+    prompt_mask = jnp.arange(P) < length_B[:, None]
+    length_X = jnp.repeat(length_B, R)
+    keys_X = sample_keys(key, ids_B, R).reshape(X)
 
     def choose(logits_XV, step):
         if temperature == 0:
             return jnp.argmax(logits_XV, axis=-1)
         logits_XV = nucleus(logits_XV / temperature, top_p)
-        return jax.vmap(lambda k, row: jax.random.categorical(jax.random.fold_in(k, step), row))(keys, logits_XV)
+        return jax.vmap(lambda k, row: jax.random.categorical(jax.random.fold_in(k, step), row))(keys_X, logits_XV)
 
     def body(state: _State) -> _State:
         token = choose(state.logits, state.step).astype(jnp.int32)
         done = state.done | (token == eos_id)
         token = jnp.where(done, 0, token)
         tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step))
-        slot = P + state.step
-        seen = (slots < prompt_length[:, None]) | ((slots >= P) & (slots <= slot))
-        positions = (prompt_length + state.step)[:, None]
-        hidden, cache = decoder.decode(token[:, None], positions, seen[:, None], state.cache, slot)
-        return _State(
-            state.step + 1, tokens, state.length + ~done, done, decoder.logits(hidden)[:, 0], cache
-        )
+        hidden, own = decoder.decode(token, length_X + state.step, prompt, prompt_mask, state.own, state.step)
+        return _State(state.step + 1, tokens, state.length + ~done, done, decoder.logits(hidden), own)
 
+    _, _, K, _, H = prompt.k.shape
     state = _State(
         step=jnp.int32(0),
-        tokens=jnp.zeros((B * R, T), jnp.int32),
-        length=jnp.zeros((B * R,), jnp.int32),
-        done=jnp.zeros((B * R,), bool),
-        logits=fan_out(decoder.logits(last_BD), 0),
-        cache=Cache(*(fan_out(jnp.pad(x, room), 1) for x in cache)),
+        tokens=jnp.zeros((X, T), jnp.int32),
+        length=jnp.zeros((X,), jnp.int32),
+        done=jnp.zeros((X,), bool),
+        logits=jnp.repeat(decoder.logits(last_BD), R, axis=0),
+        own=Cache(*(jnp.zeros((x.shape[0], X, K, T, H), x.dtype) for x in prompt)),
     )
     state = jax.lax.while_loop(lambda s: (s.step < T) & ~jnp.all(s.done), body, state)
     return Samples(state.tokens.reshape(B, R, T), state.length.reshape(B, R))
+
+
+def sample_keys(key: jax.Array, ids_B: jax.Array, samples: int) -> jax.Array:
+    """A random key (B, R) for each sample of each example: a function of the example's id, not of its place in a batch."""
+    of_sample = lambda k: jax.vmap(lambda r: jax.random.fold_in(k, r))(jnp.arange(samples))  # noqa: E731
+    return jax.vmap(lambda i: of_sample(jax.random.fold_in(key, i)))(ids_B)
 
 
 def nucleus(logits_XV: jax.Array, top_p: float) -> jax.Array:

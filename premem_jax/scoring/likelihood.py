@@ -9,10 +9,12 @@ from premem_jax.models.decoder import Model
 def token_nll(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
     """Negative log-likelihood in nats of every token given those before it: (B, T) fp32, zero at the first position."""
     decoder = model.bind(params)
-    hidden, _ = decoder(tokens_BT[:, :-1])
+    hidden, _ = decoder(tokens_BT)  # the last position is computed for nothing, which keeps T a round number
     logits_BTV = decoder.logits(hidden)
-    picked = jnp.take_along_axis(logits_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
-    return jnp.pad(jax.nn.logsumexp(logits_BTV, axis=-1) - picked, [(0, 0), (1, 0)])
+    next_BT = jnp.roll(tokens_BT, -1, axis=1)
+    picked_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
+    nll_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT
+    return jnp.pad(nll_BT[:, :-1], [(0, 0), (1, 0)])
 
 
 def target_nll(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,7 @@
 """Numbers of a run as it goes: `metrics.jsonl` for programs, TensorBoard events for people."""
 
 import json
+import math
 from pathlib import Path
 
 import tensorboardX
@@ -23,6 +24,7 @@ class Metrics:
 
     def write(self, step: int, values: dict, **for_people: float) -> None:
         """One row; `for_people` (rates, seconds) goes to TensorBoard only."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
         self._rows.append({"step": step} | values)
         for name, value in (values | for_people).items():
             self._board.add_scalar(name, value, step)
