@@ -20,7 +20,9 @@ from ml_collections import config_flags
 from premem_jax.errors import UserError
 from premem_jax.workdir import default_workdir
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, configs/NAME.py[:key=value,...].", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, configs/NAME.py[:key=value,...].", lock_config=True
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 

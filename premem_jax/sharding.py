@@ -40,7 +40,9 @@ def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
     known = int(np.prod([size for size in sizes if size != -1]))
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if int(np.prod(sizes)) != len(devices):
-        raise UserError(f"mesh {asked} does not divide {len(devices)} device(s): the sizes must multiply to that number")
+        raise UserError(
+            f"mesh {asked} does not divide {len(devices)} device(s): the sizes must multiply to that number"
+        )
     return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -58,10 +60,8 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh, *, decode: bool = False)
     Raises:
       KeyError: no rule matches.
     """
-    for pattern, axes in RULES:
-        if re.search(pattern, path):
-            break
-    else:
+    axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
+    if axes is None:
         raise KeyError(f"no sharding rule matches {path!r}")
     keep = [
         axis if axis and not (decode and axis == "fsdp") and size % mesh.shape[axis] == 0 else None
@@ -71,7 +71,7 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh, *, decode: bool = False)
 
 
 def shardings(mesh: Mesh, tree, *, decode: bool = False):
-    """A tree of `NamedSharding`s for a tree of arrays or `ShapeDtypeStruct`s (parameters, optimizer state, train state)."""
+    """`NamedSharding`s for a tree of arrays or `ShapeDtypeStruct`s: parameters, optimizer state, train state."""
 
     def leaf(path, x):
         name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

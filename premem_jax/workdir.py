@@ -50,7 +50,9 @@ def claim(workdir: Path, config: dict) -> None:
             shown = "; ".join(f"{k}: {theirs_flat.get(k)!r} there, {mine_flat.get(k)!r} here" for k in differ[:5])
             raise UserError(f"{workdir} holds the run of another config ({shown}); use another --workdir")
     elif workdir.exists() and any(workdir.iterdir()):
-        raise UserError(f"{workdir} is not empty and holds no config.json: it is no run's folder; use another --workdir")
+        raise UserError(
+            f"{workdir} is not empty and holds no config.json: it is no run's folder; use another --workdir"
+        )
     try:
         write_text(path, json.dumps(config, indent=2) + "\n")
     except OSError as error:

@@ -23,8 +23,8 @@ def read(folder: Path, split: str) -> list[Example]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"cannot read {path} ({error}); give --config.data.path the folder of the official train.jsonl and test.jsonl "
-            f"({SOURCE})"
+            f"cannot read {path} ({error}); give --config.data.path the folder of the official train.jsonl and "
+            f"test.jsonl ({SOURCE})"
         ) from error
     return [_example(f"{path}:{row + 1}", row, line) for row, line in enumerate(lines)]
 

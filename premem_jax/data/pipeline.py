@@ -32,7 +32,9 @@ class Tokenized:
         return len(self.examples)
 
 
-def tokenize(name: str, examples: Sequence[Example], tokenizer: Tokenizer, *, context: int, drop_long: bool) -> Tokenized:
+def tokenize(
+    name: str, examples: Sequence[Example], tokenizer: Tokenizer, *, context: int, drop_long: bool
+) -> Tokenized:
     """All examples of the split `name` in tokens.
 
     Raises:
@@ -59,11 +61,17 @@ def pad_to(longest: int, buckets: Sequence[int]) -> int:
 
 
 def collate(
-    data: Tokenized, rows: Sequence[int], *, batch: int, length: int, prompt_weight: float = 0.0, prompts_only: bool = False
+    data: Tokenized,
+    rows: Sequence[int],
+    *,
+    batch: int,
+    length: int,
+    prompt_weight: float = 0.0,
+    prompts_only: bool = False,
 ) -> dict:
     """Right-padded arrays of the given rows: `ids` (B,), `tokens` (B, T), `weights` (B, T), `prompt_length` (B,).
 
-    Missing rows up to `batch` have id -1, weight 0 and a prompt of one pad token. `prompts_only` leaves out the targets.
+    Missing rows up to `batch` have id -1, weight 0 and a prompt of one pad. `prompts_only` leaves out the targets.
     """
     out = {
         "ids": np.full(batch, -1, np.int32),

@@ -35,7 +35,9 @@ def load(name: str, *, path: str, train: int, heldout: int, test: int, seed: int
         if size < 0:
             raise UserError(f"data.{split}={size}: a number of examples is not negative")
     task = TASKS[name](path, sizes, seed)
-    return task._replace(splits={split: examples for split, examples in task.splits.items() if examples or split != "heldout"})
+    return task._replace(
+        splits={split: examples for split, examples in task.splits.items() if examples or split != "heldout"}
+    )
 
 
 def _arithmetic(path: str, sizes: dict[str, int], seed: int) -> Task:

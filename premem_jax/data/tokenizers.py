@@ -31,7 +31,9 @@ class Tokenizer:
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.model = model
         self.vocab_size = self._pieces.vocab_size()
-        self.pad_id, self.eos_id, self.bos_id = (getattr(self._pieces, f"{name}_id")() for name in ("pad", "eos", "bos"))
+        self.pad_id, self.eos_id, self.bos_id = (
+            getattr(self._pieces, f"{name}_id")() for name in ("pad", "eos", "bos")
+        )
         if min(self.pad_id, self.eos_id, self.bos_id) < 0:
             raise UserError("tokenizer: the SentencePiece model needs pad, eos and bos pieces")
 
@@ -57,7 +59,9 @@ class Tokenizer:
         """
         joint = self._pieces.encode(prompt + target)
         alone = self._pieces.encode(prompt)
-        cut = next((i for i, (a, b) in enumerate(zip(alone, joint, strict=False)) if a != b), min(len(alone), len(joint)))
+        cut = next(
+            (i for i, (a, b) in enumerate(zip(alone, joint, strict=False)) if a != b), min(len(alone), len(joint))
+        )
         as_array = lambda ids: np.asarray(ids, np.int32)  # noqa: E731
         return as_array([self.bos_id, *joint[:cut]]), as_array([*joint[cut:], self.eos_id])
 

@@ -34,11 +34,13 @@ class Accuracy:
     ):
         self._context, self._batch, self._samples, self._keep = context, batch, samples, keep_texts
         tokenizer = context.tokenizer
-        table = byte_table(tokenizer.token_bytes())
+        replicated = sharding.replicated(context.mesh)
+        self._table = jax.device_put(byte_table(tokenizer.token_bytes()), replicated)
         self._answers = answer_bytes([example.answer for example in context.data.examples])
-        self._key = jax.random.fold_in(jax.random.key(context.seed), zlib.crc32(context.split.encode()))
+        key = jax.random.fold_in(jax.random.key(context.seed), zlib.crc32(context.split.encode()))
+        self._key = jax.device_put(key, replicated)
 
-        def sample_and_grade(params, prompts, lengths, ids, answers, key):
+        def sample_and_grade(params, prompts, lengths, ids, answers, table, key):
             drawn = sample(
                 context.model,
                 params,
@@ -62,20 +64,19 @@ class Accuracy:
         self.texts: list[dict] = []
 
     def run(self, params, step: int, progress) -> dict[str, np.ndarray]:
-        """`samples`, `correct` and `unparsed` counts, row e being example e of the split; `texts` holds the kept ones."""
+        """Counts `samples`, `correct`, `unparsed`, row e being example e of the split; `texts` holds the kept ones."""
         context, self.texts = self._context, []
         count = len(context.data)
         out = {"samples": np.full(count, self._samples, np.int32)}
         out |= {name: np.zeros(count, np.int32) for name in ("correct", "unparsed")}
         key = jax.random.fold_in(self._key, step)
-        key = jax.device_put(key, sharding.replicated(context.mesh))
         for rows, arrays in evaluation_batches(
             context.data, batch=self._batch, buckets=context.buckets, prompts_only=True
         ):
             answers = Answers(*(np.resize(x[rows], (self._batch, *x.shape[1:])) for x in self._answers))
             arrays, answers = sharding.put_batch(context.mesh, (arrays, answers))
             correct, unparsed, verdicts, drawn = self._program(
-                params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, key
+                params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._table, key
             )
             out["correct"][rows] = np.asarray(correct)[: len(rows)]
             out["unparsed"][rows] = np.asarray(unparsed)[: len(rows)]

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
-from premem_jax import sharding
+from premem_jax import progress, sharding
 from premem_jax.analysis import trace
 from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
@@ -20,13 +19,17 @@ TYPES = {"likelihood": Likelihood, "accuracy": Accuracy}
 
 def scheduled_steps(epochs, steps_per_epoch: int, steps: int) -> tuple[int, ...]:
     """The steps of an evaluator: the one nearest to each entry of `epochs` within the run, and always the last."""
-    return tuple(sorted({round(epoch * steps_per_epoch) for epoch in epochs if epoch * steps_per_epoch <= steps} | {steps}))
+    return tuple(
+        sorted({round(epoch * steps_per_epoch) for epoch in epochs if epoch * steps_per_epoch <= steps} | {steps})
+    )
 
 
 class Suite:
     """The evaluators that the config names, run together at each step where any of them is due."""
 
-    def __init__(self, configs: dict[str, dict], contexts: dict[str, Context], steps_per_epoch: int, steps: int, workdir: Path):
+    def __init__(
+        self, configs: dict[str, dict], contexts: dict[str, Context], steps_per_epoch: int, steps: int, workdir: Path
+    ):
         """`configs`: name → {type, split, epochs, **options}; `contexts`: what an evaluator of each split gets.
 
         Raises:
@@ -38,7 +41,9 @@ class Suite:
             options = dict(options)
             kind, split, epochs = options.pop("type"), options.pop("split"), options.pop("epochs")
             if kind not in TYPES or split not in contexts:
-                raise UserError(f"evals.{name}: no type {kind!r} ({', '.join(TYPES)}) or no split {split!r} ({', '.join(contexts)})")
+                raise UserError(
+                    f"evals.{name}: no type {kind!r} ({', '.join(TYPES)}) or no split {split!r} ({', '.join(contexts)})"
+                )
             evaluator = TYPES[kind](contexts[split], **options)
             self._items[name] = (evaluator, contexts[split], scheduled_steps(epochs, steps_per_epoch, steps))
         self.steps = frozenset(step for _, _, due in self._items.values() for step in due)
@@ -60,7 +65,7 @@ class Suite:
             if evaluator.layout not in layouts:
                 layouts["decode"] = self._to_decode_layout(params)
             columns = splits.setdefault(context.split, {"example": context.data.ids})
-            bar = tqdm(total=len(context.data), desc=f"  {name}", unit="ex", leave=False, disable=jax.process_index() > 0)
+            bar = progress.bar(len(context.data), f"  {name}", "ex", leave=False)
             with self._clock(evaluator.phase), bar:
                 columns |= evaluator.run(layouts[evaluator.layout], step, bar.update)
             texts += getattr(evaluator, "texts", [])

@@ -4,10 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-import jax
-from tqdm import tqdm
-
-from premem_jax import sharding, workdir
+from premem_jax import progress, sharding, workdir
 from premem_jax.analysis import threshold
 from premem_jax.analysis.curves import run_curves
 from premem_jax.analysis.trace import evaluation_steps, read_trace
@@ -30,7 +27,6 @@ from premem_jax.training.optimizer import learning_rate
 from premem_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-COLUMNS = ("train_nll", "train_accuracy", "pre_memorization_accuracy", "test_accuracy", "fraction_memorized")
 
 
 def run(config, folder: Path) -> dict:
@@ -67,21 +63,21 @@ def run(config, folder: Path) -> dict:
     if state is None:
         state = trainer.init_state(base_parameters(config, model, task, tokenizer, mesh, clock))
     elif int(state["step"]) < steps:
-        tqdm.write(f"continuing {folder} at step {int(state['step'])} of {steps}")
+        progress.say(f"continuing {folder} at step {int(state['step'])} of {steps}")
 
     # ---- Evaluators -------------------------------------------------------------------------------------------------
     contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
     suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
     metrics = Metrics(folder, int(state["step"]))
-    table = Table()
+    table = progress.Table()
 
     def evaluate(step: int, state: dict) -> None:
         suite.run(step, state["params"])
         trace = read_trace(folder / "trace", up_to=step)
         row = {name: float(x[-1]) for name, x in run_curves(trace, choose(config.threshold, trace)).items()}
-        metrics.write(int(row.pop("step")), {"epoch": row["epoch"]} | {k: row[k] for k in COLUMNS})
+        metrics.write(step, {name: row[name] for name in progress.COLUMNS})
         metrics.flush()
-        table.line(step, row)
+        table.line(row)
 
     # ---- Train ------------------------------------------------------------------------------------------------------
     schedule = dict(peak=config.train.learning_rate, warmup_steps=config.train.warmup_steps, steps=steps)
@@ -132,7 +128,9 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
     if rule not in ("given", "heldout_quantile"):
         raise UserError(f"threshold.rule={rule!r}: choose given or heldout_quantile")
     if rule == "heldout_quantile" and split not in scored:
-        raise UserError(f"threshold.split={split!r} has no likelihood evaluator (there are: {', '.join(sorted(scored))})")
+        raise UserError(
+            f"threshold.split={split!r} has no likelihood evaluator (there are: {', '.join(sorted(scored))})"
+        )
     if rule == "given" and config.threshold.perplexity <= 1:
         raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
 
@@ -161,7 +159,7 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
     seconds = {f"seconds_{phase}": round(value, 3) for phase, value in clock.read().items()}
     summary = {
         "experiment": config.experiment,
-        **{name: last[name] for name in COLUMNS},
+        **{name: last[name] for name in progress.COLUMNS if name != "epoch"},
         "threshold": chosen.perplexity,
         "threshold_rule": chosen.rule,
         "threshold_detail": chosen.detail,
@@ -178,24 +176,5 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
     lines = [json.loads(line) for path in sorted((folder / "samples").glob("*.jsonl")) for line in path.open()]
     write_report(folder, trace, curves, chosen, summary, lines)
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    tqdm.write(f"\n{headline(curves)}\nLook at {summary['report']}")
+    progress.say(f"\n{headline(curves)}\nLook at {summary['report']}")
     return summary
-
-
-class Table:
-    """One line per evaluation, under a header."""
-
-    HEADER = ("epoch", "train loss", "train acc", "pre-mem acc", "test acc", "memorized")
-
-    def __init__(self):
-        self._begun = False
-
-    def line(self, step: int, row: dict) -> None:
-        if jax.process_index():
-            return
-        if not self._begun:
-            tqdm.write("  ".join(f"{name:>11}" for name in self.HEADER))
-            self._begun = True
-        values = [f"{row['epoch']:.2f}", f"{row['train_nll']:.4f}"]
-        values += [f"{row[name]:.1%}" for name in COLUMNS[1:]]
-        tqdm.write("  ".join(f"{value:>11}" for value in values))

@@ -16,7 +16,7 @@ def attend(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: ja
 
     Args:
       q_BTNH: queries, N = K * G heads, query head n uses key head n // G.
-      k_BKSH, v_BKSH: keys and values; heads before slots, so that decoding multiplies whole matrices without a transpose.
+      k_BKSH, v_BKSH: keys and values; heads before slots, so that decoding needs no transpose.
       mask_BTS: True where a query may look; B may be 1.
 
     Returns:

@@ -1,7 +1,7 @@
 """The decoder: NNX modules with stacked layers, scanned in the forward pass.
 
-Shapes use the letters of `docs/architecture.md`: B batch, T query length, S key length, N query heads, K key/value heads,
-H head width, D model width, F MLP width, V vocabulary, L layers.
+Shapes use the letters of `docs/architecture.md`: B batch, T query length, S key length, N query heads, K key/value
+heads, H head width, D model width, F MLP width, V vocabulary, L layers.
 
 Sequences are padded on the right. Causal attention then needs no padding mask: a real token never sees a pad, and what
 a pad sees is never read.
@@ -91,7 +91,12 @@ class Layer(nnx.Module):
         """One new token per sample; its keys and values go to `own[layer, :, :, step]`, in place."""
         q, k, v = self.attention.project(self.attention_norm(x), positions)
         start = (layer, 0, 0, step, 0)
-        own = Cache(*(jax.lax.dynamic_update_slice(c, new[None].astype(c.dtype), start) for c, new in zip(own, (k, v), strict=True)))
+        own = Cache(
+            *(
+                jax.lax.dynamic_update_slice(c, new[None].astype(c.dtype), start)
+                for c, new in zip(own, (k, v), strict=True)
+            )
+        )
         at_layer = lambda cache: [jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache]  # noqa: E731
         in_use = jnp.arange(own.k.shape[3]) <= step
         out = attend_with_prompt(q[:, 0], at_layer(prompt), prompt_mask, at_layer(own), in_use)
@@ -138,7 +143,9 @@ class Decoder(nnx.Module):
         def body(carry, item):
             index, layer = item
             x, own = carry
-            return nnx.merge(graphdef, layer).decode(x, position_X[:, None], prompt, prompt_mask_BP, own, step, index), None
+            return nnx.merge(graphdef, layer).decode(
+                x, position_X[:, None], prompt, prompt_mask_BP, own, step, index
+            ), None
 
         (x, own), _ = jax.lax.scan(body, (self._embed(token_X[:, None]), own), (jnp.arange(self.config.L), stacked))
         return self.final_norm(x)[:, 0], own
@@ -155,8 +162,8 @@ class Decoder(nnx.Module):
 def linear(x: jax.Array, kernel, axes: int = 1, out_dtype=None) -> jax.Array:
     """The last `axes` axes of `x` times the first `axes` axes of `kernel`, in the dtype of `x`.
 
-    Written as one product of two matrices: left to itself, XLA's CPU backend spends more time copying between layouts in
-    the backward pass of the higher-rank product than multiplying (2.7 times the time of this form, D 96 and F 256).
+    Written as one product of two matrices: in the backward pass of the higher-rank product, XLA's CPU backend spends
+    more time on copies between layouts than on multiplying (2.7 times this form's time for an MLP of D 96, F 256).
     """
     kernel = kernel[...].astype(x.dtype)
     lead, inner, out = x.shape[: x.ndim - axes], math.prod(x.shape[x.ndim - axes :]), kernel.shape[axes:]

@@ -89,7 +89,7 @@ def sample(
 
 
 def sample_keys(key: jax.Array, ids_B: jax.Array, samples: int) -> jax.Array:
-    """A random key (B, R) for each sample of each example: a function of the example's id, not of its place in a batch."""
+    """Random keys (B, R), one for each sample: a function of the example's id, not of its place in a batch."""
     of_sample = lambda k: jax.vmap(lambda r: jax.random.fold_in(k, r))(jnp.arange(samples))  # noqa: E731
     return jax.vmap(lambda i: of_sample(jax.random.fold_in(key, i)))(ids_B)
 

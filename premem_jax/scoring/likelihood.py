@@ -18,8 +18,9 @@ def token_nll(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
 
 
 def target_nll(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean NLL per target token of each row (B,); its exp is the target's perplexity (Kang et al., section 3); and the count (B,).
+    """Mean NLL per target token of each row (B,), and the number of target tokens (B,).
 
+    The exp of the mean NLL is the perplexity by which Kang et al. (arXiv 2411.07681) tell what is memorized.
     `weight_BT` is 1 on the target (the solution and its stop marker) and 0 elsewhere; rows without a target get 0.
     """
     nll_BT = token_nll(model, params, tokens_BT)

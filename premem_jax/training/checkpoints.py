@@ -21,7 +21,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def restore(self, mesh, abstract_state) -> dict | None:
-        """The newest readable train state on `mesh`, or None. An unreadable one is set aside and the one before is used."""
+        """The newest readable train state on `mesh`, or None. An unreadable one is set aside, and the one before used."""
         shapes = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             abstract_state,
@@ -32,7 +32,9 @@ class Checkpoints:
                 return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
                 aside = self._set_aside(step)
-                log.warning("checkpoint %d cannot be read (%s); moved to %s, trying the one before", step, brief(error), aside)
+                log.warning(
+                    "checkpoint %d cannot be read (%s); moved to %s, trying the one before", step, brief(error), aside
+                )
         return None
 
     def save(self, step: int, state: dict) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Callable, Collection, Iterator
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from premem_jax import sharding
+from premem_jax import progress, sharding
 from premem_jax.errors import UserError
 from premem_jax.programs import Clock, Program
 from premem_jax.training.checkpoints import Checkpoints
@@ -43,7 +42,7 @@ def fit(
     """
     start = int(state["step"])
     pending = None
-    bar = tqdm(total=steps, initial=start, desc=name, unit="step", disable=jax.process_index() > 0, mininterval=0.5)
+    bar = progress.bar(steps, name, "step", initial=start)
 
     def settle():
         """Reads the numbers of the update dispatched last."""

@@ -19,7 +19,9 @@ class Metrics:
         """Keeps what was written of the updates up to `resume_step`; what came later is made again."""
         self._path = workdir / "metrics.jsonl"
         rows = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
-        self._rows = [row for row in rows if row["step"] < resume_step or (row["step"] == resume_step and "loss" in row)]
+        self._rows = [
+            row for row in rows if row["step"] < resume_step or (row["step"] == resume_step and "loss" in row)
+        ]
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict, **for_people: float) -> None:

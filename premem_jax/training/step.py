@@ -13,11 +13,13 @@ def init_state(params, optimizer: optax.GradientTransformation) -> dict:
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0), "good": jnp.bool_(True)}
 
 
-def train_step(model: Model, optimizer: optax.GradientTransformation, micro_batches: int, state: dict, batch: dict, rate):
+def train_step(
+    model: Model, optimizer: optax.GradientTransformation, micro_batches: int, state: dict, batch: dict, rate
+):
     """One update on a batch, in `micro_batches` parts whose sum is the gradient of the whole batch.
 
-    The loss is the mean over all weighted tokens of the batch, not a mean of means. Once the loss or the gradient is not
-    finite, `good` turns false and the state stays as it was before that batch.
+    The loss is the mean over all weighted tokens of the batch, not a mean of means. Once the loss or the gradient is
+    not finite, `good` turns false and the state stays as it was before that batch.
 
     Args:
       state: see `init_state`; donate it.
