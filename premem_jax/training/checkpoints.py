@@ -21,7 +21,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def restore(self, mesh, abstract_state) -> dict | None:
-        """The newest readable train state on `mesh`, or None. An unreadable one is set aside, and the one before used."""
+        """The newest readable train state on `mesh`, or None. An unreadable one is set aside for the one before."""
         shapes = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             abstract_state,
