@@ -8,17 +8,17 @@
 --workdir=DIR                  where results go and where a killed run continues (default: a folder under runs/).
 """
 
-import errno
 import importlib
-import os
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from premem_jax.errors import UserError
-from premem_jax.workdir import default_workdir
+from premem_jax.experiments import EXPERIMENTS
+from premem_jax.workdir import default_workdir, disk_is_full
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, configs/NAME.py[:key=value,...].", lock_config=True
@@ -34,6 +34,8 @@ def main(argv) -> None:
     flag = flags.FLAGS["config"]
     folder = Path(WORKDIR.value or default_workdir(flag.config_filename, flag.override_values))
     experiment = CONFIG.value.experiment
+    if experiment not in EXPERIMENTS:
+        raise UserError(f"config.experiment={experiment!r}: there is {', '.join(EXPERIMENTS)}")
     from premem_jax import runtime  # JAX is imported only now, so that --help and mistakes answer at once
 
     runtime.prepare(CONFIG.value.cache)
@@ -43,9 +45,26 @@ def main(argv) -> None:
 def parse(argv):
     """absl's parser, whose complaints, and those of a config file, are ours."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        raise UserError(str(error)) from error
+        rest = flags.FLAGS(argv)
+        CONFIG.value  # noqa: B018  a config file that is missing is told only when its value is asked for
+        return rest
+    except SystemExit:
+        sys.exit(0)  # after --help, where absl exits with 1
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(explain(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with a flag or a config file, on one line, with the line of the file where one raised it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [f"{f.f_code.co_filename}:{line}: " for f, line in frames if f.f_globals["__name__"] == "config_config"]
+    if isinstance(error, OSError):  # the search path of config_flags, whose last line says which file and why
+        return str(error).strip().splitlines()[-1].strip()
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    kind = "unknown key " if isinstance(error, KeyError) else ""
+    return (lines[-1] if lines else "") + kind + "; ".join(text.splitlines())
 
 
 def cli() -> None:
@@ -58,15 +77,6 @@ def cli() -> None:
         if not disk_is_full(error):
             raise
         sys.exit(f"error: the disk is full ({error}); free some space and run the same command again to continue")
-
-
-def disk_is_full(error: BaseException | None) -> bool:
-    """Whether ENOSPC is behind `error`; Orbax and TensorStore wrap it in errors of their own."""
-    while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 if __name__ == "__main__":

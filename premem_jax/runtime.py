@@ -9,7 +9,7 @@ import jax
 
 def prepare(cache: str) -> None:
     """Keeps compiled programs under `cache`, and other libraries' chatter out of the output."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)  # in the place of absl's
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax")
     jax.config.update("jax_compilation_cache_dir", str(Path(cache).absolute() / "programs"))

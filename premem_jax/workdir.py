@@ -1,7 +1,9 @@
 """The folder of a run: whose it is, whether it has room, and what is written at the end."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -33,6 +35,8 @@ def default_workdir(config_flag: str, overrides: dict) -> Path:
 def claim(workdir: Path, config: dict) -> None:
     """Makes the folder and writes `config.json`, or checks that the folder belongs to this config.
 
+    A folder whose run ended before its first update, over a mistake in the config, belongs to nobody.
+
     Raises:
       UserError: the folder holds the run of another config; the keys that differ are named.
     """
@@ -41,12 +45,14 @@ def claim(workdir: Path, config: dict) -> None:
     if path.exists():
         try:
             theirs = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON ({error}); use another --workdir") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); use another --workdir") from error
         mine_flat, theirs_flat = _flat(config), _flat(theirs)
         differ = [k for k in sorted(mine_flat | theirs_flat) if mine_flat.get(k) != theirs_flat.get(k)]
         differ = [k for k in differ if k.split(".")[0] not in FREE_KEYS]
-        if differ:
+        if differ and not _begun(workdir):
+            (workdir / "tokenizer.model").unlink(missing_ok=True)
+        elif differ:
             shown = "; ".join(f"{k}: {theirs_flat.get(k)!r} there, {mine_flat.get(k)!r} here" for k in differ[:5])
             raise UserError(f"{workdir} holds the run of another config ({shown}); use another --workdir")
     elif workdir.exists() and any(workdir.iterdir()):
@@ -60,13 +66,23 @@ def claim(workdir: Path, config: dict) -> None:
 
 
 def check_room(workdir: Path, need: int) -> None:
-    """Raises UserError where the disk of `workdir` has less than `need` bytes free."""
+    """Raises UserError where the disk of `workdir` has no room for `need` bytes of checkpoints, old ones included."""
+    need -= sum(path.stat().st_size for path in (workdir / "checkpoints").rglob("*"))
     free = shutil.disk_usage(workdir).free
     if free < need:
         raise UserError(
-            f"{workdir}: {free / 1e9:.2f} GB free, but the checkpoints of this run need {need / 1e9:.2f} GB; "
+            f"{workdir}: {free / 1e9:.2f} GB free, but the checkpoints of this run take {need / 1e9:.2f} GB; "
             "free some, lower checkpoint.keep, or choose another --workdir"
         )
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether ENOSPC is behind `error`; Orbax and TensorStore wrap it in errors of their own."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def facts() -> dict:
@@ -90,6 +106,10 @@ def _git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _begun(workdir: Path) -> bool:
+    return any(any((workdir / name).glob("*")) for name in ("checkpoints", "trace")) or (workdir / "metrics.jsonl").exists()
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -62,7 +62,7 @@ class Tokenizer:
         cut = next(
             (i for i, (a, b) in enumerate(zip(alone, joint, strict=False)) if a != b), min(len(alone), len(joint))
         )
-        as_array = lambda ids: np.asarray(ids, np.int32)  # noqa: E731
+        as_array = lambda ids: np.asarray(ids, np.int32)
         return as_array([self.bos_id, *joint[:cut]]), as_array([*joint[cut:], self.eos_id])
 
     def decode(self, ids) -> str:

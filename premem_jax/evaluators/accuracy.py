@@ -54,10 +54,10 @@ class Accuracy:
                 top_p=top_p,
                 eos_id=tokenizer.eos_id,
             )
-            flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+            flat = lambda x: x.reshape(-1, *x.shape[2:])
             repeated = Answers(*(jnp.repeat(x, samples, axis=0) for x in answers))
             verdicts = grade(flat(drawn.tokens), flat(drawn.length), table, repeated).reshape(-1, samples)
-            count = lambda verdict: jnp.sum(verdicts == verdict, axis=1)  # noqa: E731
+            count = lambda verdict: jnp.sum(verdicts == verdict, axis=1)
             return count(Verdict.CORRECT), count(Verdict.UNPARSED), verdicts, drawn
 
         self._program = Program(sample_and_grade, context.clock)

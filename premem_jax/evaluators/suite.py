@@ -53,14 +53,17 @@ class Suite:
         self._dtype = context.model.dtype
 
     def run(self, step: int, params) -> None:
-        """Runs what is due at `step` and writes its trace file, unless that file is already there."""
+        """Runs what is due at `step` and writes its trace file, unless that file is already there.
+
+        Where nothing is due, after the last good step of a run that fails, everything is run.
+        """
         if trace.evaluation_path(self._workdir / "trace", step).exists():
             return
         splits: dict[str, dict] = {}
         texts: list[dict] = []
         layouts = {"train": params}
         for name, (evaluator, context, due) in self._items.items():
-            if step not in due:
+            if step in self.steps and step not in due:
                 continue
             if evaluator.layout not in layouts:
                 layouts["decode"] = self._to_decode_layout(params)
@@ -75,7 +78,7 @@ class Suite:
     def _to_decode_layout(self, params):
         """Weights in the compute dtype and the sampling layout, resharded once per evaluation."""
         if self._decode_layout is None:
-            cast = lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree)  # noqa: E731
+            cast = lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree)
             layout = sharding.shardings(self._mesh, params, decode=True)
             self._decode_layout = Program(cast, self._clock, out_shardings=layout)
         with self._clock("sample"):

@@ -28,6 +28,8 @@ from premem_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+COUNTS = {"epochs", "batch", "micro_batches", "every", "keep", "log_every", "samples", "max_new_tokens"}
+
 
 def run(config, folder: Path) -> dict:
     """Runs or continues the finetune of `config` in `folder`, and returns the summary that it writes there.
@@ -47,15 +49,17 @@ def run(config, folder: Path) -> dict:
     for name, data in splits.items():
         if dropped := len(task.splits[name]) - len(data):
             log.warning("split %s: %d of %d examples left out as too long", name, dropped, len(task.splits[name]))
+    check(config, mesh, splits)
     per_epoch = steps_per_epoch(len(splits["train"]), config.train.batch)
     steps = config.train.epochs * per_epoch
-    check(config, mesh, splits)
 
-    # ---- Model, train state -----------------------------------------------------------------------------------------
+    # ---- Model, evaluators, train state -----------------------------------------------------------------------------
     model_options = config.model.to_dict()
     shape = presets.preset(model_options.pop("preset"), V=tokenizer.vocab_size)
     model = build(shape, dtype=config.compute_dtype, **model_options)
     trainer = Trainer(model, mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
+    contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
+    suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
     workdir.check_room(folder, 12 * shape.parameters * (config.checkpoint.keep + 1))
     with clock("checkpoint"):
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
@@ -65,9 +69,7 @@ def run(config, folder: Path) -> dict:
     elif int(state["step"]) < steps:
         progress.say(f"continuing {folder} at step {int(state['step'])} of {steps}")
 
-    # ---- Evaluators -------------------------------------------------------------------------------------------------
-    contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
-    suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
+    # ---- Train ------------------------------------------------------------------------------------------------------
     metrics = Metrics(folder, int(state["step"]))
     table = progress.Table()
 
@@ -79,7 +81,6 @@ def run(config, folder: Path) -> dict:
         metrics.flush()
         table.line(row)
 
-    # ---- Train ------------------------------------------------------------------------------------------------------
     schedule = dict(peak=config.train.learning_rate, warmup_steps=config.train.warmup_steps, steps=steps)
     batches = train_batches(
         splits["train"],
@@ -113,16 +114,21 @@ def run(config, folder: Path) -> dict:
 
 
 def check(config, mesh, splits: dict[str, Tokenized]) -> None:
-    """Raises UserError where the config asks for what the mesh or the data cannot give."""
+    """Raises UserError where the config asks for what makes no sense, or what the mesh or the data cannot give."""
+    groups = {"train": config.train, "base": config.base, "checkpoint": config.checkpoint, "config": config}
+    groups |= {f"evals.{name}": options for name, options in config.evals.items()}
+    for group, options in groups.items():
+        for key in sorted(COUNTS & set(options)):
+            if isinstance(options[key], int) and options[key] < 1:
+                raise UserError(f"{group}.{key}={options[key]}: must be at least 1")
+    if config.compute_dtype not in ("float32", "bfloat16"):
+        raise UserError(f"compute_dtype={config.compute_dtype!r}: choose float32 or bfloat16")
     parts = sharding.rows(mesh)
     batches = {"train.batch / train.micro_batches": config.train.batch / config.train.micro_batches}
     batches |= {f"evals.{name}.batch": options.batch for name, options in config.evals.items()}
     for name, size in batches.items():
         if size % parts:
             raise UserError(f"{name} = {size:g} does not divide over the {parts} parts of the mesh (data x fsdp)")
-    for name, options in config.evals.items():
-        if options.split not in splits:
-            raise UserError(f"evals.{name}: there is no split {options.split!r} (there are: {', '.join(splits)})")
     rule, split = config.threshold.rule, config.threshold.split
     scored = {options.split for options in config.evals.values() if options.type == "likelihood"}
     if rule not in ("given", "heldout_quantile"):
@@ -130,6 +136,11 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
     if rule == "heldout_quantile" and split not in scored:
         raise UserError(
             f"threshold.split={split!r} has no likelihood evaluator (there are: {', '.join(sorted(scored))})"
+        )
+    if rule == "heldout_quantile" and len(splits.get(split, ())) < threshold.MIN_EXAMPLES:
+        raise UserError(
+            f"threshold.rule={rule!r} needs at least {threshold.MIN_EXAMPLES} examples in {split!r}, and there are "
+            f"{len(splits.get(split, ()))}; raise data.{split}, or set threshold.rule=given and threshold.perplexity"
         )
     if rule == "given" and config.threshold.perplexity <= 1:
         raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")

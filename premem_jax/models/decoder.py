@@ -97,7 +97,7 @@ class Layer(nnx.Module):
                 for c, new in zip(own, (k, v), strict=True)
             )
         )
-        at_layer = lambda cache: [jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache]  # noqa: E731
+        at_layer = lambda cache: [jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache]
         in_use = jnp.arange(own.k.shape[3]) <= step
         out = attend_with_prompt(q[:, 0], at_layer(prompt), prompt_mask, at_layer(own), in_use)
         x = x + self.attention.combine(out[:, None])

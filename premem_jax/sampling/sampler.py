@@ -90,7 +90,7 @@ def sample(
 
 def sample_keys(key: jax.Array, ids_B: jax.Array, samples: int) -> jax.Array:
     """Random keys (B, R), one for each sample: a function of the example's id, not of its place in a batch."""
-    of_sample = lambda k: jax.vmap(lambda r: jax.random.fold_in(k, r))(jnp.arange(samples))  # noqa: E731
+    of_sample = lambda k: jax.vmap(lambda r: jax.random.fold_in(k, r))(jnp.arange(samples))
     return jax.vmap(lambda i: of_sample(jax.random.fold_in(key, i)))(ids_B)
 
 

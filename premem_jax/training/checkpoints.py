@@ -32,9 +32,9 @@ class Checkpoints:
                 return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
                 aside = self._set_aside(step)
-                log.warning(
-                    "checkpoint %d cannot be read (%s); moved to %s, trying the one before", step, brief(error), aside
-                )
+                rest = self._manager.latest_step()
+                then = "starting over" if rest is None else f"trying checkpoint {rest}"
+                log.warning("checkpoint %d cannot be read (%s); moved to %s, %s", step, brief(error), aside, then)
         return None
 
     def save(self, step: int, state: dict) -> None:
@@ -51,9 +51,9 @@ class Checkpoints:
         self._manager.close()
 
     def _set_aside(self, step: int) -> Path:
-        aside = self._folder.with_name("unreadable") / f"checkpoint-{step}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(parents=True, exist_ok=True)
+        folder = self._folder.with_name("unreadable")
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f"checkpoint-{step}-{len(list(folder.iterdir()))}"
         shutil.move(self._folder / str(step), aside)
         self._manager.reload()
         return aside

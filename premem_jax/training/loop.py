@@ -38,7 +38,7 @@ def fit(
     `batches` begin at the state's step. A checkpoint is started before the evaluation of the same step.
 
     Raises:
-      NonFiniteLoss: after evaluating and saving the last good state.
+      NonFiniteLoss: after evaluating the last good state.
     """
     start = int(state["step"])
     pending = None
@@ -52,7 +52,9 @@ def fit(
         (step, values, ids), pending = pending, None
         values = {key: float(value) for key, value in values.items()}
         if not np.isfinite([values["loss"], values["grad_norm"]]).all():
-            raise _stop(step, values, ids, state, evaluate)
+            if evaluation_steps:
+                evaluate(int(state["step"]), state)
+            raise _stopped(name, step, values, ids)
         bar.update()
         bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         if step % log_every == 0 or step == steps:
@@ -79,12 +81,9 @@ def fit(
     return state
 
 
-def _stop(step: int, values: dict, ids: np.ndarray, state: dict, evaluate) -> NonFiniteLoss:
-    good = int(state["step"])
-    if good:
-        evaluate(good, state)
+def _stopped(name: str, step: int, values: dict, ids: np.ndarray) -> NonFiniteLoss:
     named = ", ".join(str(i) for i in ids if i >= 0)
     return NonFiniteLoss(
-        f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; the batch held examples {named}. "
-        f"The state after step {good} was evaluated into the trace. Lower the learning rate or look at these examples"
+        f"{name}, step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; the batch held examples "
+        f"{named}. Lower the learning rate or look at these examples"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import tensorboardX
 
 from premem_jax.atomic import write_text
+from premem_jax.errors import UserError
 
 
 class Metrics:
@@ -16,12 +17,17 @@ class Metrics:
     """
 
     def __init__(self, workdir: Path, resume_step: int):
-        """Keeps what was written of the updates up to `resume_step`; what came later is made again."""
+        """Keeps what was written of the updates up to `resume_step`; what came later is made again.
+
+        Raises:
+          UserError: the file there holds something other than such rows.
+        """
         self._path = workdir / "metrics.jsonl"
-        rows = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
-        self._rows = [
-            row for row in rows if row["step"] < resume_step or (row["step"] == resume_step and "loss" in row)
-        ]
+        try:
+            rows = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
+            self._rows = [r for r in rows if r["step"] < resume_step or (r["step"] == resume_step and "loss" in r)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._path} is damaged ({error}); delete it, or use another --workdir") from error
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict, **for_people: float) -> None:

@@ -31,7 +31,7 @@ def train_step(
     """
     B = batch["tokens"].shape[0]
     # Rows a, a + A, a + 2A, ... make micro-batch a, so that each keeps its share of every device's rows.
-    split = lambda x: x.reshape(B // micro_batches, micro_batches, -1).swapaxes(0, 1)  # noqa: E731
+    split = lambda x: x.reshape(B // micro_batches, micro_batches, -1).swapaxes(0, 1)
 
     def loss_sum(params, part):
         return jnp.sum(token_nll(model, params, part["tokens"]) * part["weights"])
