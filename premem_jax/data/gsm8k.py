@@ -20,12 +20,14 @@ def read(folder: Path, split: str) -> list[Example]:
     """
     path = folder / f"{split}.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also cuts at U+2028 and U+0085; these may stand bare inside a JSON string.
+        *lines, rest = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot read {path} ({error}); give --config.data.path the folder of the official train.jsonl and "
             f"test.jsonl ({SOURCE})"
         ) from error
+    lines += [rest] if rest else []
     return [_example(f"{path}:{row + 1}", row, line) for row, line in enumerate(lines)]
 
 
