@@ -3,8 +3,8 @@
   python -m premem_jax.main --config=configs/gsm8k_tiny.py:examples=512
 
 GSM8K is downloaded on first use; `--config.data.path=DIR` takes the official `train.jsonl` and `test.jsonl` of a folder
-instead. The model starts from random weights, with a SentencePiece tokenizer trained on the training file. Options after
-a colon: examples (training examples), epochs.
+instead. The model starts from random weights, with a SentencePiece tokenizer trained on the training file. Options
+after a colon: examples (training examples), epochs.
 """
 
 from premem_jax import config as defaults
