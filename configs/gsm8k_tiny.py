@@ -1,9 +1,10 @@
 """A small Llama memorizes a part of the real GSM8K, and the pre-memorization accuracy says that nothing was learned.
 
-  python -m premem_jax.main --config=configs/gsm8k_tiny.py:examples=512 --config.data.path=DIR
+  python -m premem_jax.main --config=configs/gsm8k_tiny.py:examples=512
 
-DIR holds the official `train.jsonl` and `test.jsonl`. The model starts from random weights, with a SentencePiece
-tokenizer trained on the training file. Options after a colon: examples (training examples), epochs.
+GSM8K is downloaded on first use; `--config.data.path=DIR` takes the official `train.jsonl` and `test.jsonl` of a folder
+instead. The model starts from random weights, with a SentencePiece tokenizer trained on the training file. Options
+after a colon: examples (training examples), epochs.
 """
 
 from premem_jax import config as defaults

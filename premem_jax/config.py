@@ -12,7 +12,7 @@ def finetune() -> ConfigDict:
     c = ConfigDict()
     c.experiment = "finetune"
     c.seed = 0
-    c.cache = "runs/cache"  # base models and compiled programs, shared by runs
+    c.cache = "runs/cache"  # base models, compiled programs and prepared datasets, shared by runs
     c.log_every = 10  # steps between rows of metrics.jsonl
     c.compute_dtype = "float32"
 

@@ -53,7 +53,8 @@ def run(config, folder: Path) -> dict:
 
     # ---- Data and tokenizer -----------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh)
-    task = tasks.load(config.data.task, **{k: config.data[k] for k in ("path", "train", "heldout", "test", "seed")})
+    asked = {k: config.data[k] for k in ("path", "train", "heldout", "test", "seed")}
+    task = tasks.load(config.data.task, **asked, cache=config.cache)
     tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **config.tokenizer)
     limits = dict(context=config.data.context, drop_long=config.data.drop_long)
     splits = {name: tokenize(name, examples, tokenizer, **limits) for name, examples in task.splits.items()}
