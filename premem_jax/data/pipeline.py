@@ -40,7 +40,7 @@ def tokenize(
     Raises:
       UserError: the split is empty, or examples are longer than `context` tokens and `drop_long` is not set.
     """
-    pairs = [tokenizer.encode_pair(example.prompt, example.target) for example in examples]
+    pairs = tokenizer.encode_pairs([(example.prompt, example.target) for example in examples])
     fits = [len(prompt) + len(target) <= context for prompt, target in pairs]
     if not all(fits) and not drop_long:
         long = [(e.id, len(p) + len(t)) for e, (p, t), ok in zip(examples, pairs, fits, strict=True) if not ok]
