@@ -9,7 +9,7 @@ import numpy as np
 from premem_jax import sharding
 from premem_jax.data.examples import Example
 from premem_jax.data.pipeline import tokenize, train_batches
-from premem_jax.data.tokenizers import Tokenizer
+from premem_jax.data.tokenizers import SentencePiece, Tokenizer
 from premem_jax.data.tokenizers import train as train_tokenizer
 from premem_jax.models.config import ModelConfig
 from premem_jax.models.decoder import build, init
@@ -42,7 +42,7 @@ def one_device(device=0):
 @functools.cache
 def tokenizer() -> Tokenizer:
     words = [*"0123456789+=,", "####", "so", "it", "is", "we", "get"]
-    return Tokenizer(train_tokenizer([" ".join(words)], kind="word", vocab_size=100))
+    return SentencePiece(train_tokenizer([" ".join(words)], kind="word", vocab_size=100))
 
 
 def examples(count: int) -> list[Example]:

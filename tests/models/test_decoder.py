@@ -56,8 +56,8 @@ def test_padding_never_changes_earlier_logits():
 
 
 def test_no_gradient_flows_to_later_tokens():
-    """The gradient of position t's logits with respect to the embedding at s is zero exactly where s > t."""
     """Position t's logits have a gradient with respect to the embedding at s exactly where s <= t."""
+    config = dataclasses.replace(tiny.CONFIG, V=T)  # token t stands at position t: rows of the embedding are positions
     params, model = tiny.parameters(config), build(config)
 
     def at_position(embedding):
