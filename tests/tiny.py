@@ -28,11 +28,14 @@ def parameters(config=CONFIG, sharpness=3.0):
     params = jax.tree.map(np.asarray, jax.jit(init, static_argnums=0)(config, jax.random.key(0)))
     rng = np.random.default_rng(0)
 
+    def times(scale, factor):
+        return ((scale + config.norm_offset) * factor - config.norm_offset).astype("f")
+
     def rescale(path, x):
-        return x * rng.uniform(0.5, 1.5, x.shape).astype("f") if path[-1].key == "scale" else x
+        return times(x, rng.uniform(0.5, 1.5, x.shape)) if path[-1].key == "scale" else x
 
     params = jax.tree_util.tree_map_with_path(rescale, params)
-    return params | {"final_norm": {"scale": params["final_norm"]["scale"] * np.float32(sharpness)}}
+    return params | {"final_norm": {"scale": times(params["final_norm"]["scale"], sharpness)}}
 
 
 def one_device(device=0):
