@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -29,8 +30,11 @@ BATCH = P(("data", "fsdp"))
 def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
     """A `(data, fsdp, tensor)` mesh over `devices` (default: all); one axis may be -1 and takes what is left.
 
+    Devices of several TPU slices are split along `data` first, so that only the sum of gradients crosses the network
+    between slices.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or `data` is no multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [axes[name] for name in AXES]
@@ -43,7 +47,19 @@ def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
         raise UserError(
             f"mesh {asked} does not divide {len(devices)} device(s): the sizes must multiply to that number"
         )
-    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(devices, sizes: list[int]) -> np.ndarray:
+    """Devices in the order that suits their network: slice by slice along `data`, by the torus within a slice."""
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    data, *rest = sizes
+    if data % len(slices):
+        raise UserError(f"mesh: data={data} must be a multiple of the {len(slices)} slices; set --config.mesh.data")
+    within = (data // len(slices), *rest)
+    return np.concatenate([mesh_utils.create_device_mesh(within, part) for _, part in sorted(slices.items())])
 
 
 def rows(mesh: Mesh) -> int:

@@ -68,7 +68,7 @@ def run(config, folder: Path) -> dict:
     # ---- Model, evaluators, train state -----------------------------------------------------------------------------
     model_options = config.model.to_dict()
     shape = presets.preset(model_options.pop("preset"), V=tokenizer.vocab_size)
-    model = build(shape, dtype=config.compute_dtype, **model_options)
+    model = build(shape, dtype=config.compute_dtype, mesh=mesh, **model_options)
     trainer = Trainer(model, mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
     contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
     suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
