@@ -29,7 +29,7 @@ def finetune() -> ConfigDict:
     c.evals = ConfigDict()
     c.threshold = ConfigDict(dict(rule="heldout_quantile", quantile=0.01, split="heldout", perplexity=0.0))
     c.checkpoint = ConfigDict(dict(every=100, keep=2))
-    c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))
+    c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, decode_tensor=0))
     return c
 
 

@@ -67,11 +67,24 @@ def rows(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh, *, decode: bool = False) -> P:
+def decode_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
+    """The same devices with no `fsdp` axis, so that no weight is gathered while tokens are sampled.
+
+    `tensor` devices share the weights, as many as in training by default; the others hold copies for other rows.
+
+    Raises:
+      UserError: `tensor` does not divide the number of devices.
+    """
+    tensor = tensor or mesh.shape["tensor"]
+    if mesh.size % tensor:
+        raise UserError(f"mesh.decode_tensor={tensor} does not divide {mesh.size} device(s)")
+    return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The partition of one array, by the first rule that matches `path`.
 
-    An axis that does not divide its dimension is left out. The decode layout leaves out `fsdp`, so that no weight is
-    gathered while tokens are sampled.
+    An axis that does not divide its dimension is left out.
 
     Raises:
       KeyError: no rule matches.
@@ -79,19 +92,16 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh, *, decode: bool = False)
     axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
     if axes is None:
         raise KeyError(f"no sharding rule matches {path!r}")
-    keep = [
-        axis if axis and not (decode and axis == "fsdp") and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(axes, shape, strict=False)
-    ]
+    keep = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
     return P(*keep)
 
 
-def shardings(mesh: Mesh, tree, *, decode: bool = False):
+def shardings(mesh: Mesh, tree):
     """`NamedSharding`s for a tree of arrays or `ShapeDtypeStruct`s: parameters, optimizer state, train state."""
 
     def leaf(path, x):
         name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-        return NamedSharding(mesh, spec(name, x.shape, mesh, decode=decode))
+        return NamedSharding(mesh, spec(name, x.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 

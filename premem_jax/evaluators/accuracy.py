@@ -34,7 +34,8 @@ class Accuracy:
     ):
         self._context, self._batch, self._samples, self._keep = context, batch, samples, keep_texts
         tokenizer = context.tokenizer
-        replicated = sharding.replicated(context.mesh)
+        self._mesh = context.decode_mesh
+        model, replicated = context.model.on(mesh=self._mesh), sharding.replicated(self._mesh)
         self._table = jax.device_put(byte_table(tokenizer.token_bytes()), replicated)
         self._answers = answer_bytes([example.answer for example in context.data.examples])
         key = jax.random.fold_in(jax.random.key(context.seed), zlib.crc32(context.split.encode()))
@@ -42,7 +43,7 @@ class Accuracy:
 
         def sample_and_grade(params, prompts, lengths, ids, answers, table, key):
             drawn = sample(
-                context.model,
+                model,
                 params,
                 prompts,
                 lengths,
@@ -74,7 +75,7 @@ class Accuracy:
             context.data, batch=self._batch, buckets=context.buckets, prompts_only=True
         ):
             answers = Answers(*(np.resize(x[rows], (self._batch, *x.shape[1:])) for x in self._answers))
-            arrays, answers = sharding.put_batch(context.mesh, (arrays, answers))
+            arrays, answers = sharding.put_batch(self._mesh, (arrays, answers))
             correct, unparsed, verdicts, drawn = self._program(
                 params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._table, key
             )

@@ -11,6 +11,8 @@ and caches are stacked along L all the same, so that their layout does not depen
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -286,11 +288,15 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
 
 
 class Model(NamedTuple):
-    """A decoder split at the functional boundary: `bind(params)` is the module, `params` a nested dict of arrays."""
+    """A decoder split at the functional boundary: `bind(params)` is the module, `params` a nested dict of arrays.
+
+    `on(mesh=other)` is the same model where arrays lie on another mesh.
+    """
 
     config: ModelConfig
     graphdef: nnx.GraphDef
     dtype: jnp.dtype
+    on: Callable[..., "Model"]
 
     def bind(self, params) -> Decoder:
         return nnx.merge(self.graphdef, params)
@@ -323,7 +329,8 @@ def build(
         raise UserError(f"model.vocab_chunks={vocab_chunks} does not divide the vocabulary of {config.V}")
     dtype, self_attention = jnp.dtype(dtype), SelfAttention(attention, mesh)
     abstract = nnx.eval_shape(lambda: Decoder(config, dtype, remat, vocab_chunks, self_attention, rngs=nnx.Rngs(0)))
-    return Model(config, nnx.split(abstract)[0], dtype)
+    on = partial(build, config, dtype=dtype, remat=remat, vocab_chunks=vocab_chunks, attention=attention)
+    return Model(config, nnx.split(abstract)[0], dtype, on)
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict:
