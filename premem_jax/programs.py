@@ -40,7 +40,7 @@ class Program:
     """A jitted function that compiles once per argument shapes, in the phase `compile` of the clock."""
 
     def __init__(self, function, clock: Clock, **jit_options):
-        self._jit = jax.jit(function, **jit_options)
+        self.jitted = jax.jit(function, **jit_options)
         self._clock = clock
         self._compiled = {}
 
@@ -48,5 +48,5 @@ class Program:
         key = jax.tree.structure(args), tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
         if key not in self._compiled:
             with self._clock("compile"):
-                self._compiled[key] = self._jit.lower(*args).compile()
+                self._compiled[key] = self.jitted.lower(*args).compile()
         return self._compiled[key](*args)

@@ -106,6 +106,17 @@ def shardings(mesh: Mesh, tree):
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
+def abstract(mesh: Mesh, tree):
+    """The shapes of a tree with the layout that the rules give it."""
+    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return jax.tree.map(place, tree, shardings(mesh, tree))
+
+
+def abstract_batch(mesh: Mesh, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+    """The shape of an array that `put_batch` lays out."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, BATCH))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 

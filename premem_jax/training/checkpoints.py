@@ -4,7 +4,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import jax
 import orbax.checkpoint as ocp
 
 from premem_jax import sharding
@@ -22,11 +21,7 @@ class Checkpoints:
 
     def restore(self, mesh, abstract_state) -> dict | None:
         """The newest readable train state on `mesh`, or None. An unreadable one is set aside for the one before."""
-        shapes = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            abstract_state,
-            sharding.shardings(mesh, abstract_state),
-        )
+        shapes = sharding.abstract(mesh, abstract_state)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))

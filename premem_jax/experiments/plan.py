@@ -1,0 +1,135 @@
+"""Plan a study without its TPUs: compile its programs for a topology, and say what fits and what it costs."""
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from premem_jax import progress, sharding, workdir
+from premem_jax.atomic import write_text
+from premem_jax.planning import costs, search
+from premem_jax.planning.programs import NAMES, sizes
+from premem_jax.planning.topology import Topology, topology
+from premem_jax.planning.worker import compile_apart
+
+GIB = 2**30
+# Examples of the published splits, for the price of a whole study.
+EXAMPLES = {"gsm8k": {"train": 7473, "test": 1319}, "math": {"train": 7500, "test": 5000}}
+
+
+def run(config, folder: Path) -> dict:
+    """Compiles the programs of `config` for `config.plan.topology` and returns the summary that it writes.
+
+    Each result is kept in `folder`, so that a plan that was killed continues.
+
+    Raises:
+      UserError: an unknown topology, a mesh that does not suit it, or no compiler.
+    """
+    jax.config.update("jax_platforms", "cpu")  # libtpu would look for a TPU here, and the compiler is another process
+    place = topology(config.plan.topology, config.plan.slices)
+    workdir.claim(folder, config.to_dict())
+    progress.say(f"{config.model.preset} on {place}: {place.chips} chips of {place.chip.hbm} GiB")
+    programs, nearest = {}, {}
+    with progress.bar(len(NAMES), "compiling", "program") as bar:
+        for name in NAMES:
+            programs[name] = result = _compile(config, folder, place, name, {})
+            if not result["fits"] and config.plan.search:
+                path = search.smaller(config, name, _rows(config, place, name))
+                found = search.first_that_fits(path, lambda change, n=name: _compile(config, folder, place, n, change))
+                nearest[name] = found and {"change": found[0], "peak_hbm_bytes_per_chip": _peak(found[1])}
+            bar.update()
+            progress.say(_line(name, result, place, nearest.get(name, {})))
+    fits = all(result["fits"] for result in programs.values())
+    summary = {
+        "experiment": "plan",
+        "model": config.model.preset,
+        "task": config.data.task,
+        "topology": str(place),
+        "chips": place.chips,
+        "hbm_bytes_per_chip": int(place.chip.hbm * GIB),
+        "fits": fits,
+        "programs": programs,
+        "nearest": nearest,
+        **_price(config, place, programs),
+        **workdir.facts(),
+    }
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    progress.say(_verdict(summary))
+    return summary
+
+
+def _compile(config, folder: Path, place: Topology, name: str, change: dict) -> dict:
+    """The result of one program with some settings changed; read from `folder` where it is already there."""
+    path = folder / "programs" / f"{'-'.join([name, *(f'{k}={v}' for k, v in change.items())])}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    changed = ConfigDict(config.to_dict())
+    changed.update_from_flattened_dict(change)
+    found = compile_apart(changed, name)
+    cost = costs.Cost(**found.pop("cost"))
+    found |= {"model_flops": cost.flops, "collective_bytes_per_chip": cost.ici_bytes + cost.dcn_bytes}
+    found["roofline_seconds"] = cost.seconds(place)
+    found["fits"] = found["compiles"] and _peak(found) <= place.chip.hbm * GIB
+    write_text(path, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _peak(result: dict) -> int:
+    """Bytes per chip while the program runs, with what lies beside it."""
+    return result["peak_hbm_bytes_per_chip"] + result["resident_bytes_per_chip"]
+
+
+def _rows(config, place: Topology, name: str) -> int:
+    """Into how many parts the program's batch is cut."""
+    if name == "sample":
+        return place.chips // (config.mesh.decode_tensor or max(config.mesh.tensor, 1))
+    known = {axis: config.mesh[axis] for axis in sharding.AXES}
+    rest = place.chips
+    for size in known.values():
+        rest //= max(size, 1)
+    return max(known["data"], rest if known["data"] < 0 else 1) * (rest if known["fsdp"] < 0 else known["fsdp"])
+
+
+def _price(config, place: Topology, programs: dict) -> dict:
+    """Calls of each program in the whole study, and chip-hours at the roofline, every batch as long as planned."""
+    shapes = sizes(config)
+    examples = EXAMPLES[config.data.task]
+    train = config.data.train or examples["train"]
+    evaluations = max(len(e.epochs) for e in config.evals.values())
+    evaluated = train + examples["test"]
+    calls = {
+        "train": config.train.epochs * -(-train // config.train.batch),
+        "score": evaluations * -(-evaluated // shapes.score["B"]),
+        "sample": evaluations * -(-evaluated // shapes.sample["B"]),
+    }
+    hours = {n: calls[n] * programs[n]["roofline_seconds"] * place.chips / 3600 for n in NAMES}
+    return {"calls": calls, "chip_hours_at_roofline": hours, "chip_hours_total": sum(hours.values())}
+
+
+def _line(name: str, result: dict, place: Topology, nearest: dict | None) -> str:
+    """What the plan says of one program."""
+    if not result["compiles"]:
+        text = f"{name:>6}: does not fit ({result['message']})"
+    else:
+        peak, left = _peak(result) / GIB, place.chip.hbm - _peak(result) / GIB
+        text = (
+            f"{name:>6}: {'fits' if result['fits'] else 'does not fit'}, peak {peak:.2f} GiB per chip "
+            f"({result['argument_bytes_per_chip'] / GIB:.2f} arguments, {result['resident_bytes_per_chip'] / GIB:.2f} "
+            f"beside it), {left:.2f} left; {result['model_flops']:.2e} FLOPs, "
+            f"{result['collective_bytes_per_chip'] / GIB:.1f} GiB of collectives per chip, at best "
+            f"{result['roofline_seconds']:.2f} s; compiled in {result['compile_seconds']:.0f} s"
+        )
+    if nearest:
+        flags = " ".join(f"--config.{key}={value}" for key, value in nearest["change"].items())
+        text += f"\n        fits with {flags} (peak {nearest['peak_hbm_bytes_per_chip'] / GIB:.2f} GiB)"
+    elif nearest is None:
+        text += "\n        no smaller batch or layout fits: take more chips"
+    return text
+
+
+def _verdict(summary: dict) -> str:
+    hours = summary["chip_hours_at_roofline"]
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in hours.items())
+    price = f"The study takes at least {summary['chip_hours_total']:.1f} chip-hours ({parts})."
+    return ("Everything fits. " if summary["fits"] else "It does not fit. ") + price

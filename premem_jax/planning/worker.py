@@ -1,0 +1,82 @@
+"""Compiles one program of a config for a TPU topology, in a process of its own: a request comes in, a result goes out.
+
+python -m premem_jax.planning.worker REQUEST.json RESULT.json
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from premem_jax.errors import UserError
+
+# No TPU is looked for, and two of these may run at a time.
+ENVIRONMENT = dict(JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_SKIP_MDS_QUERY="1", XLA_FLAGS="")
+
+
+def compile_apart(config, name: str) -> dict:
+    """What the compiler says of the program `name` of `config`: see `answer`.
+
+    Raises:
+      UserError: the topology or the config cannot be compiled at all.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request, result, log = (Path(folder) / file for file in ("request.json", "result.json", "log"))
+        request.write_text(json.dumps({"config": config.to_dict(), "name": name}))
+        command = [sys.executable, "-m", "premem_jax.planning.worker", str(request), str(result)]
+        with log.open("w") as stream:
+            code = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=stream, stderr=stream).returncode
+        if not result.exists():
+            raise RuntimeError(f"the compiler's process ended with {code}:\n{log.read_text()[-2000:]}")
+        answer = json.loads(result.read_text())
+    if "mistake" in answer:
+        raise UserError(answer["mistake"])
+    return answer
+
+
+def answer(config, name: str) -> dict:
+    """Bytes per chip of the program's arguments, of its peak and of what lies beside it, and seconds to compile.
+
+    `compiles` is false where the compiler finds too little memory; `message` then is its first line.
+    """
+    from premem_jax import sharding
+    from premem_jax.planning import programs
+    from premem_jax.planning.topology import devices, topology
+
+    place = topology(config.plan.topology, config.plan.slices)
+    mesh = sharding.make_mesh(config.mesh, devices(place))
+    found = {"cost": programs.cost(config, place, mesh, name)._asdict()}
+    lowered, beside = programs.lower(config, mesh, name)
+    begun = time.perf_counter()
+    try:
+        memory = lowered.compile().memory_analysis()
+    except Exception as error:  # JaxRuntimeError; other kinds of exhaustion (of on-chip memory) are no verdict
+        message = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in message or "vmem" in str(error).lower().split("hbm")[0]:
+            raise
+        return found | {"compiles": False, "message": message[:300], "compile_seconds": time.perf_counter() - begun}
+    return found | {
+        "compiles": True,
+        "compile_seconds": time.perf_counter() - begun,
+        "argument_bytes_per_chip": memory.argument_size_in_bytes,
+        "peak_hbm_bytes_per_chip": memory.peak_memory_in_bytes,
+        "resident_bytes_per_chip": beside,
+    }
+
+
+def main() -> None:
+    from ml_collections import ConfigDict
+
+    request = json.loads(Path(sys.argv[1]).read_text())
+    try:
+        result = answer(ConfigDict(request["config"]), request["name"])
+    except UserError as error:
+        result = {"mistake": str(error)}
+    Path(sys.argv[2]).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
