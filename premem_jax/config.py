@@ -35,6 +35,8 @@ def finetune() -> ConfigDict:
 
 # Learning rates of the middle groups of Kang et al.; the others are reached with `:lr=`.
 RATES = {"llama3_8b": 2e-5, "gemma2_9b": 5e-5}
+# Examples of the published splits, train and test.
+EXAMPLES = {"gsm8k": (7473, 1319), "math": (7500, 5000)}
 
 
 def paper(model: str, task: str, arg: str | None) -> ConfigDict:
@@ -44,6 +46,8 @@ def paper(model: str, task: str, arg: str | None) -> ConfigDict:
     batch sizes, epochs, sampling and the Llama3 learning rates. Ours, since theirs are unknown or do not carry over:
     the settings of Gemma2, the layout, and the threshold, which is read from the likelihood of the test solutions.
     """
+    if task not in EXAMPLES:
+        raise UserError(f"config option task={task!r}: choose {', '.join(EXAMPLES)}")
     options = parse_arg(arg, lr=RATES.get(model, 2e-5), epochs=6, size="full")
     parts = {"full": 1, "half": 2, "quarter": 4}
     if options.size not in parts:
@@ -52,14 +56,13 @@ def paper(model: str, task: str, arg: str | None) -> ConfigDict:
     c.compute_dtype = "bfloat16"
     c.model.update(preset=model, remat="full", vocab_chunks=8)
     math = task == "math"
-    rows = {"gsm8k": 7473, "math": 7500}[task]
-    c.data.update(task=task, train=0 if options.size == "full" else rows // parts[options.size])
+    c.data.update(task=task, train=0 if options.size == "full" else EXAMPLES[task][0] // parts[options.size])
     # Theirs are cut at 1,024 tokens. A cut solution has no answer, so the 1 % of MATH that is longer is left out.
     buckets = (256, 512, 768, 1024) if math else (256, 384, 512, 640)
     c.data.update(context=buckets[-1], buckets=buckets, drop_long=math)
     c.train.update(epochs=options.epochs, learning_rate=options.lr, batch=24 if math else 128)
     c.train.micro_batches = 3 if math else 4
-    c.mesh.update(dict(fsdp=8, tensor=-1) if math else dict(fsdp=-1), decode_tensor=4)
+    c.mesh.update(dict(fsdp=8, tensor=-1) if math else dict(fsdp=-1), decode_tensor=8)
     c.optimizer.weight_decay = 0.0 if math else 0.01
     epochs = tuple(range(1, options.epochs + 1))
     sampling = dict(max_new_tokens=1024 if math else 512, top_p=1.0 if math else 0.95)

@@ -8,14 +8,13 @@ from ml_collections import ConfigDict
 
 from premem_jax import progress, sharding, workdir
 from premem_jax.atomic import write_text
+from premem_jax.config import EXAMPLES
 from premem_jax.planning import costs, search
 from premem_jax.planning.programs import NAMES, sizes
 from premem_jax.planning.topology import Topology, topology
 from premem_jax.planning.worker import compile_apart
 
 GIB = 2**30
-# Examples of the published splits, for the price of a whole study.
-EXAMPLES = {"gsm8k": {"train": 7473, "test": 1319}, "math": {"train": 7500, "test": 5000}}
 
 
 def run(config, folder: Path) -> dict:
@@ -94,10 +93,10 @@ def _rows(config, place: Topology, name: str) -> int:
 def _price(config, place: Topology, programs: dict) -> dict:
     """Calls of each program in the whole study, and chip-hours at the roofline, every batch as long as planned."""
     shapes = sizes(config)
-    examples = EXAMPLES[config.data.task]
-    train = config.data.train or examples["train"]
+    train, test = EXAMPLES[config.data.task]
+    train = config.data.train or train
     evaluations = max(len(e.epochs) for e in config.evals.values())
-    evaluated = train + examples["test"]
+    evaluated = train + test
     calls = {
         "train": config.train.epochs * -(-train // config.train.batch),
         "score": evaluations * -(-evaluated // shapes.score["B"]),
