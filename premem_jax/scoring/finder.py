@@ -57,12 +57,12 @@ def make_finder(token_bytes: Sequence[bytes], rules: Rules) -> Finder:
     rows_VS, hits = _run_tokens(token_bytes, next_SK, accepts_SP)
     S, P = accepts_SP.shape
 
-    hit_tokens = np.unique(hits[:, 0])
+    hit_tokens, place_N = np.unique(hits[:, 0], return_inverse=True)
     end_HSP = np.zeros((len(hit_tokens), S, P), np.uint16)
-    for token, state, pattern, end in hits[np.argsort(hits[:, 3])]:
-        h = np.searchsorted(hit_tokens, token)
-        if not (patterns[pattern][1] and end_HSP[h, state, pattern]):
-            end_HSP[h, state, pattern] = end
+    _, states, numbers, ends = hits.T  # in the order of ends: where several match, the last one written is the last
+    first_N = np.array([first for _, first in patterns])[numbers]
+    for chosen in (np.flatnonzero(~first_N), np.flatnonzero(first_N)[::-1]):
+        end_HSP[place_N[chosen], states[chosen], numbers[chosen]] = ends[chosen]
 
     no_text = np.arange(S, dtype=np.uint8)[None]
     rows_NS, class_N = _distinct(np.concatenate([no_text, np.delete(rows_VS, hit_tokens, axis=0)]))
