@@ -11,13 +11,12 @@ from premem_jax.data.pipeline import evaluation_batches
 from premem_jax.evaluators.base import Context
 from premem_jax.programs import Program
 from premem_jax.sampling.sampler import sample
-from premem_jax.scoring.answers import Answers, answer_bytes, grade
-from premem_jax.scoring.bytes import byte_table
+from premem_jax.scoring.answers import Answers, answer_bytes, grade, resolve, vocabulary
 from premem_jax.scoring.verdict import Verdict
 
 
 class Accuracy:
-    """R samples per example and their verdicts, decided on the device; only counts and a few texts come back."""
+    """R samples per example and their verdicts, decided on the device; only those and a few texts come back."""
 
     phase, layout = "sample", "decode"
 
@@ -31,16 +30,19 @@ class Accuracy:
         temperature: float,
         top_p: float,
         keep_texts: int,
+        rules: str,
     ):
+        self._rules, self.undecided = rules, 0
         self._context, self._batch, self._samples, self._keep = context, batch, samples, keep_texts
         tokenizer = context.tokenizer
         replicated = sharding.replicated(context.mesh)
-        self._table = jax.device_put(byte_table(tokenizer.token_bytes()), replicated)
-        self._answers = answer_bytes([example.answer for example in context.data.examples])
+        self._token_bytes = tokenizer.token_bytes()
+        self._vocabulary = jax.device_put(vocabulary(self._token_bytes, rules), replicated)
+        self._answers = answer_bytes([example.answer for example in context.data.examples], rules)
         key = jax.random.fold_in(jax.random.key(context.seed), zlib.crc32(context.split.encode()))
         self._key = jax.device_put(key, replicated)
 
-        def sample_and_grade(params, prompts, lengths, ids, answers, table, key):
+        def sample_and_grade(params, prompts, lengths, ids, answers, vocabulary, key):
             drawn = sample(
                 context.model,
                 params,
@@ -56,9 +58,8 @@ class Accuracy:
             )
             flat = lambda x: x.reshape(-1, *x.shape[2:])
             repeated = Answers(*(jnp.repeat(x, samples, axis=0) for x in answers))
-            verdicts = grade(flat(drawn.tokens), flat(drawn.length), table, repeated).reshape(-1, samples)
-            count = lambda verdict: jnp.sum(verdicts == verdict, axis=1)
-            return count(Verdict.CORRECT), count(Verdict.UNPARSED), verdicts, drawn
+            verdicts = grade(flat(drawn.tokens), flat(drawn.length), vocabulary, repeated, rules)
+            return verdicts.reshape(-1, samples), drawn
 
         self._program = Program(sample_and_grade, context.clock)
         self.texts: list[dict] = []
@@ -75,16 +76,28 @@ class Accuracy:
         ):
             answers = Answers(*(np.resize(x[rows], (self._batch, *x.shape[1:])) for x in self._answers))
             arrays, answers = sharding.put_batch(context.mesh, (arrays, answers))
-            correct, unparsed, verdicts, drawn = self._program(
-                params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._table, key
+            verdicts, drawn = self._program(
+                params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._vocabulary, key
             )
-            out["correct"][rows] = np.asarray(correct)[: len(rows)]
-            out["unparsed"][rows] = np.asarray(unparsed)[: len(rows)]
+            verdicts = self._resolved(rows, np.asarray(verdicts), drawn)
+            out["correct"][rows] = np.sum(verdicts == Verdict.CORRECT, axis=1)[: len(rows)]
+            out["unparsed"][rows] = np.sum(verdicts == Verdict.UNPARSED, axis=1)[: len(rows)]
             kept = [(b, row) for b, row in enumerate(rows) if row < self._keep]
             self.texts += [self._text(step, row, drawn.tokens[b], drawn.length[b], verdicts[b]) for b, row in kept]
             progress(len(rows))
         self.texts.sort(key=lambda text: text["example"])
         return out
+
+    def _resolved(self, rows, verdicts_BR: np.ndarray, drawn) -> np.ndarray:
+        """The verdicts with the host's word on those that the device left open, which `undecided` counts."""
+        verdicts_BR = verdicts_BR.copy()
+        for b in np.flatnonzero(np.any(verdicts_BR[: len(rows)] == Verdict.UNDECIDED, axis=1)):
+            answers = [self._context.data.examples[rows[b]].answer] * self._samples
+            verdicts_BR[b], count = resolve(
+                verdicts_BR[b], drawn.tokens[b], drawn.length[b], self._token_bytes, answers, self._rules
+            )
+            self.undecided += count
+        return verdicts_BR
 
     def _text(self, step: int, row: int, tokens_RT, length_R, verdict_R) -> dict:
         example, decode = self._context.data.examples[row], self._context.tokenizer.decode

@@ -30,14 +30,17 @@ class Text(NamedTuple):
 
 def ahead(x_AB: jax.Array, by: int | jax.Array) -> jax.Array:
     """What stands `by` positions further on, at most half the width; zero behind the end."""
-    longer = jnp.concatenate([x_AB, jnp.zeros((WIDTH // 2, *x_AB.shape[1:]), x_AB.dtype)])
-    return jax.lax.dynamic_slice_in_dim(longer, by, WIDTH)
+    if isinstance(by, int):
+        return jnp.concatenate([x_AB[by:], jnp.zeros_like(x_AB[:by])])
+    return jax.lax.dynamic_slice_in_dim(jnp.concatenate([x_AB, jnp.zeros_like(x_AB[: WIDTH // 2])]), by, WIDTH)
 
 
 def behind(x_AB: jax.Array, by: int | jax.Array) -> jax.Array:
     """What stands `by` positions before, at most half the width; zero before the start."""
-    longer = jnp.concatenate([jnp.zeros((WIDTH // 2, *x_AB.shape[1:]), x_AB.dtype), x_AB])
-    return jax.lax.dynamic_slice_in_dim(longer, WIDTH // 2 - by, WIDTH)
+    if isinstance(by, int):
+        return jnp.concatenate([jnp.zeros_like(x_AB[:by]), x_AB[: WIDTH - by]])
+    half = WIDTH // 2
+    return jax.lax.dynamic_slice_in_dim(jnp.concatenate([jnp.zeros_like(x_AB[:half]), x_AB]), half - by, WIDTH)
 
 
 def running_sum(x_AB: jax.Array) -> jax.Array:
