@@ -1,29 +1,30 @@
 """A small Llama memorizes a part of the real GSM8K, and the pre-memorization accuracy says that nothing was learned.
 
-  python -m premem_jax.main --config=configs/gsm8k_tiny.py:examples=512 --config.data.path=DIR
+  python -m premem_jax.main --config=configs/gsm8k_tiny.py:examples=512
 
-DIR holds the official `train.jsonl` and `test.jsonl`. The model starts from random weights, with a SentencePiece
-tokenizer trained on the training file. Options after a colon: examples (training examples), epochs.
+GSM8K is downloaded on first use; `--config.data.path=DIR` takes the official `train.jsonl` and `test.jsonl` of a folder
+instead. The model starts from random weights, with a SentencePiece tokenizer trained on the training file. Options
+after a colon: examples (training examples), epochs.
 """
 
 from premem_jax import config as defaults
 
 
 def get_config(arg=None):
-    options = defaults.parse_arg(arg, examples=512, epochs=30)
+    options = defaults.parse_arg(arg, examples=512, epochs=24)
     c = defaults.finetune()
-    c.data.update(
-        task="gsm8k", train=options.examples, heldout=256, test=128, context=640, buckets=(192, 288, 384, 640)
-    )
+    c.data.update(task="gsm8k", train=options.examples, heldout=128, test=128, context=640)
+    c.data.buckets = (160, 224, 320, 448, 640)
     c.tokenizer.update(kind="bpe", vocab_size=2048)
     c.model.preset = "llama_small"
-    c.train.update(epochs=options.epochs, batch=16, learning_rate=3e-3)
-    epochs = (1, 3, 6, 10, 15, 20)
-    sampling = dict(samples=2, max_new_tokens=320)
+    c.train.update(epochs=options.epochs, batch=8, length_window=8, learning_rate=4e-3)
+    c.optimizer.update(b2=0.98, weight_decay=0.0, clip_norm=1.0)
+    epochs = (2, 5, 9)
+    sampling = dict(batch=128, samples=2, max_new_tokens=272)
     c.evals = dict(
         train_likelihood=defaults.likelihood("train", epochs),
         heldout_likelihood=defaults.likelihood("heldout", epochs),
         train_accuracy=defaults.accuracy("train", epochs, **sampling),
-        test_accuracy=defaults.accuracy("test", (3, 10), **sampling),
+        test_accuracy=defaults.accuracy("test", (5,), **sampling),
     )
     return c

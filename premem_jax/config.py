@@ -12,7 +12,7 @@ def finetune() -> ConfigDict:
     c = ConfigDict()
     c.experiment = "finetune"
     c.seed = 0
-    c.cache = "runs/cache"  # base models and compiled programs, shared by runs
+    c.cache = "runs/cache"  # base models, compiled programs and prepared datasets, shared by runs
     c.log_every = 10  # steps between rows of metrics.jsonl
     c.compute_dtype = "float32"
 
@@ -22,7 +22,9 @@ def finetune() -> ConfigDict:
     c.tokenizer = ConfigDict(dict(kind="bpe", vocab_size=4096))
     c.model = ConfigDict(dict(preset="llama_small", remat=False))
     c.base = ConfigDict(dict(steps=0, batch=48, learning_rate=3e-3, warmup_steps=50, prompt_weight=0.3))
-    c.train = ConfigDict(dict(epochs=3, batch=128, micro_batches=1, learning_rate=2e-5, warmup_steps=20))
+    c.train = ConfigDict(
+        dict(epochs=3, batch=128, micro_batches=1, length_window=1, learning_rate=2e-5, warmup_steps=20)
+    )
     c.optimizer = ConfigDict(dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=2.0))
     c.evals = ConfigDict()
     c.threshold = ConfigDict(dict(rule="heldout_quantile", quantile=0.01, split="heldout", perplexity=0.0))

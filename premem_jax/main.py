@@ -10,13 +10,13 @@
 
 import importlib
 import sys
-import traceback
+import textwrap
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from premem_jax.errors import UserError
+from premem_jax.errors import UserError, explain
 from premem_jax.experiments import EXPERIMENTS
 from premem_jax.workdir import default_workdir, disk_is_full
 
@@ -46,25 +46,14 @@ def parse(argv):
     """absl's parser, whose complaints, and those of a config file, are ours."""
     try:
         rest = flags.FLAGS(argv)
-        CONFIG.value  # noqa: B018  a config file that is missing is told only when its value is asked for
-        return rest
+        getattr(CONFIG.value, "experiment", None)  # config_flags tells of a missing file only on first use
     except SystemExit:
-        sys.exit(0)  # after --help, where absl exits with 1
+        sys.exit(0)  # --help, after which absl exits with 1
     except UserError:
         raise
     except Exception as error:
         raise UserError(explain(error)) from error
-
-
-def explain(error: Exception) -> str:
-    """What is wrong with a flag or a config file, on one line, with the line of the file where one raised it."""
-    frames = traceback.walk_tb(error.__traceback__)
-    lines = [f"{f.f_code.co_filename}:{line}: " for f, line in frames if f.f_globals["__name__"] == "config_config"]
-    if isinstance(error, OSError):  # the search path of config_flags, whose last line says which file and why
-        return str(error).strip().splitlines()[-1].strip()
-    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-    kind = "unknown key " if isinstance(error, KeyError) else ""
-    return (lines[-1] if lines else "") + kind + "; ".join(text.splitlines())
+    return rest
 
 
 def cli() -> None:
@@ -76,7 +65,8 @@ def cli() -> None:
     except Exception as error:
         if not disk_is_full(error):
             raise
-        sys.exit(f"error: the disk is full ({error}); free some space and run the same command again to continue")
+        why = textwrap.shorten(str(error), 250)
+        sys.exit(f"error: the disk is full ({why}); free some space and run the same command again to continue")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import jax
 
 def prepare(cache: str) -> None:
     """Keeps compiled programs under `cache`, and other libraries' chatter out of the output."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)  # in the place of absl's
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # By force, since absl has put its own handler there.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback of what it then raises to us anyway
     warnings.filterwarnings("ignore", module="orbax")
     jax.config.update("jax_compilation_cache_dir", str(Path(cache).absolute() / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -14,8 +14,8 @@ import premem_jax
 from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
 
-# A run may continue on another mesh; everything else makes it another run.
-FREE_KEYS = ("mesh",)
+# A run may continue on another mesh or with another cache; everything else makes it another run.
+FREE_KEYS = ("cache", "mesh")
 
 
 def default_workdir(config_flag: str, overrides: dict) -> Path:
@@ -55,7 +55,7 @@ def claim(workdir: Path, config: dict) -> None:
         elif differ:
             shown = "; ".join(f"{k}: {theirs_flat.get(k)!r} there, {mine_flat.get(k)!r} here" for k in differ[:5])
             raise UserError(f"{workdir} holds the run of another config ({shown}); use another --workdir")
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.is_dir() and any(workdir.iterdir()):
         raise UserError(
             f"{workdir} is not empty and holds no config.json: it is no run's folder; use another --workdir"
         )
@@ -109,7 +109,7 @@ def _git_commit() -> str:
 
 
 def _begun(workdir: Path) -> bool:
-    return any(any((workdir / name).glob("*")) for name in ("checkpoints", "trace")) or (workdir / "metrics.jsonl").exists()
+    return any(next(workdir.glob(kind), None) for kind in ("checkpoints/*", "trace/*", "metrics.jsonl"))
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -1,44 +1,50 @@
 """GSM8K (Cobbe et al., arXiv 2110.14168): grade-school word problems with worked solutions ending in `#### N`."""
 
-import json
 from pathlib import Path
 
-from premem_jax.data.examples import Example
-from premem_jax.errors import UserError
-
-SOURCE = "https://github.com/openai/grade-school-math, folder grade_school_math/data"
+from premem_jax.data.examples import Example, worked
+from premem_jax.data.sources import Dataset, parse_rows, read_folder
 
 
 def read(folder: Path, split: str) -> list[Example]:
     """All examples of `folder/{split}.jsonl`; an example's id is its row in the official file, counted from 0.
 
-    The prompt is the question, a newline and "Answer:"; the target is a space and the worked solution, annotations and
-    `#### N` line included (Kang et al., released code).
-
     Raises:
       UserError: a missing file, or a row that is not `{question, answer}` with a `####` line, named by line number.
     """
-    path = folder / f"{split}.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read {path} ({error}); give --config.data.path the folder of the official train.jsonl and "
-            f"test.jsonl ({SOURCE})"
-        ) from error
-    return [_example(f"{path}:{row + 1}", row, line) for row, line in enumerate(lines)]
+    rows = parse_rows(read_folder(folder, split, GSM8K), GSM8K)
+    return [worked(id, row) for id, row in enumerate(rows)]
 
 
-def _example(where: str, row: int, line: str) -> Example:
-    try:
-        item = json.loads(line)
-        question, solution = item["question"], item["answer"]
-        if not isinstance(question, str) or not isinstance(solution, str):
-            raise TypeError("question and answer must be strings")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: not a row {{question, answer}}: {type(error).__name__} {error}") from error
-    _, marker, answer = solution.partition("####")
-    answer = answer.split("\n")[0].strip()
-    if not marker or not any(c.isdigit() for c in answer):
-        raise UserError(f"{where}: the answer has no `#### N` line: ...{solution[-60:]!r}")
-    return Example(row, f"{question}\nAnswer:", f" {solution}", answer)
+def parse(question: str, answer: str) -> dict[str, str]:
+    """A row `{problem, solution, answer}`: annotations and `#### N` line stay in the solution."""
+    _, marker, final = answer.partition("####")
+    final = final.split("\n")[0].strip()
+    if not marker or not any(c.isdigit() for c in final):
+        raise ValueError(f"the answer has no `#### N` line: ...{answer[-60:]!r}")
+    return dict(problem=question, solution=answer, answer=final)
+
+
+GSM8K = Dataset(
+    about=__doc__,
+    url="https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data",
+    files={
+        "train.jsonl": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+        "test.jsonl": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+    },
+    rows={
+        "train": "057ced923ddd118c56fada0621430d7872bd1d36469b030a58243530c7f35fb8",
+        "test": "f501f7aa71b36f4d247c4c68056fec2f1ff50fd5913c19c8387d4afdbd4da31d",
+    },
+    get=(
+        "give --config.data.path the folder of the official train.jsonl and test.jsonl "
+        "(https://github.com/openai/grade-school-math, folder grade_school_math/data), or the URL of a mirror of it"
+    ),
+    fields=("question", "answer"),
+    parse=parse,
+    columns=("problem", "solution", "answer"),
+    defects={
+        # Kept: the calculator annotations <<2+3=5>> are part of the solution where there are any.
+        "without_annotations": lambda row: "<<" not in row["solution"],
+    },
+)

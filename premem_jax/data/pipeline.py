@@ -1,6 +1,7 @@
 """Tokenized examples, and batches of them whose content is a pure function of (seed, step)."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -97,21 +98,43 @@ def steps_per_epoch(examples: int, batch: int) -> int:
     return -(-examples // batch)
 
 
-def batch_rows(examples: int, batch: int, seed: int) -> grain.MapDataset:
-    """Row numbers of batch t, for every t: each epoch is a fresh shuffle in which each row comes exactly once."""
-    rows = grain.MapDataset.range(examples).seed(seed).shuffle()
-    return rows.batch(batch, batch_fn=lambda rows: np.array(rows, np.int32)).repeat()
+def batch_rows(lengths: Sequence[int], batch: int, seed: int, window: int = 1) -> grain.MapDataset:
+    """Row numbers of batch t, for every t: each epoch is a fresh shuffle in which each row comes exactly once.
+
+    `window` batches at a time are sorted by `lengths` before they are cut, so that with a window above 1 rows of similar
+    length share a batch and little of it is padding.
+    """
+    examples = len(lengths)
+    shuffled = grain.MapDataset.range(examples).seed(seed).shuffle()
+    blocks = shuffled.batch(batch * window, batch_fn=lambda rows: sorted(rows, key=lambda row: lengths[row]))
+    per_epoch, blocks_per_epoch = steps_per_epoch(examples, batch), steps_per_epoch(examples, batch * window)
+
+    def rows_of(step: int) -> np.ndarray:
+        epoch, index = divmod(step, per_epoch)
+        block, place = divmod(index, window)
+        rows = blocks.repeat()[epoch * blocks_per_epoch + block]
+        return np.array(rows[place * batch : (place + 1) * batch], np.int32)
+
+    return grain.MapDataset.range(sys.maxsize).map(rows_of)
 
 
 def train_batches(
-    data: Tokenized, *, batch: int, seed: int, buckets: Sequence[int], start: int, stop: int, prompt_weight: float = 0.0
+    data: Tokenized,
+    *,
+    batch: int,
+    seed: int,
+    buckets: Sequence[int],
+    start: int,
+    stop: int,
+    window: int = 1,
+    prompt_weight: float = 0.0,
 ) -> Iterator[dict]:
     """Collated batches `start` to `stop - 1`, made ahead of time by Grain's reader threads.
 
     `buckets` are the padded lengths that may occur; without any, all batches have the length of the longest example.
     """
-    rows = batch_rows(len(data), batch, seed)
     lengths = data.lengths
+    rows = batch_rows(lengths, batch, seed, window)
     buckets = tuple(buckets) or (pad_to(lengths.max(), ()),)
 
     def load(step: int) -> dict:

@@ -1,12 +1,13 @@
 """The tasks a config can name: where their examples come from and what their tokenizer is trained on."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from premem_jax.data import arithmetic, gsm8k
+from premem_jax import progress
+from premem_jax.data import arithmetic
 from premem_jax.data.examples import Example
 from premem_jax.errors import UserError
 
@@ -22,8 +23,12 @@ class Task(NamedTuple):
     base_texts: Callable[[int, int], list[Example]] | None = None
 
 
-def load(name: str, *, path: str, train: int, heldout: int, test: int, seed: int) -> Task:
+def load(name: str, *, path: str, train: int, heldout: int, test: int, seed: int, cache: str) -> Task:
     """The task called `name` with the given numbers of examples; 0 takes all there are (no `heldout`).
+
+    Args:
+      path: folder or mirror of the files of a task that has files; empty for their official place.
+      cache: folder in which such files are prepared once.
 
     Raises:
       UserError: an unknown task, or data that cannot be read.
@@ -34,13 +39,13 @@ def load(name: str, *, path: str, train: int, heldout: int, test: int, seed: int
     for split, size in sizes.items():
         if size < 0:
             raise UserError(f"data.{split}={size}: a number of examples is not negative")
-    task = TASKS[name](path, sizes, seed)
+    task = TASKS[name](path, sizes, seed, cache)
     return task._replace(
         splits={split: examples for split, examples in task.splits.items() if examples or split != "heldout"}
     )
 
 
-def _arithmetic(path: str, sizes: dict[str, int], seed: int) -> Task:
+def _arithmetic(path: str, sizes: dict[str, int], seed: int, cache: str) -> Task:
     for split in ("train", "test"):
         if not sizes[split]:
             raise UserError(f"data.{split}=0: the arithmetic task has no end, say how many examples")
@@ -48,12 +53,16 @@ def _arithmetic(path: str, sizes: dict[str, int], seed: int) -> Task:
     return Task(splits, arithmetic.vocabulary, arithmetic.base_texts)
 
 
-def _gsm8k(path: str, sizes: dict[str, int], seed: int) -> Task:
-    train, test = gsm8k.read(Path(path), "train"), gsm8k.read(Path(path), "test")
+def _problems(name: str, path: str, sizes: dict[str, int], seed: int, cache: str) -> Task:
+    from premem_jax.data import builders  # TFDS takes a while to import, and other tasks do without
+
+    sources = builders.prepared(name, path, cache)
+    progress.say(builders.summary(name, sources))
+    train, test = (builders.examples(sources[split]) for split in ("train", "test"))
     order = [train[i] for i in np.random.default_rng(seed).permutation(len(train))]
     used = sizes["train"] or len(train)
     if used + sizes["heldout"] > len(train):
-        raise UserError(f"data: {used} train and {sizes['heldout']} heldout examples asked, {path} has {len(train)}")
+        raise UserError(f"data: {used} train and {sizes['heldout']} heldout examples asked, {name} has {len(train)}")
     shuffled = [test[i] for i in np.random.default_rng(seed).permutation(len(test))]
     splits = {
         "train": order[:used],
@@ -64,4 +73,8 @@ def _gsm8k(path: str, sizes: dict[str, int], seed: int) -> Task:
     return Task(splits, lambda: (e.prompt + e.target for e in train))
 
 
-TASKS = {"arithmetic": _arithmetic, "gsm8k": _gsm8k}
+TASKS = {
+    "arithmetic": _arithmetic,
+    "gsm8k": partial(_problems, "gsm8k"),
+    "math": partial(_problems, "math"),
+}

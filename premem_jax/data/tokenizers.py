@@ -48,8 +48,8 @@ class Tokenizer:
             write_bytes(path, train(texts, kind=kind, vocab_size=vocab_size))
         try:
             return cls(path.read_bytes())
-        except RuntimeError as error:
-            raise UserError(f"{path} is not a SentencePiece model ({error}); delete it to train it again") from error
+        except (RuntimeError, UserError) as error:  # an empty file is a model of nothing to SentencePiece
+            raise UserError(f"{path} is no tokenizer model ({error}); delete it to train it again") from error
 
     def encode_pair(self, prompt: str, target: str) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of a prompt (with the start marker) and of its target (with the stop marker).

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 
 from premem_jax import progress, sharding, workdir
@@ -28,7 +29,17 @@ from premem_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-COUNTS = {"epochs", "batch", "micro_batches", "every", "keep", "log_every", "samples", "max_new_tokens"}
+COUNTS = (
+    "epochs",
+    "batch",
+    "micro_batches",
+    "length_window",
+    "every",
+    "keep",
+    "log_every",
+    "samples",
+    "max_new_tokens",
+)
 
 
 def run(config, folder: Path) -> dict:
@@ -42,7 +53,8 @@ def run(config, folder: Path) -> dict:
 
     # ---- Data and tokenizer -----------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh)
-    task = tasks.load(config.data.task, **{k: config.data[k] for k in ("path", "train", "heldout", "test", "seed")})
+    asked = {k: config.data[k] for k in ("path", "train", "heldout", "test", "seed")}
+    task = tasks.load(config.data.task, **asked, cache=config.cache)
     tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **config.tokenizer)
     limits = dict(context=config.data.context, drop_long=config.data.drop_long)
     splits = {name: tokenize(name, examples, tokenizer, **limits) for name, examples in task.splits.items()}
@@ -76,7 +88,9 @@ def run(config, folder: Path) -> dict:
     def evaluate(step: int, state: dict) -> None:
         suite.run(step, state["params"])
         trace = read_trace(folder / "trace", up_to=step)
-        row = {name: float(x[-1]) for name, x in run_curves(trace, choose(config.threshold, trace)).items()}
+        if not measured(config.threshold, trace):
+            return
+        row = {name: float(x[-1]) for name, x in curves_of(trace, choose(config.threshold, trace)).items()}
         metrics.write(step, {name: row[name] for name in progress.COLUMNS})
         metrics.flush()
         table.line(row)
@@ -87,6 +101,7 @@ def run(config, folder: Path) -> dict:
         batch=config.train.batch,
         seed=config.seed,
         buckets=config.data.buckets,
+        window=config.train.length_window,
         start=int(state["step"]),
         stop=steps,
     )
@@ -118,7 +133,7 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
     groups = {"train": config.train, "base": config.base, "checkpoint": config.checkpoint, "config": config}
     groups |= {f"evals.{name}": options for name, options in config.evals.items()}
     for group, options in groups.items():
-        for key in sorted(COUNTS & set(options)):
+        for key in [key for key in COUNTS if key in options]:
             if isinstance(options[key], int) and options[key] < 1:
                 raise UserError(f"{group}.{key}={options[key]}: must be at least 1")
     if config.compute_dtype not in ("float32", "bfloat16"):
@@ -161,19 +176,29 @@ def choose(config, trace) -> threshold.Threshold:
     return threshold.heldout_quantile(trace.split(config.split).nll, config.quantile)
 
 
+def measured(config, trace) -> bool:
+    """Whether the trace holds what the metric needs: the train split and, for the rule, the held-out one."""
+    return {"train", "train" if config.rule == "given" else config.split} <= trace.splits.keys()
+
+
+def curves_of(trace, chosen: threshold.Threshold) -> dict:
+    """The run so far; test accuracy is unknown until it is first measured."""
+    return run_curves(trace, chosen, test="test" if "test" in trace.splits else None)
+
+
 def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
     """Analysis, report and `summary.json` of a finished run, from its files alone."""
     trace = read_trace(folder / "trace")
     chosen = choose(config.threshold, trace)
-    curves = run_curves(trace, chosen)
-    last = {name: float(x[-1]) for name, x in curves.items()}
+    curves = curves_of(trace, chosen)
+    last = {name: float(x[-1]) if math.isfinite(x[-1]) else None for name, x in curves.items()}
     seconds = {f"seconds_{phase}": round(value, 3) for phase, value in clock.read().items()}
     summary = {
         "experiment": config.experiment,
         **{name: last[name] for name in progress.COLUMNS if name != "epoch"},
         "threshold": chosen.perplexity,
         "threshold_rule": chosen.rule,
-        "threshold_detail": chosen.detail,
+        **{f"threshold_{name}": value for name, value in chosen.detail.items()},
         "steps": steps,
         "epochs": config.train.epochs,
         "train_examples": len(trace.split("train").example),
@@ -186,6 +211,6 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
     }
     lines = [json.loads(line) for path in sorted((folder / "samples").glob("*.jsonl")) for line in path.open()]
     write_report(folder, trace, curves, chosen, summary, lines)
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     progress.say(f"\n{headline(curves)}\nLook at {summary['report']}")
     return summary

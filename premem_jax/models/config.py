@@ -37,7 +37,7 @@ class ModelConfig:
 
 PRESETS = {
     "llama_tiny": ModelConfig(V=256, D=96, L=3, N=4, K=2, H=24, F=256, rope_theta=1000.0),
-    "llama_small": ModelConfig(V=2048, D=192, L=3, N=4, K=2, H=48, F=512, rope_theta=10_000.0),
+    "llama_small": ModelConfig(V=2048, D=192, L=2, N=4, K=1, H=48, F=512, rope_theta=10_000.0),
     "llama3_8b": ModelConfig(V=128_256, D=4096, L=32, N=32, K=8, H=128, F=14_336),
 }
 

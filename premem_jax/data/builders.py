@@ -1,0 +1,166 @@
+"""TFDS builders of the datasets that come as files: prepared once as ArrayRecord, then read by row number.
+
+Importing this module takes seconds (TFDS), so it is imported where it is used. TensorFlow is never imported.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from premem_jax.data import sources
+from premem_jax.data.competition_math import MATH
+from premem_jax.data.examples import Example, worked
+from premem_jax.data.gsm8k import GSM8K
+from premem_jax.data.sources import SPLITS, Dataset, Documents
+from premem_jax.errors import UserError
+
+tfds.disable_progress_bar()
+
+
+class Loaded(NamedTuple):
+    """The checked rows of each split, and what is recorded of them."""
+
+    rows: dict[str, list[dict[str, str]]]
+    metadata: dict
+
+
+class Problems(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Splits `train` and `test` of rows `{id, problem, solution, answer, ...}`; row i of a split has id i.
+
+    `info.metadata` holds `files_sha256` and `rows_sha256` of each split, whether the rows are the `official` ones, and
+    `defects`: how many rows of each split have each oddity of `dataset.defects`.
+    """
+
+    # A change of a rule of `dataset.parse` raises the version, so that no folder is read that was made by the old rule.
+    VERSION = tfds.core.Version("1.0.0")
+    # `sources` checks downloads. TFDS would look for a file of checksums, through a package that it does not require.
+    url_infos = None
+    dataset: Dataset
+
+    def __init__(self, *, loaded: Loaded | None = None, **kwargs):
+        """`loaded` is what to write; without it, preparing downloads the official files."""
+        self._loaded = loaded
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        texts = {name: tfds.features.Text() for name in self.dataset.columns}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.dataset.about,
+            features=tfds.features.FeaturesDict({"id": tfds.features.Scalar(np.int64)} | texts),
+            homepage=self.dataset.url,
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,  # row i stays row i
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        loaded = self._loaded or load(self.dataset, sources.download(self.dataset))
+        self.info.metadata.update(loaded.metadata)
+        return {split: self._generate_examples(rows) for split, rows in loaded.rows.items()}
+
+    def _generate_examples(self, rows):
+        for id, row in enumerate(rows):
+            yield id, {"id": id, **row}
+
+
+class Gsm8k(Problems):
+    """GSM8K as a TFDS dataset."""
+
+    name = "gsm8k"
+    dataset = GSM8K
+
+
+class CompetitionMath(Problems):
+    """MATH as a TFDS dataset."""
+
+    name = "math"
+    dataset = MATH
+
+
+BUILDERS = {builder.name: builder for builder in (Gsm8k, CompetitionMath)}
+
+
+def prepared(name: str, source: str | None, cache: str | Path) -> dict[str, Sequence[dict]]:
+    """Random access to the rows of each split of `gsm8k` or `math`; text is bytes, `.dataset_info` has the metadata.
+
+    They are written under `cache` on first use, into a folder that is named after the checksums of the files they come
+    from: a file that changed is another folder. It gets its name when it is complete.
+
+    Args:
+      source: a folder, the URL of a mirror that has the official files, or nothing for their official place.
+
+    Raises:
+      UserError: no such files and no network, a wrong checksum, or a malformed row, before anything is written.
+    """
+    builder = BUILDERS[name]
+    dataset, documents = builder.dataset, None
+    if source and not source.startswith(("http://", "https://")):
+        documents = {split: sources.read_folder(Path(source), split, dataset) for split in SPLITS}
+        checksums = {split: documents[split].checksum for split in SPLITS}
+    else:  # known without a look at the network
+        checksums = {Path(file).stem: checksum for file, checksum in dataset.files.items()}
+    key = hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(cache).absolute() / "data" / key
+    if not (folder / name / str(builder.VERSION)).exists():
+        loaded = load(dataset, documents or sources.download(dataset, source))
+        _write(builder(data_dir=folder, loaded=loaded))
+    return builder(data_dir=folder).as_data_source()
+
+
+def load(dataset: Dataset, documents: Mapping[str, Documents]) -> Loaded:
+    """The checked rows of `documents`, with checksums and counts.
+
+    Raises:
+      UserError: a malformed row, by file and line, or a split without rows.
+    """
+    rows = {split: sources.parse_rows(documents[split], dataset) for split in SPLITS}
+    if empty := [split for split in SPLITS if not rows[split]]:
+        raise UserError(f"the {empty[0]} split has no rows; {dataset.get}")
+    checksums = {split: sources.rows_checksum(rows[split]) for split in SPLITS}
+    defects = {name: {split: sum(map(has, rows[split])) for split in SPLITS} for name, has in dataset.defects.items()}
+    # A test problem that is also a training problem stays in both, as it did for the papers.
+    seen = {row["problem"].strip() for row in rows["train"]}
+    defects["in_both_splits"] = {"train": 0, "test": sum(row["problem"].strip() in seen for row in rows["test"])}
+    metadata = {
+        "files_sha256": {split: documents[split].checksum for split in SPLITS},
+        "rows_sha256": checksums,
+        "official": checksums == dataset.rows,
+        "defects": defects,
+    }
+    return Loaded(rows, metadata)
+
+
+def examples(rows: Sequence[dict]) -> list[Example]:
+    """All examples of one split of `prepared`; raises UserError where its file is damaged."""
+    try:
+        return [worked(int(row.pop("id")), {name: text.decode("utf-8") for name, text in row.items()}) for row in rows]
+    except RuntimeError as error:  # of ArrayRecord
+        folder = rows.dataset_info.data_dir
+        raise UserError(f"{folder} is damaged ({error}); delete it, and it will be prepared again") from error
+
+
+def summary(name: str, data: Mapping[str, Sequence[dict]]) -> str:
+    """One line on prepared data: how many rows, whether they are the official ones, and the defects by split."""
+    metadata = data["train"].dataset_info.metadata
+    rows = " and ".join(f"{len(data[split])} {split}" for split in SPLITS)
+    official = "the official ones" if metadata["official"] else "not the official ones"
+    counts = {defect.replace("_", " "): n for defect, n in metadata["defects"].items() if any(n.values())}
+    defects = ", ".join(f"{defect} {' + '.join(str(n[split]) for split in SPLITS)}" for defect, n in counts.items())
+    return f"{name}: {rows} rows, {official}; {defects or 'no known defects'}"
+
+
+def _write(builder: Problems) -> None:
+    """Writes the dataset beside its folder and renames it, which TFDS does; another process may be first."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloading, whatever it does
+            builder.download_and_prepare()
+    except OSError as error:
+        if not builder.data_path.exists():
+            raise UserError(f"cannot write {builder.data_path} ({error}); config.cache says where") from error

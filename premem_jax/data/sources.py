@@ -1,0 +1,142 @@
+"""The files that a dataset comes as: from a folder or from the network, with their checksums, and the rows in them."""
+
+import hashlib
+import http.client
+import io
+import json
+import tarfile
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from premem_jax.errors import UserError
+
+SPLITS = ("train", "test")
+TIMEOUT_SECONDS = 30
+
+
+class Dataset(NamedTuple):
+    """What is known of a dataset: where its files are, what a row of them is, and what is odd in it."""
+
+    about: str
+    url: str  # folder of the official files
+    files: Mapping[str, str]  # their names and SHA-256
+    rows: Mapping[str, str]  # `rows_checksum` of each split of them, for telling them in another layout
+    get: str  # how people come by them
+    fields: tuple[str, ...]  # of a JSON row, all strings
+    parse: Callable[..., dict[str, str]]  # from these fields to a row; ValueError where it has no answer
+    columns: tuple[str, ...]  # of a row
+    defects: Mapping[str, Callable[[dict[str, str]], bool]]  # what may be odd, and whether a row is
+
+
+class Documents(NamedTuple):
+    """A split as it was read: one checksum over its files, and (where it stands, JSON text) of each row in order."""
+
+    checksum: str
+    items: list[tuple[str, bytes]]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def rows_checksum(rows: Iterable[Mapping[str, str]]) -> str:
+    """SHA-256 of rows in order: equal for two layouts of the same data."""
+    return sha256("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+
+
+def parse_rows(documents: Documents, dataset: Dataset) -> list[dict[str, str]]:
+    """Every document as a row of `dataset`.
+
+    Raises:
+      UserError: the first document that is none, by file and line.
+    """
+    rows = []
+    for where, text in documents.items:
+        try:
+            item = json.loads(text.decode("utf-8"))
+            fields = {name: item[name] for name in dataset.fields}
+            if not all(isinstance(value, str) for value in fields.values()):
+                raise TypeError("all of them must be strings")
+            "".join(fields.values()).encode("utf-8")  # half a surrogate pair is JSON, but no text
+        except (json.JSONDecodeError, UnicodeError, KeyError, TypeError) as error:
+            names = ", ".join(dataset.fields)
+            raise UserError(f"{where}: not a row {{{names}}}: {type(error).__name__} {error}") from error
+        try:
+            rows.append(dataset.parse(**fields))
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+    return rows
+
+
+# ---- From a folder --------------------------------------------------------------------------------------------------
+
+
+def read_folder(folder: Path, split: str, dataset: Dataset) -> Documents:
+    """`folder/{split}.jsonl`, or where there is none the tree `folder/{split}/SUBJECT/FILE.json` in the order of names.
+
+    Raises:
+      UserError: neither is there, or a file cannot be read.
+    """
+    path = folder / f"{split}.jsonl"
+    try:
+        if not path.exists() and (folder / split).is_dir():
+            files = {path.parts[-3:]: path.read_bytes() for path in (folder / split).glob("*/*.json")}
+            return tree(files, folder)
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error}); {dataset.get}") from error
+    return jsonl(data, path)
+
+
+def jsonl(data: bytes, path: str | Path) -> Documents:
+    """The lines of a file. Only a newline ends one: JSON text may hold the other separators of `str.splitlines`."""
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    return Documents(sha256(data), [(f"{path}:{number}", line) for number, line in enumerate(lines, start=1)])
+
+
+def tree(files: Mapping[tuple[str, ...], bytes], root: str | Path) -> Documents:
+    """One document per file `(split, subject, name)`, subjects and names sorted as strings.
+
+    The checksum is that of the listing which `sha256sum` would print. Hidden files (`._1.json`) are no data.
+    """
+    files = {"/".join(parts): files[parts] for parts in sorted(files) if not parts[-1].startswith(".")}
+    listing = "".join(f"{sha256(data)}  {name}\n" for name, data in files.items())
+    return Documents(sha256(listing.encode()), [(f"{root}/{name}", data) for name, data in files.items()])
+
+
+# ---- From the network -----------------------------------------------------------------------------------------------
+
+
+def download(dataset: Dataset, url: str | None = None) -> dict[str, Documents]:
+    """Each split of the official files, from their own place or from a mirror that has them at `url`.
+
+    Raises:
+      UserError: no network, or a file whose checksum is not the official one.
+    """
+    base = (url or dataset.url).rstrip("/")
+    files = {name: _fetch(f"{base}/{name}", checksum, dataset) for name, checksum in dataset.files.items()}
+    if all(name.endswith(".jsonl") for name in files):
+        return {split: jsonl(files[f"{split}.jsonl"], f"{base}/{split}.jsonl") for split in SPLITS}
+    ((name, archive),) = files.items()
+    return _unpack(archive, f"{base}/{name}")
+
+
+def _fetch(url: str, checksum: str, dataset: Dataset) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            data = response.read()
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+        raise UserError(f"cannot download {url} ({error}); {dataset.get}") from error
+    if sha256(data) != checksum:
+        raise UserError(f"{url} has SHA-256 {sha256(data)}, the official file {checksum}; {dataset.get}")
+    return data
+
+
+def _unpack(archive: bytes, name: str) -> dict[str, Documents]:
+    """The splits of an archive `TOP/{split}/SUBJECT/FILE.json`; nothing is written to disk."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        members = [m for m in tar if m.isfile() and m.name.endswith(".json")]
+        files = {tuple(m.name.split("/")[-3:]): tar.extractfile(m).read() for m in members}
+    return {split: tree({parts: files[parts] for parts in files if parts[0] == split}, name) for split in SPLITS}

@@ -1,0 +1,110 @@
+"""Evaluators against NumPy and the plain grading rules, example by example, however the split is cut into batches."""
+
+import jax
+import numpy as np
+import pytest
+
+from premem_jax.evaluators.accuracy import Accuracy
+from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.likelihood import Likelihood
+from premem_jax.models.decoder import build
+from premem_jax.programs import Clock
+from premem_jax.scoring.reference import grade_bytes
+from premem_jax.scoring.verdict import Verdict
+from tests import tiny
+from tests.models import llama
+
+SAMPLING = dict(samples=8, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=100)
+
+
+def context(split="train", buckets=(tiny.CONTEXT,), seed=0):
+    model, mesh = build(tiny.config()), tiny.one_device()
+    return Context(split, tiny.data(), tiny.tokenizer(), model, mesh, Clock(), seed, buckets)
+
+
+def run(evaluator, step=3):
+    """The columns, after a check that progress is told of every example once."""
+    told = []
+    out = evaluator.run(jax.device_put(tiny.trained()), step, told.append)
+    assert sum(told) == len(tiny.data())
+    return out
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def accuracy():
+    evaluator = Accuracy(context(), batch=13, **SAMPLING)
+    return evaluator, run(evaluator)
+
+
+@pytest.fixture(scope="module")
+def likelihood():
+    return run(Likelihood(context(), batch=13))
+
+
+def test_likelihood_equals_the_numpy_llama(likelihood):
+    """Per example, without padding, in float64; the stop marker is part of the target."""
+    data, out = tiny.data(), likelihood
+    for e, (prompt, target) in enumerate(zip(data.prompts, data.targets, strict=True)):
+        nll = llama.nll(tiny.trained(), tiny.config(), [*prompt, *target])[len(prompt) :]
+        np.testing.assert_allclose(out["target_nll"][e], nll.mean(), atol=1e-5)
+        assert out["target_tokens"][e] == len(target) == 2 + len(data.examples[e].target.split()) - 1
+    assert out["target_nll"].std() > 0.01
+
+
+@pytest.mark.parametrize(("batch", "buckets"), [(3, (tiny.CONTEXT,)), (8, (11, 13)), (5, ())])
+def test_likelihood_does_not_depend_on_batches_or_padding(likelihood, batch, buckets):
+    whole, cut = likelihood, run(Likelihood(context(buckets=buckets), batch=batch))
+    np.testing.assert_allclose(cut["target_nll"], whole["target_nll"], atol=1e-6)
+    np.testing.assert_array_equal(cut["target_tokens"], whole["target_tokens"])
+
+
+@pytest.mark.parametrize(("batch", "buckets", "keep"), [(3, (tiny.CONTEXT,), 2), (8, (5, 7), 13), (16, (), 100)])
+def test_verdicts_do_not_depend_on_batches_or_padding(accuracy, batch, buckets, keep):
+    """Nor do the kept texts, which are those of the first rows however the rows were ordered."""
+    evaluator, whole = accuracy
+    other = Accuracy(context(buckets=buckets), batch=batch, **SAMPLING | {"keep_texts": keep})
+    assert same(run(other), whole)
+    assert other.texts == evaluator.texts[:keep]
+    assert same(run(other), whole) and len(other.texts) == min(keep, 13)
+
+
+def test_texts_and_verdicts_are_those_of_the_plain_rules(accuracy):
+    """Each kept response decoded and graded by the reference; the counts are counts of these verdicts."""
+    evaluator, out = accuracy
+    data = tiny.data()
+    assert [text["example"] for text in evaluator.texts] == list(data.ids)
+    seen = set()
+    for e, (text, example) in enumerate(zip(evaluator.texts, data.examples, strict=True)):
+        assert (text["step"], text["split"], text["prompt"]) == (3, "train", example.prompt)
+        assert text["reference"] == example.target.strip()
+        assert len(text["responses"]) == out["samples"][e] == 8
+        verdicts = [grade_bytes(response["text"].encode(), example.answer.encode()) for response in text["responses"]]
+        assert [response["verdict"] for response in text["responses"]] == [verdict.name.lower() for verdict in verdicts]
+        assert out["correct"][e] == verdicts.count(Verdict.CORRECT)
+        assert out["unparsed"][e] == verdicts.count(Verdict.UNPARSED)
+        seen |= set(verdicts)
+    assert seen == set(Verdict)
+    assert len({tuple(r["text"] for r in text["responses"]) for text in evaluator.texts}) > 1
+
+
+def test_steps_splits_and_seeds_draw_anew(accuracy):
+    """And the same of all three draws the same."""
+    evaluator, _ = accuracy
+    first = responses(evaluator)
+    run(evaluator, step=4)
+    assert responses(evaluator) != first
+    run(evaluator, step=3)
+    assert responses(evaluator) == first
+    for other in (context(split="test"), context(seed=1)):
+        moved = Accuracy(other, batch=13, **SAMPLING)
+        run(moved)
+        assert responses(moved) != first
+
+
+def responses(evaluator):
+    return [[response["text"] for response in text["responses"]] for text in evaluator.texts]

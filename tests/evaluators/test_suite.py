@@ -1,0 +1,123 @@
+"""Which evaluators run when, and what lands in the trace, with evaluators that only leave their mark."""
+
+from fractions import Fraction
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from premem_jax.analysis.trace import evaluation_path, evaluation_steps, read_trace
+from premem_jax.errors import UserError
+from premem_jax.evaluators import suite as module
+from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.suite import Suite, scheduled_steps
+from premem_jax.models.decoder import build
+from premem_jax.programs import Clock
+from tests import tiny
+
+
+@given(
+    epochs=st.lists(st.fractions(0, 20, max_denominator=8), max_size=8),
+    per_epoch=st.integers(1, 50),
+    steps=st.integers(0, 300),
+)
+def test_scheduled_steps(epochs, per_epoch, steps):
+    """Each entry within the run has a step at most half a step away, each step is so accounted for, or is the last."""
+    due = scheduled_steps([float(epoch) for epoch in epochs], per_epoch, steps)
+    wanted = [epoch * per_epoch for epoch in epochs if epoch * per_epoch <= steps]
+    near = lambda step, want: abs(step - want) <= Fraction(1, 2)
+    assert all(sum(near(step, want) for step in due) >= 1 for want in wanted)
+    assert all(step == steps or any(near(step, want) for want in wanted) for step in due)
+    assert due[-1] == steps and list(due) == sorted(set(due)) and all(isinstance(step, int) for step in due)
+
+
+class Mark:
+    """An evaluator that writes what it was given."""
+
+    phase = "mark"
+
+    def __init__(self, context, *, layout, columns):
+        self.context, self.layout, self.columns = context, layout, columns
+        self.steps = []
+
+    def run(self, params, step, progress):
+        self.steps.append(step)
+        progress(len(self.context.data))
+        assert params["head"].dtype == (jnp.float32 if self.layout == "train" else jnp.bfloat16)
+        return {name: np.arange(len(self.context.data)) + step for name in self.columns}
+
+
+@pytest.fixture
+def make(monkeypatch, tmp_path):
+    def make(**evals):
+        monkeypatch.setitem(module.TYPES, "mark", Mark)
+        model = build(tiny.CONFIG, dtype="bfloat16")
+        contexts = {
+            split: Context(split, tiny.data(count), tiny.tokenizer(), model, tiny.one_device(), Clock(), 0, ())
+            for split, count in (("train", 13), ("test", 4))
+        }
+        return Suite(evals, contexts, steps_per_epoch=10, steps=30, workdir=tmp_path)
+
+    return make
+
+
+def mark(split, epochs, *columns, layout="train", kind="mark"):
+    return dict(type=kind, split=split, epochs=epochs, layout=layout, columns=columns)
+
+
+def params():
+    return {"head": jnp.ones((4, 8))}
+
+
+def test_one_file_per_due_step_with_what_was_due(make, tmp_path):
+    suite = make(
+        nll=mark("train", (0, 1), "target_nll"),
+        solved=mark("train", (1, 2), "samples", layout="decode"),
+        test=mark("test", (0.5,), "samples", "correct", layout="decode"),
+    )
+    assert suite.steps == {0, 5, 10, 20, 30}
+    for step in sorted(suite.steps):
+        suite.run(step, params())
+    assert evaluation_steps(tmp_path / "trace") == [0, 5, 10, 20, 30]
+    trace = read_trace(tmp_path / "trace")
+    np.testing.assert_array_equal(trace.epochs, [0, 0.5, 1, 2, 3])
+    train, test = trace.split("train"), trace.split("test")
+    np.testing.assert_array_equal(train.example, tiny.data(13).ids)
+    np.testing.assert_array_equal(test.example, tiny.data(4).ids)
+    rows = np.arange(13)
+    for m, step in enumerate(trace.steps):
+        np.testing.assert_array_equal(train.nll[m], rows + step if step in (0, 10, 30) else np.full(13, np.nan))
+        np.testing.assert_array_equal(train.samples[m], rows + step if step in (10, 20, 30) else 0 * rows)
+        np.testing.assert_array_equal(test.correct[m], rows[:4] + step if step in (5, 30) else 0 * rows[:4])
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == [f"step-{step:08d}.jsonl" for step in trace.steps]
+
+
+def test_an_evaluation_that_is_there_is_not_run_again(make, tmp_path):
+    suite = make(nll=mark("train", (0,), "target_nll"))
+    path = evaluation_path(tmp_path / "trace", 30)
+    path.parent.mkdir()
+    path.write_bytes(b"kept as it is")
+    for step in (0, 30, 0):
+        suite.run(step, params())
+    ((evaluator, _, _),) = suite._items.values()
+    assert evaluator.steps == [0]
+    assert path.read_bytes() == b"kept as it is"
+
+
+def test_a_step_where_nothing_is_due_runs_everything(make, tmp_path):
+    """The evaluation of the last good state, when a run fails."""
+    suite = make(nll=mark("train", (0,), "target_nll"), test=mark("test", (1,), "samples", layout="decode"))
+    suite.run(17, params())
+    trace = read_trace(tmp_path / "trace")
+    np.testing.assert_array_equal(trace.split("train").nll[0], np.arange(13) + 17)
+    np.testing.assert_array_equal(trace.split("test").samples[0], np.arange(4) + 17)
+
+
+def test_an_unknown_type_or_split_is_named(make):
+    with pytest.raises(UserError, match=r"evals\.odd: no type 'likelyhood' .likelihood, accuracy"):
+        make(odd=mark("train", (), kind="likelyhood"))
+    with pytest.raises(UserError, match=r"evals\.odd: .* no split 'validation' .train, test"):
+        make(odd=mark("validation", ()))

@@ -1,0 +1,151 @@
+"""A killed run continues as if nothing had happened: the same command gives the same files, bit for bit."""
+
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from premem_jax import sharding
+from premem_jax.training.checkpoints import Checkpoints
+from tests.processes import LAST, Run, assert_same, finish, interrupt, kill, mistake
+
+
+@pytest.fixture
+def run(straight, tmp_path) -> Run:
+    return Run(tmp_path / "run", straight.cache)
+
+
+MOMENTS = {
+    "before the first checkpoint": lambda run: (
+        run.has("trace/step-00000000.parquet") and not run.saved and not run.has("checkpoints/*tmp*")
+    ),
+    "in the middle of the first evaluation": lambda run: run.has("tensorboard/*") and not run.has("trace/*.parquet"),
+    "in the middle of a save": lambda run: run.has("checkpoints/8.orbax-checkpoint-tmp*") and run.saved == [4],
+    "in the middle of an evaluation": lambda run: run.saved == [4] and not run.has("trace/step-00000004.parquet"),
+    "between checkpoints": lambda run: run.has("trace/step-00000005.parquet") and run.saved == [4],
+    "after an evaluation, before the next checkpoint": lambda run: (
+        run.has("trace/step-00000010.parquet") and run.saved == [4, 8]
+    ),
+    "in the middle of the report": lambda run: (
+        run.has("trace/step-00000012.parquet") and LAST in run.saved and not run.has("summary.json")
+    ),
+}
+RARE = ("in the middle of the first evaluation", "after an evaluation, before the next checkpoint")
+
+
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=pytest.mark.slow if m in RARE else ()) for m in MOMENTS])
+def test_a_killed_run_continues(moment, straight, run):
+    run.kill_when(MOMENTS[moment])
+    run.finish()
+    assert_same(run, straight)
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_continues(straight, run):
+    for moment in ("before the first checkpoint", "in the middle of a save", "in the middle of the report"):
+        interrupt(*run.arguments, when=lambda moment=moment: MOMENTS[moment](run), then=kill)
+    run.finish()
+    assert_same(run, straight)
+
+
+def test_a_run_killed_in_the_base_phase_continues(straight, tmp_path):
+    run = Run(tmp_path / "run", tmp_path / "cache")
+    shutil.copytree(straight.cache / "programs", run.cache / "programs")
+
+    def in_the_base_phase(run):
+        steps = [int(path.name) for path in run.cache.glob("base-*/checkpoints/*") if path.name.isdigit()]
+        return bool(steps) and max(steps) < LAST
+
+    run.kill_when(in_the_base_phase, made=("run", "cache"))
+    run.finish()
+    assert_same(run, straight)
+    (mine,), (theirs,) = run.cache.glob("base-*/metrics.jsonl"), straight.cache.glob("base-*/metrics.jsonl")
+    assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_a_finished_run_stays_as_it_is(straight, run):
+    shutil.copytree(straight.workdir, run.workdir)
+    begin = time.monotonic()
+    run.finish()
+    assert time.monotonic() - begin < 30
+    assert_same(run, straight)
+
+
+def damage(run: Run, step: int) -> None:
+    """Cuts short the largest file of a checkpoint."""
+    files = [path for path in (run.workdir / "checkpoints" / str(step)).rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def test_an_unreadable_checkpoint_gives_way_to_the_one_before(straight, run):
+    shutil.copytree(straight.workdir, run.workdir)
+    damage(run, LAST)
+    done = run.finish()
+    assert f"checkpoint {LAST} cannot be read" in done.stderr and "trying checkpoint 8" in done.stderr
+    assert "at step 8 of 12" in done.stdout
+    assert run.has(f"unreadable/checkpoint-{LAST}-*")
+    assert_same(run, straight)
+
+
+def test_a_run_whose_checkpoints_are_all_unreadable_starts_over(straight, run):
+    shutil.copytree(straight.workdir, run.workdir)
+    for step in run.saved:
+        damage(run, step)
+    done = run.finish()
+    assert "starting over" in done.stderr
+    assert len(list(run.workdir.glob("unreadable/*"))) == 2
+    for path in ("trace/step-00000004.parquet", "metrics.jsonl"):
+        assert (run.workdir / path).read_bytes() == (straight.workdir / path).read_bytes()
+    assert_same(run, straight)
+
+
+def test_lost_evaluations_are_not_made_up(straight, run):
+    """The trace before the checkpoint cannot be made again: a run whose evaluation is damaged says which file."""
+    shutil.copytree(straight.workdir, run.workdir)
+    path = run.workdir / "trace" / "step-00000004.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    assert str(path) in mistake(finish(*run.arguments))
+    assert len(path.read_bytes()) == 100
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "tokenizer.model"])
+def test_a_damaged_file_is_named_and_kept(name, straight, run):
+    shutil.copytree(straight.workdir, run.workdir)
+    path = run.workdir / name
+    path.write_bytes(path.read_bytes()[:100])
+    assert str(path) in mistake(finish(*run.arguments))
+    assert len(path.read_bytes()) == 100
+
+
+def test_another_config_is_refused(straight):
+    before = straight.files()
+    message = mistake(finish(*straight.arguments, "--config.train.batch=16"))
+    assert "train.batch: 8 there, 16 here" in message and "--workdir" in message
+    assert straight.files() == before
+
+
+def test_a_checkpoint_is_the_state_of_its_step(tmp_path):
+    """Updates donate the state while Orbax writes it in the background: what is written must not change with them."""
+    mesh = sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1))
+    shapes = {"embedding": jax.ShapeDtypeStruct((8192, 2048), jnp.float32), "step": jax.ShapeDtypeStruct((), jnp.int32)}
+    layout = sharding.shardings(mesh, shapes)
+    begin = lambda: {"embedding": jax.random.normal(jax.random.key(0), (8192, 2048)), "step": jnp.int32(0)}
+    update = jax.jit(
+        lambda s: {"embedding": s["embedding"] * 0.5 + 1, "step": s["step"] + 1}, donate_argnums=0, out_shardings=layout
+    )
+    state = update(jax.jit(begin, out_shardings=layout)())
+    expected = np.array(state["embedding"], copy=True)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(1, state)
+    while any((tmp_path / "checkpoints").glob("*tmp*")) or int(state["step"]) < 5:  # as long as it is being written
+        state = update(state)
+    checkpoints.wait()
+    restored = checkpoints.restore(mesh, shapes)
+    checkpoints.close()
+    assert int(restored["step"]) == 1
+    np.testing.assert_array_equal(np.asarray(restored["embedding"]), expected)
+    assert not np.array_equal(np.asarray(state["embedding"]), expected)

@@ -1,0 +1,166 @@
+"""The mesh and its rules: every array is placed, big ones are cut, and the cut changes no result."""
+
+import re
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from premem_jax import sharding
+from premem_jax.data.pipeline import collate
+from premem_jax.errors import UserError
+from premem_jax.evaluators.accuracy import Accuracy
+from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.likelihood import Likelihood
+from premem_jax.models.config import preset
+from premem_jax.models.decoder import build, init
+from premem_jax.programs import Clock
+from premem_jax.training.optimizer import adamw
+from premem_jax.training.step import init_state
+from premem_jax.training.trainer import Trainer
+from tests import tiny
+
+MESHES = [(1, 8, 1), (2, 2, 2), (8, 1, 1), (1, 2, 4)]
+
+
+def mesh_of(shape, devices=None):
+    return sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)), devices)
+
+
+def results(mesh):
+    """One update from given parameters, and both evaluators, on `mesh`; everything on the host."""
+    model, data, clock = build(tiny.config()), tiny.data(), Clock()
+    alone = mesh == tiny.one_device()
+    trainer = tiny.trainer() if alone else Trainer(model, mesh, clock, tiny.OPTIMIZER, micro_batches=2)
+    layout = sharding.shardings(mesh, trainer.abstract_state)
+    params = jax.device_put(tiny.trained(), layout["params"])
+    batch = collate(data, range(13), batch=tiny.BATCH, length=tiny.CONTEXT)
+    state = trainer.init_state(jax.tree.map(lambda x: x + 0, params))
+    arrays = sharding.put_batch(mesh, {key: batch[key] for key in ("tokens", "weights")})
+    state, values = trainer.program(state, arrays, np.float32(0.01))
+    jax.tree.map(lambda x, s: x.sharding == s or pytest.fail(f"{x.sharding} is not {s}"), state, layout)
+
+    context = Context("train", data, tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT))
+    likelihood = Likelihood(context, batch=16).run(params, 3, lambda n: None)
+    options = dict(samples=4, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=0)
+    decode = jax.device_put(tiny.trained(), sharding.shardings(mesh, params, decode=True))
+    verdicts = Accuracy(context, batch=16, **options).run(decode, 3, lambda n: None)
+    return jax.tree.map(np.asarray, (state, values, likelihood, verdicts))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return results(tiny.one_device())
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_every_mesh_gives_the_results_of_one_device(alone, shape):
+    (state, values, likelihood, verdicts), (state1, values1, likelihood1, verdicts1) = results(mesh_of(shape)), alone
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state, state1)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state1["params"], tiny.trained())
+    assert min(jax.tree.leaves(moved)) > 1e-3
+    for name, value in values.items():
+        np.testing.assert_allclose(value, values1[name], rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(likelihood["target_nll"], likelihood1["target_nll"], atol=1e-5)
+    assert likelihood1["target_nll"].min() > 0
+    np.testing.assert_array_equal(likelihood["target_tokens"], likelihood1["target_tokens"])
+    for name, counts in verdicts.items():
+        np.testing.assert_array_equal(counts, verdicts1[name], err_msg=name)
+    wrong = verdicts1["samples"] - verdicts1["correct"] - verdicts1["unparsed"]
+    assert verdicts1["correct"].any() and wrong.any()
+
+
+def paths(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    key = lambda k: str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))))
+    return [("/".join(map(key, path)), leaf) for path, leaf in leaves]
+
+
+@pytest.fixture(scope="module")
+def llama3_8b():
+    """The train state of the full model, as shapes."""
+    optimizer = adamw(**tiny.OPTIMIZER)
+    return jax.eval_shape(lambda: init_state(init(preset("llama3_8b"), jax.random.key(0)), optimizer))
+
+
+def test_every_array_of_the_state_has_a_rule(llama3_8b):
+    """Parameters, both moments and the scalars; the moments lie as their parameters do."""
+    layout = dict(paths(sharding.shardings(mesh_of((1, 8, 1)), llama3_8b)))
+    names = [name for name, _ in paths(llama3_8b)]
+    for name, leaf in paths(llama3_8b):
+        matching = [rule for rule, _ in sharding.RULES if re.search(rule, name)]
+        assert len(matching) == 1, name
+        axes = dict(sharding.RULES)[matching[0]]
+        assert len(axes) in (0, leaf.ndim)
+    assert all(any(re.search(rule, name) for name in names) for rule, _ in sharding.RULES)
+    for name in (name for name in names if name.startswith("params/")):
+        moments = [layout[other] for other in names if other.endswith(name.removeprefix("params")) and other != name]
+        assert len(moments) == 2 and all(moment == layout[name] for moment in moments), name
+
+
+def test_no_large_array_is_replicated(llama3_8b):
+    """Of the 8 B model's state, 12 bytes a parameter, every device of eight holds an eighth and a little."""
+    assert 12 * preset("llama3_8b").parameters <= sum(x.size * x.dtype.itemsize for _, x in paths(llama3_8b))
+    for shape in ((1, 8, 1), (1, 2, 4)):
+        layout = dict(paths(sharding.shardings(mesh_of(shape), llama3_8b)))
+        held = 0
+        for name, leaf in paths(llama3_8b):
+            part = int(np.prod(layout[name].shard_shape(leaf.shape))) * leaf.dtype.itemsize
+            held += part
+            size = leaf.size * leaf.dtype.itemsize
+            assert size <= 2**24 or part == size / 8, name
+        assert held < 1.001 * 12 * preset("llama3_8b").parameters / 8
+
+
+def test_the_decode_layout_cuts_along_tensor_alone(llama3_8b):
+    mesh = mesh_of((1, 2, 4))
+    layout = dict(paths(sharding.shardings(mesh, llama3_8b["params"], decode=True)))
+    for name, leaf in paths(llama3_8b["params"]):
+        axes = set(layout[name].spec) - {None}
+        assert axes == (set() if name.endswith("scale") else {"tensor"})
+        assert np.prod(layout[name].shard_shape(leaf.shape)) == leaf.size / (4 if axes else 1)
+
+
+def test_an_axis_that_does_not_divide_is_left_out():
+    mesh = mesh_of((1, 2, 4))
+    assert sharding.spec("params/head", (32, 40), mesh) == P("fsdp", "tensor")
+    assert sharding.spec("params/head", (32, 42), mesh) == P("fsdp", None)
+    assert sharding.spec("params/head", (33, 40), mesh) == P(None, "tensor")
+    assert sharding.spec("layers/attention/k", (2, 32, 2, 8), mesh) == P(None, "fsdp", None, None)
+
+
+def test_an_array_without_a_rule_is_an_error():
+    with pytest.raises(KeyError, match="no sharding rule matches 'layers/attention/gate_bias'"):
+        sharding.spec("layers/attention/gate_bias", (2, 32), mesh_of((1, 8, 1)))
+
+
+@pytest.mark.parametrize("asked", [(1, -1, 1), (-1, 2, 2), (2, 2, -1), (8, 1, 1)])
+def test_one_axis_takes_what_is_left(asked):
+    mesh = mesh_of(asked)
+    sizes = tuple(mesh.shape[name] for name in sharding.AXES)
+    assert mesh.axis_names == sharding.AXES and np.prod(sizes) == 8
+    assert all(size == want for size, want in zip(sizes, asked, strict=True) if want != -1)
+    assert sharding.rows(mesh) == sizes[0] * sizes[1]
+
+
+@pytest.mark.parametrize("asked", [(3, 1, 1), (2, 2, 1), (1, -1, 3), (16, 1, 1), (16, -1, 1)])
+def test_sizes_must_multiply_to_the_devices(asked):
+    named = re.escape(str(dict(zip(sharding.AXES, asked, strict=True))))
+    with pytest.raises(UserError, match=f"mesh {named} does not divide 8 device"):
+        mesh_of(asked)
+
+
+@pytest.mark.parametrize("asked", [(0, 8, 1), (-1, -1, 1), (-2, 4, 1)])
+def test_sizes_must_be_positive(asked):
+    with pytest.raises(UserError, match="at most one may be -1"):
+        mesh_of(asked)
+
+
+def test_a_batch_lies_over_data_and_fsdp():
+    mesh = mesh_of((2, 2, 2))
+    put = partial(sharding.put_batch, mesh)
+    x = put(np.arange(16).reshape(8, 2))
+    assert {shard.data.shape for shard in x.addressable_shards} == {(2, 2)}
+    np.testing.assert_array_equal(x, np.arange(16).reshape(8, 2))

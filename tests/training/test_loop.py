@@ -1,0 +1,111 @@
+"""The loop around the update, with updates that only count, so that every number it handles is known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from premem_jax.programs import Clock
+from premem_jax.training.loop import NonFiniteLoss, fit
+from premem_jax.training.metrics import Metrics
+from tests import tiny
+
+
+class Recorder:
+    """Stands in for the program, the checkpoints and the evaluation; remembers the order of events."""
+
+    def __init__(self, bad_step=None):
+        self.events, self.bad_step, self.updates = [], bad_step, None
+
+    def program(self, state, arrays, rate):
+        self.updates = step = (state["step"] if self.updates is None else self.updates) + 1
+        assert set(arrays) == {"tokens", "weights"} and arrays["tokens"][0, 0] == step
+        good = state["good"] and step != self.bad_step
+        self.events.append(("update", step, float(rate)))
+        values = {"loss": 1 / step if step != self.bad_step else np.nan, "grad_norm": 2.0, "tokens": 3.0}
+        return {"step": step if good else state["step"], "good": good}, values
+
+    def save(self, step, state):
+        self.events.append(("save", step, state["step"]))
+
+    def evaluate(self, step, state):
+        self.events.append(("evaluate", step, state["step"]))
+
+
+def run(recorder, folder, start=0, steps=7, batches_to=7, **options):
+    batches = (
+        {"tokens": np.full((2, 3), t + 1), "weights": np.ones((2, 3)), "ids": np.array([10 * t, -1])}
+        for t in range(start, batches_to)
+    )
+    metrics = Metrics(folder, start)
+    defaults = dict(save_every=3, log_every=2, evaluation_steps=(0, 3, 5))
+    clock = Clock()
+    fit(
+        {"step": start, "good": True},
+        steps,
+        name="test",
+        program=recorder.program,
+        batches=batches,
+        rate=lambda step: 100.0 + step,
+        mesh=tiny.one_device(),
+        clock=clock,
+        checkpoints=recorder,
+        metrics=metrics,
+        evaluate=recorder.evaluate,
+        **defaults | options,
+    )
+    metrics.close()
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_order_of_updates_checkpoints_and_evaluations(tmp_path):
+    """Step t is trained at the rate of t - 1 updates; a checkpoint comes before the evaluation of its step."""
+    recorder = Recorder()
+    rows = run(recorder, tmp_path)
+    updates = [event[1:] for event in recorder.events if event[0] == "update"]
+    assert updates == [(step, 99.0 + step) for step in range(1, 8)]
+    others = [event for event in recorder.events if event[0] != "update"]
+    assert others == [
+        ("evaluate", 0, 0),
+        *[("save", 3, 3), ("evaluate", 3, 3)],
+        ("evaluate", 5, 5),
+        *[("save", 6, 6), ("save", 7, 7)],
+    ]
+    assert recorder.events.index(("save", 3, 3)) < recorder.events.index(("update", 4, 103.0))
+    assert [row["step"] for row in rows] == [2, 4, 6, 7]
+    for row in rows:
+        t, same = row["step"], {"grad_norm": 2.0, "tokens": 3.0}
+        assert row == {"step": t, "loss": 1 / t, "learning_rate": 99.0 + t} | same
+
+
+def test_begins_at_the_step_of_the_state(tmp_path):
+    recorder = Recorder()
+    rows = run(recorder, tmp_path, start=5)
+    assert recorder.events[0] == ("evaluate", 5, 5)
+    assert [event[1] for event in recorder.events if event[0] == "update"] == [6, 7]
+    assert [row["step"] for row in rows] == [6, 7]
+
+
+@pytest.mark.parametrize("bad", [4, 6, 7])
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, bad):
+    """The error names the step and its examples, not padding; the last good state is evaluated, no bad one saved."""
+    recorder = Recorder(bad_step=bad)
+    with pytest.raises(NonFiniteLoss, match=f"step {bad}: loss nan.* examples {10 * (bad - 1)}\\. ") as error:
+        run(recorder, tmp_path)
+    assert "-1" not in str(error.value)
+    assert recorder.events[-1] == ("evaluate", bad - 1, bad - 1)
+    assert all(saved <= bad - 1 for kind, saved, _ in recorder.events if kind == "save")
+    assert max(step for kind, step, _ in recorder.events if kind == "update") <= bad + 1
+
+
+@pytest.mark.parametrize("made", [6, 8])
+def test_batches_end_with_the_run(tmp_path, made):
+    with pytest.raises(ValueError, match="zip"):
+        run(Recorder(), tmp_path, batches_to=made)
+
+
+def test_metrics_leave_out_what_is_not_a_number(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    metrics.write(1, {"loss": 0.5, "accuracy": float("nan")}, steps_per_second=9.0)
+    metrics.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'
