@@ -2,7 +2,7 @@
 
     python -m benchmarks.score_answers --data=FOLDER [--rules=math] [--rounds=15]
 
-FOLDER holds `tokenizers/tokenizer_llama3.tiktoken`, `math/test.jsonl` and `gsm8k/test.jsonl`. The host grader copies ids
+FOLDER holds `tokenizers/tokenizer_llama3.tiktoken`, `math/test.jsonl`, `gsm8k/test.jsonl`. The host grader copies ids
 from the device, looks up their bytes and applies `scoring/reference.py`; both are run in turns, so that a busy machine
 slows both. Prints one JSON object; memory is XLA's own analysis of the compiled program.
 """

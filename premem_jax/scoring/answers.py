@@ -24,7 +24,7 @@ _SLACK = 64
 class Answers(NamedTuple):
     """Reference answers in the forms that a response may equal: normal, with a slash, decimal, and as written.
 
-    bytes_EFA uint8, zero padded to the kernel's width; length_EF int32, NOWHERE for a form that an answer does not have.
+    bytes_EFA uint8, zero padded to the kernel's width; length_EF int32, NOWHERE for a form that an answer lacks.
     """
 
     bytes_EFA: jax.Array | np.ndarray
@@ -39,7 +39,7 @@ class Vocabulary(NamedTuple):
 
 
 def vocabulary(token_bytes: Sequence[bytes], rules: str | Rules) -> Vocabulary:
-    """Tables of a vocabulary on the host, for one set of rules; `token_bytes[i]` is the text of id i, b"" for a special one.
+    """Tables of a vocabulary, made on the host; `token_bytes[i]` is the text of id i, b"" for a special token.
 
     Raises ValueError for an empty vocabulary and for unknown rules.
     """
@@ -47,7 +47,7 @@ def vocabulary(token_bytes: Sequence[bytes], rules: str | Rules) -> Vocabulary:
 
 
 def answer_bytes(answers: Sequence[str | bytes | None], rules: str | Rules) -> Answers:
-    """Reference answers, normalised on the host, as arrays; row e belongs to answers[e], None to one that is missing."""
+    """Reference answers, normalised on the host, as arrays; row e belongs to answers[e], None to a missing one."""
     rows = [_forms(a.encode() if isinstance(a, str) else a, rules) for a in answers]
     length_EF = np.array([[NOWHERE if form is None else len(form) for form in row] for row in rows], np.int32)
     padded = b"".join((form or b"")[:WIDTH].ljust(WIDTH, b"\0") for row in rows for form in row)
@@ -68,9 +68,9 @@ def grade(
 ) -> jax.Array:
     """Verdicts of sampled responses, from token ids alone and with no call to the host.
 
-    Shapes: tokens_BT int, length_B int (tokens that count; the rest of a row is padding; ids outside the vocabulary have
-    no text), answers with one row for each of B -> verdict_B int8, codes of `Verdict`. `rules` is static and those that
-    vocabulary and answers were made with. UNDECIDED where an answer does not fit the kernel: see `resolve`. Works under
+    Shapes: tokens_BT int, length_B int (tokens that count; the rest of a row is padding; an id outside the vocabulary
+    has no text), answers with one row for each of B -> verdict_B int8, codes of `Verdict`. `rules` is static, and
+    vocabulary and answers were made with the same. UNDECIDED where an answer does not fit the kernel: see `resolve`. Works under
     jit, vmap (over samples, with the answers not mapped) and, without communication, on batches sharded over B.
     Raises ValueError for unknown rules or tables of other rules. Source: `reference.py`.
     """
@@ -99,7 +99,7 @@ def resolve(
 ) -> tuple[np.ndarray, int]:
     """The verdicts with the host's in place of UNDECIDED, and how many those were.
 
-    `answers` is what `answer_bytes` was given, one for each row. Arrays may be on the device: only the rows in doubt are
+    `answers` is what `answer_bytes` was given, one for each row. Arrays may be on the device: only rows in doubt are
     copied.
     """
     verdict_B = np.array(verdict_B)
@@ -113,7 +113,7 @@ def resolve(
 
 
 def _answer_text(tokens_BT, found: Found, table: ByteTable, rules: Rules):
-    """Whether there is an answer, its text, whether that goes on past what is seen, and whether a box may be one or not."""
+    """Whether there is an answer, its text, whether that goes on out of sight, and whether a box may close there."""
     boxes, phrases = len(BOXES), len(rules.phrases)
     behind_P = found.token_PB[boxes:] != NOWHERE
     which_B = jnp.where(jnp.any(behind_P, axis=0), jnp.argmax(behind_P, axis=0), phrases)
@@ -123,7 +123,9 @@ def _answer_text(tokens_BT, found: Found, table: ByteTable, rules: Rules):
     phrase_end_B = pick(found.end_PB, phrase_B)
 
     # A box counts anywhere in the text, or only behind the phrase: a match ends behind it just if it starts there.
-    counts_PB = (found.token_PB[:boxes] != NOWHERE) & (rules.boxed | (flag("unbox") & (found.end_PB[:boxes] > phrase_end_B)))
+    counts_PB = (found.token_PB[:boxes] != NOWHERE) & (
+        rules.boxed | (flag("unbox") & (found.end_PB[:boxes] > phrase_end_B))
+    )
     box_B = jnp.argmax(counts_PB, axis=0)
     see = lambda p_B: window(
         tokens_BT, found.start_BT, found.total_B, table, pick(found.token_PB, p_B), pick(found.end_PB, p_B)
@@ -143,7 +145,7 @@ def _answer_text(tokens_BT, found: Found, table: ByteTable, rules: Rules):
 
 
 def _braces(text: Text, more_B):
-    """Marks of what stands between the first brace and its partner, whether there is one, and whether it may be unseen."""
+    """Marks of what stands in the braces that the text begins with, whether they close, and whether that is unseen."""
     step_AB = jnp.where(text.bytes_AB == ord("{"), 1, jnp.where(text.bytes_AB == ord("}"), -1, 0))
     close_B = first(text.inside_AB & (running_sum(step_AB) == 0))
     opens_B = text.bytes_AB[0] == ord("{")

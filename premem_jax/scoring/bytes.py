@@ -49,7 +49,8 @@ def window(
     bytes_VW = jnp.asarray(table.bytes_VW)
     V, W = bytes_VW.shape
     B, T = tokens_BT.shape
-    K = min(T, WIDTH)  # one token per byte; texts that hold empty tokens may show fewer bytes, which `more` then says
+    # One token per byte and the one before; texts that hold empty tokens may show fewer bytes, which `more` then says.
+    K = min(T, WIDTH + 1)
     padded_BT = jnp.concatenate([start_BT, jnp.broadcast_to(total_B[:, None], (B, K + 1))], axis=1)
     padded_ids_BT = jnp.pad(jnp.clip(tokens_BT, 0, V - 1), ((0, 0), (0, K)))
     cut = jax.vmap(lambda row_T, at, size: jax.lax.dynamic_slice(row_T, (at,), (size,)), in_axes=(0, 0, None))
@@ -60,7 +61,8 @@ def window(
     # nearest such number before it. WIDTH is added so that none of them is 0, which says that there is none.
     place_KB = cut(padded_ids_BT, token_B, K).T * W - begin_KB + WIDTH
     at_KB = jnp.where((end_KB > begin_KB) & (end_KB > 0), jnp.maximum(begin_KB, 0), WIDTH)
-    place_AB = hold(jnp.zeros((WIDTH, B), jnp.int32).at[at_KB, jnp.arange(B)].set(place_KB, mode="drop"))
+    set_row = lambda at_K, place_K: jnp.zeros(WIDTH, jnp.int32).at[at_K].set(place_K, mode="drop")
+    place_AB = hold(jax.vmap(set_row, in_axes=1, out_axes=1)(at_KB, place_KB))
     found_AB = bytes_VW.reshape(-1).at[place_AB - WIDTH + POSITION_A1].get(mode="clip")
 
     left_B = total_B - position_B

@@ -1,8 +1,8 @@
 """Where an answer begins, read off the token ids by a pattern automaton whose letters are whole tokens.
 
-Each token maps the automaton's state before it to the state behind it. Most tokens of a vocabulary map all states alike,
-so tokens fall into a few thousand classes; a text of any length is searched in one pass over its ids, and bytes need to
-be looked at only where an answer was found.
+Each token maps the automaton's state before it to the state behind it. Most tokens of a vocabulary map all states to
+the same one, so tokens fall into few classes (161 of Llama 3's for the rules of MATH). A text of any length is searched
+in one pass over its ids, and bytes are looked at only where an answer was found.
 """
 
 from collections.abc import Sequence
@@ -124,7 +124,9 @@ def _automaton(patterns: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """States are the prefixes of patterns (0 is the empty one): next state by byte, patterns that a state ends in."""
     prefixes = sorted({pattern[:n] for pattern in patterns for n in range(len(pattern) + 1)}, key=lambda p: (len(p), p))
     if len(prefixes) > 2**_HIT_SHIFT or len(patterns) > 16:
-        raise ValueError(f"grading rules of {len(patterns)} phrases and {len(prefixes)} states: 16 and 256 are the most")
+        raise ValueError(
+            f"grading rules of {len(patterns)} phrases and {len(prefixes)} states: 16 and 256 are the most"
+        )
     index = {prefix: i for i, prefix in enumerate(prefixes)}
     next_SK = np.zeros((len(prefixes), 256), np.uint8)
     for prefix, state in index.items():

@@ -28,7 +28,7 @@ def normal_form(answer: bytes) -> bytes | None:
 
 
 def delete_marks(text: bytes) -> bytes:
-    """Rules 1 to 7: line breaks, thin spaces, doubled backslashes, sizes of fractions and brackets, degrees, dollars."""
+    """Line breaks, thin spaces, doubled backslashes, sizes of fractions and brackets, degrees, dollars."""
     text = text.replace(b"\n", b"").replace(b"\\!", b"").replace(b"\\\\", b"\\")
     text = text.replace(b"tfrac", b"frac").replace(b"dfrac", b"frac")
     for mark in (b"\\left", b"\\right", b"^{\\circ}", b"^\\circ", b"\\$"):

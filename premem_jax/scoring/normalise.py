@@ -107,7 +107,7 @@ def _zeros_and_roots(text: Text):
 
 
 def _fractions(text: Text):
-    """Braces around the two characters behind a fraction, or the one that a brace follows: text, whether it fails, doubt."""
+    """Braces around the two characters behind a fraction, or the one before a brace: text, whether it fails, doubt."""
     fraction_AB = starts(text, FRAC)
     ends_AB = fraction_AB | ~text.inside_AB
     brace_AB = text.bytes_AB == ord("{")

@@ -1,19 +1,26 @@
 r"""The graders of GSM8K and MATH in plain Python on bytes: the specification that the device kernel is held against.
 
-MATH. 1. The answer is what stands in the last `\boxed{...}`, or in the last `\fbox{...}` of a text without `\boxed`, up to
-the brace that closes it. 2. Where that is nothing (no box, none that closes, or no brace right behind the word), it is what
-follows the last occurrence of the first phrase of the list that occurs. White space, colons and dollars at both ends and
-one full stop at the end are trimmed off. 3. No phrase either: there is no answer.
+MATH
+1. The answer is what stands in the last `\boxed{...}`, or in the last `\fbox{...}` of a text without `\boxed`, up to
+   the brace that closes it.
+2. Where that is nothing (no box, none that closes, no brace right behind the word), it is what follows the last
+   occurrence of the first phrase of the list in `rules.py` that occurs. White space, colons and dollars are trimmed off
+   both ends, and one full stop off the end.
+3. No phrase either: there is no answer.
 
-GSM8K. 1. The answer follows the last `The answer is: `, trimmed in the same way, or stands in a box there. 2. Without that
-phrase it follows the first `#### `, untrimmed. Both run to the end of the text. 3. Commas are deleted. 4. Neither: no answer.
+GSM8K
+1. The answer follows the last `The answer is: `, trimmed in the same way, or stands in a box there.
+2. Without that phrase it follows the first `#### `, untrimmed.
+3. It runs to the end of the text, since a sample ends at its stop marker. Commas are deleted.
+4. Neither: there is no answer.
 
-Both. A response without an answer is unparsed. Answers are equal if their normal forms are; where one of them has none, if
-they are the same bytes. A reference may have no answer either, and a response without one equals it. There is no
-tolerance: `18` and `18.0` differ, and so do `18` and `18` with a sentence behind it, since a sample ends at its stop marker.
+Both
+A response without an answer is unparsed. Two answers are equal if their normal forms are (`normal_form.py`); where one
+of them has none, if they are the same bytes. A reference may lack an answer too, and a response without one equals it.
+There is no numeric tolerance: `18` and `18.0` differ.
 
-Departures from the released code. Where the `####` is missing it compares the text from its fifth character on and calls
-that wrong; here it is unparsed, which counts as wrong everywhere but in the column of that name.
+One departure from the released code of Kang et al. (arXiv 2411.07681): where a GSM8K response has neither phrase nor
+`#### `, that code compares the text from its fifth character on and calls it wrong. Here it is unparsed, never correct.
 """
 
 from premem_jax.scoring.normal_form import normal_form

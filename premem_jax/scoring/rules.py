@@ -13,7 +13,7 @@ class Phrase(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """How an answer is found: a box anywhere, else behind the first phrase of the list that occurs; `drop` is deleted."""
+    """How an answer is found: in a box, else behind the first phrase of the list that occurs; `drop` is deleted."""
 
     boxed: bool
     phrases: tuple[Phrase, ...]

@@ -1,4 +1,4 @@
-"""Both numbers that the trace holds of an example, in one function to compile: its target's NLL and a sample's verdict."""
+"""What the trace holds of an example, in one function to compile: its target's NLL and a sample's verdict."""
 
 import jax
 import jax.numpy as jnp

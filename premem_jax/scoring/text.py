@@ -1,8 +1,8 @@
 """Short texts as arrays, and the few operations on them that rewriting needs: find, delete, insert.
 
-Positions are the first axis and texts the last, so that a shift moves whole rows: on CPU that is some thirty times faster
-than the other way round. What is sequential by nature is a scan over positions, the rest a loop of eight shifts: no sort,
-no scatter, little to compile.
+Positions are the first axis and texts the last, so that a shift moves whole rows: on CPU that is some thirty times
+faster than the other way round. What is sequential by nature is a scan over positions, the rest a loop of eight shifts:
+no sort, no scatter, little to compile.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Text(NamedTuple):
     @property
     def inside_AB(self) -> jax.Array:
         """Which positions hold a byte of the text."""
-        return POSITION_A1 < self.length_B
+        return self.length_B > POSITION_A1
 
 
 def ahead(x_AB: jax.Array, by: int | jax.Array) -> jax.Array:
@@ -96,7 +96,7 @@ def insert(text: Text, outer_AB: jax.Array, inner_AB: jax.Array) -> tuple[Text, 
     length_B = text.length_B + jnp.sum(number_AB, axis=0, dtype=jnp.int32)
     parts = (text.bytes_AB, inner_AB, outer_AB, away_AB)
     packed_AB = sum(part.astype(jnp.uint32) << 8 * i for i, part in enumerate(parts))
-    packed_AB = jnp.where(POSITION_A1 <= text.length_B, packed_AB, 0)
+    packed_AB = jnp.where(text.length_B >= POSITION_A1, packed_AB, 0)
 
     def move(step, packed_AB):
         k = _STEPS - 1 - step

@@ -6,6 +6,7 @@ from premem_jax.scoring.normal_form import normal_form
 from premem_jax.scoring.reference import find_answer
 
 # What the rules look at, whole and in pieces that deletions may join; characters of one to four bytes, and broken ones.
+# fmt: off
 ATOMS = [
     *(rb"\frac", rb"\dfrac", rb"\tfrac", rb"\sqrt", rb"\text{ ", rb"\text{", rb"\left", rb"\right", rb"\!", rb"\\", rb"^\circ"),
     *(rb"^{\circ}", rb"\$", rb"\%", rb"\fr", b"ac", rb"\sq", b"rt", rb"\le", b"ft", rb"\ri", b"ght", rb"\te", b"xt{ "),
@@ -18,7 +19,10 @@ MARKERS = [
     *(b"The answer is: ", b"The answer is: $", b"#### ", b"####", b"answer is", b"FINAL ANSWER", b"Final Answer", b"is:"),
     *(b"ANSWER", b"Answer", b"answer", rb"\boxed{", rb"\boxed{", rb"\boxed{", rb"\boxed ", rb"\boxed", rb"\fbox{", rb"\fbox"),
 ]
-LONG = [b" " * 300, b"\n" * 300, b"x" * 300, b"{" * 260, rb"\!" * 140, b"1 " * 200, rb"\frac12" * 40, b"\t" * 280, b" ." * 130]
+LONG = [
+    *(b" " * 300, b"\n" * 300, b"x" * 300, b"{" * 260, rb"\!" * 140, b"1 " * 200, rb"\frac12" * 40, b"\t" * 280, b" ." * 130),
+]
+# fmt: on
 
 
 class Mutator:

@@ -12,15 +12,35 @@ from premem_jax.scoring.text import WIDTH
 from tests.scoring.vocabularies import cutter, pad_tokens
 
 # Phrases that hold, begin and end one another, so that every kind of state occurs.
-RULES = Rules(True, (Phrase(b"abab"), Phrase(b"ba", first=True), Phrase(b"b"), Phrase(b"aab"), Phrase(b"xa", first=True)))
-PIECES = [b"a", b"b", b"x", b"ab", b"ba", b"aba", b"abab", b"abababab", b"xab", b"box", b"\\box", b"ed", b"\\boxed", b"ed\\fb"]
+RULES = Rules(
+    True, (Phrase(b"abab"), Phrase(b"ba", first=True), Phrase(b"b"), Phrase(b"aab"), Phrase(b"xa", first=True))
+)
+PIECES = [
+    b"a",
+    b"b",
+    b"x",
+    b"ab",
+    b"ba",
+    b"aba",
+    b"abab",
+    b"abababab",
+    b"xab",
+    b"box",
+    b"ox",
+    b"\\box",
+    b"ed",
+    b"\\boxed",
+    b"ed\\fb",
+]
 
 
 def drawn(rows: int, seed: int = 0):
     draw = random.Random(seed)
     texts = [b"".join(draw.choices(PIECES, k=draw.randint(0, 150))) for _ in range(rows)]
     token_bytes = (*PIECES, *(bytes([i]) for i in b"edfo\\"), b"", b"")
-    tokens_BT, length_B = pad_tokens([cutter(token_bytes, seed)(text) for text in texts], (rows, 1024), len(token_bytes))
+    tokens_BT, length_B = pad_tokens(
+        [cutter(token_bytes, seed)(text) for text in texts], (rows, 1024), len(token_bytes)
+    )
     return texts, token_bytes, tokens_BT, length_B
 
 
@@ -38,7 +58,9 @@ def test_matches_are_those_of_bytes():
             seen.add((p, at < 0))
             if at >= 0:
                 token = found.token_PB[p, b]
-                assert found.start_BT[b, token] < end <= found.start_BT[b, token] + len(token_bytes[tokens_BT[b, token]])
+                assert (
+                    found.start_BT[b, token] < end <= found.start_BT[b, token] + len(token_bytes[tokens_BT[b, token]])
+                )
     assert len(seen) == 2 * len(patterns_of(RULES))
 
 

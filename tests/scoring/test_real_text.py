@@ -69,7 +69,9 @@ def test_real_outputs_get_the_labels_of_their_authors():
     rows = [row for row in jsonl("data/outputs/gsm8k_graded.jsonl") if row["label_by"] == "openai"]
     rules = GSM8K._replace(phrases=(Phrase(b"A: ", first=True, trim=False),))
     texts, answers = [row["output"].encode() for row in rows], [row["gt"].encode() for row in rows]
-    verdicts = grade_rows(texts, answers, jax.device_put(vocabulary(SINGLE_BYTES, rules)), rules, shapes=((1024, 2048),))
+    verdicts = grade_rows(
+        texts, answers, jax.device_put(vocabulary(SINGLE_BYTES, rules)), rules, shapes=((1024, 2048),)
+    )
     agree(verdicts, texts, answers, rules)
     label = np.array([row["label"] for row in rows])
     assert len(rows) == 5276 and label.sum() == 2001

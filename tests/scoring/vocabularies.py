@@ -96,7 +96,7 @@ def pad_tokens(rows, shape: tuple[int, int], vocab: int, seed: int = 0) -> tuple
 
 
 def grade_rows(rows, answers, tables: Vocabulary, rules: str, shapes=SHAPES) -> np.ndarray:
-    """The kernel's verdicts of rows of ids (bytes are ids of `SINGLE_BYTES`), batch by batch, UNDECIDED ones included."""
+    """The kernel's verdicts, batch by batch, of rows of ids (bytes are ids of `SINGLE_BYTES`)."""
     verdicts = np.full(len(rows), -1, np.int8)
     sizes, shortest = np.array([len(row) for row in rows]), 0
     for B, T in shapes:
