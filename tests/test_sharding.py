@@ -44,7 +44,7 @@ def results(mesh):
 
     context = Context("train", data, tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT))
     likelihood = Likelihood(context, batch=16).run(params, 3, lambda n: None)
-    options = dict(samples=4, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=0)
+    options = dict(samples=4, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=0, rules="gsm8k")
     decode = jax.device_put(tiny.trained(), sharding.shardings(mesh, params, decode=True))
     verdicts = Accuracy(context, batch=16, **options).run(decode, 3, lambda n: None)
     return jax.tree.map(np.asarray, (state, values, likelihood, verdicts))

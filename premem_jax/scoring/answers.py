@@ -70,9 +70,9 @@ def grade(
 
     Shapes: tokens_BT int, length_B int (tokens that count; the rest of a row is padding; an id outside the vocabulary
     has no text), answers with one row for each of B -> verdict_B int8, codes of `Verdict`. `rules` is static, and
-    vocabulary and answers were made with the same. UNDECIDED where an answer does not fit the kernel: see `resolve`. Works under
-    jit, vmap (over samples, with the answers not mapped) and, without communication, on batches sharded over B.
-    Raises ValueError for unknown rules or tables of other rules. Source: `reference.py`.
+    vocabulary and answers were made with the same. UNDECIDED where an answer does not fit the kernel: see `resolve`.
+    Works under jit, vmap (over samples, with the answers not mapped) and, without communication, on batches sharded
+    over B. Raises ValueError for unknown rules or tables of other rules. Source: `reference.py`.
     """
     rules = rules_of(rules)
     found = find(tokens_BT, length_B, vocabulary.table.length_V, vocabulary.finder, rules)

@@ -8,19 +8,22 @@ from premem_jax.scoring.reference import find_answer
 # What the rules look at, whole and in pieces that deletions may join; characters of one to four bytes, and broken ones.
 # fmt: off
 ATOMS = [
-    *(rb"\frac", rb"\dfrac", rb"\tfrac", rb"\sqrt", rb"\text{ ", rb"\text{", rb"\left", rb"\right", rb"\!", rb"\\", rb"^\circ"),
-    *(rb"^{\circ}", rb"\$", rb"\%", rb"\fr", b"ac", rb"\sq", b"rt", rb"\le", b"ft", rb"\ri", b"ght", rb"\te", b"xt{ "),
-    *(b"\\", b"{", b"}", b" ", b".", b"=", b"/", b"-", b",", b"$", b"%", b":", b"\n", b"\t", b"!", b"^", b"t", b"d", b"(", b")"),
-    *(b"0", b"1", b"2", b"12", b"007", b"3", b"x", b"y", b"k", b"pi", b"0.5", b".5", b"1/2", b"a/b", b"-3/4"),
-    *("é".encode(), "½".encode(), "😀".encode(), b"\x80", b"\xff", b"\xc3", b"\0", b"\x80" * 5),
-    *(rb"\frac{1}{2}", rb"\sqrt{3}", rb"\frac12", rb"\sqrt2", rb"\sqrt ", rb"\frac1{2}", b"x=", b"{.", b" .", b" {", b"}{"),
+    *(rb"\frac", rb"\dfrac", rb"\tfrac", rb"\sqrt", rb"\text{ ", rb"\text{", rb"\left", rb"\right", rb"\!", rb"\\"),
+    *(rb"^\circ", rb"^{\circ}", rb"\$", rb"\%", rb"\fr", b"ac", rb"\sq", b"rt", rb"\le", b"ft", rb"\ri", b"ght"),
+    *(rb"\te", b"xt{ ", b"\\", b"{", b"}", b" ", b".", b"=", b"/", b"-", b",", b"$", b"%", b":", b"\n", b"\t", b"!"),
+    *(b"^", b"t", b"d", b"(", b")", b"0", b"1", b"2", b"12", b"007", b"3", b"x", b"y", b"k", b"pi", b"0.5", b".5"),
+    *(b"1/2", b"a/b", b"-3/4", "é".encode(), "½".encode(), "😀".encode(), b"\x80", b"\xff", b"\xc3", b"\0"),
+    *(b"\x80" * 5, rb"\frac{1}{2}", rb"\sqrt{3}", rb"\frac12", rb"\sqrt2", rb"\sqrt ", rb"\frac1{2}", b"x=", b"{."),
+    *(b" .", b" {", b"}{"),
 ]
 MARKERS = [
-    *(b"The answer is: ", b"The answer is: $", b"#### ", b"####", b"answer is", b"FINAL ANSWER", b"Final Answer", b"is:"),
-    *(b"ANSWER", b"Answer", b"answer", rb"\boxed{", rb"\boxed{", rb"\boxed{", rb"\boxed ", rb"\boxed", rb"\fbox{", rb"\fbox"),
+    *(b"The answer is: ", b"The answer is: $", b"#### ", b"####", b"answer is", b"FINAL ANSWER", b"Final Answer"),
+    *(b"is:", b"ANSWER", b"Answer", b"answer", rb"\boxed{", rb"\boxed{", rb"\boxed{", rb"\boxed ", rb"\boxed"),
+    *(rb"\fbox{", rb"\fbox"),
 ]
 LONG = [
-    *(b" " * 300, b"\n" * 300, b"x" * 300, b"{" * 260, rb"\!" * 140, b"1 " * 200, rb"\frac12" * 40, b"\t" * 280, b" ." * 130),
+    *(b" " * 300, b"\n" * 300, b"x" * 300, b"{" * 260, rb"\!" * 140, b"1 " * 200, rb"\frac12" * 40, b"\t" * 280),
+    b" ." * 130,
 ]
 # fmt: on
 
