@@ -1,4 +1,4 @@
-"""What grading costs on the device and on the host: 1,024 MATH responses of 512 tokens, a vocabulary of 128,256.
+"""What grading costs on the device and on the host: 1,024 responses of 512 tokens, a vocabulary of 128,256.
 
     python -m benchmarks.score_answers --data=FOLDER [--rules=math] [--rounds=15]
 
@@ -93,16 +93,17 @@ def read_responses(folder: Path, rules: str, token_bytes: list[bytes]):
     lines = (folder / name / "test.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)[field].encode() for line in lines[: ROWS + 1]]
     ids = {token: i for i, token in enumerate(token_bytes) if token}
-    pieces = [segment(text + b"\n", ids) for text in texts]
+    pieces = [segment(text, ids) for text in texts]
+    filling = [segment(text.partition(b"####")[0], ids) for text in texts]  # so that the answer of GSM8K is the first
     tokens_BT = np.zeros((ROWS, LENGTH), np.int32)
     for b in range(ROWS):
-        row = pieces[b][:-1]
-        while len(row) < LENGTH and rules == "math":
-            row = pieces[(b + len(row)) % ROWS] + row
-        tokens_BT[b, : len(row[-LENGTH:])] = row[-LENGTH:]
+        row = pieces[b]
+        while len(row) < LENGTH:
+            row = filling[(b + len(row)) % ROWS] + row
+        tokens_BT[b] = row[-LENGTH:]
         texts[b] = b"".join(token_bytes[i] for i in row[-LENGTH:])
-    length_B = np.array([min(LENGTH, len(row)) if rules == "gsm8k" else LENGTH for row in pieces[:ROWS]], np.int32)
-    return tokens_BT, length_B, [find_answer(texts[b + b % 2 if b + 1 < ROWS else b], rules) for b in range(ROWS)]
+    answers = [find_answer(texts[(b + b % 2) % ROWS], rules) for b in range(ROWS)]
+    return tokens_BT, np.full(ROWS, LENGTH, np.int32), answers
 
 
 def segment(text: bytes, ids: dict[bytes, int]) -> list[int]:

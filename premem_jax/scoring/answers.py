@@ -18,7 +18,7 @@ from premem_jax.scoring.verdict import Verdict
 
 # Of a text whose end the kernel does not see it knows how many bytes the rules leave of what it sees. The rest may take
 # away some of these: at most a pattern less one byte for each rule (35 in all), and 9 for two characters and a `=`.
-_SLACK = 64
+SLACK = 44
 
 
 class Answers(NamedTuple):
@@ -86,7 +86,7 @@ def grade(
     equal_B = jnp.where(by_bytes_B, same(text, 3), same(normal.text, 0) | same(normal.text, 1) | same(normal.text, 2))
 
     missing_B = length_FB[3] == NOWHERE
-    too_long_B = normal.least_B > jnp.max(length_FB, axis=0) + _SLACK
+    too_long_B = normal.least_B > jnp.max(length_FB, axis=0) + SLACK
     doubt_B = exists_B & ~missing_B & (longer_B | normal.unsure_B) & ~too_long_B
     correct_B = jnp.where(exists_B & ~missing_B, equal_B & ~longer_B & ~normal.unsure_B, exists_B == ~missing_B)
     verdict_B = jnp.where(exists_B, Verdict.WRONG.value, Verdict.UNPARSED.value)

@@ -100,23 +100,22 @@ def find(tokens_BT: jax.Array, length_B: jax.Array, size_V: jax.Array, finder: F
     pattern_P1 = jnp.arange(P, dtype=jnp.uint32)[:, None]
 
     def step(carry, token):
-        state_B, start_B, best = carry
+        state_B, start_B, best_PB = carry
         t, class_B, size_B = token
         code_B = class_B * S + state_B
         out_B = step_N[code_B]
         hit_PB = ((out_B >> _HIT_SHIFT) >> pattern_P1) & 1 > 0
-        hit_PB &= ~first_P1 | (best[0] == NOWHERE)
-        best = tuple(jnp.where(hit_PB, new, old) for new, old in zip((t, code_B, start_B), best, strict=True))
+        best_PB = jnp.where(hit_PB & (~first_P1 | (best_PB == NOWHERE)), t, best_PB)
         state_B = (out_B & (2**_HIT_SHIFT - 1)).astype(jnp.int32)
-        return (state_B, start_B + size_B, best), start_B
+        return (state_B, start_B + size_B, best_PB), (code_B, start_B)
 
     zero_B = jnp.zeros_like(length_B, jnp.int32)
     nowhere_PB = jnp.zeros((P, B), jnp.int32) + zero_B + NOWHERE
     T = tokens_BT.shape[1]
     steps = jnp.arange(T, dtype=jnp.int32), class_BT.T, size_BT.T
-    (_, total_B, best), start_TB = jax.lax.scan(step, (zero_B, zero_B, (nowhere_PB,) * 3), steps)
-    token_PB, code_PB, begin_PB = best
-    end_PB = begin_PB + end_N[code_PB * P + jnp.arange(P)[:, None]]
+    (_, total_B, token_PB), (code_TB, start_TB) = jax.lax.scan(step, (zero_B, zero_B, nowhere_PB), steps)
+    at_match = lambda x_TB: jnp.take_along_axis(x_TB, jnp.maximum(token_PB, 0), axis=0)
+    end_PB = at_match(start_TB) + end_N[at_match(code_TB) * P + jnp.arange(P)[:, None]]
     return Found(start_TB.T, total_B, token_PB, jnp.where(token_PB == NOWHERE, NOWHERE, end_PB))
 
 

@@ -1,7 +1,7 @@
 """Short texts as arrays, and the few operations on them that rewriting needs: find, delete, insert.
 
 Positions are the first axis and texts the last, so that a shift moves whole rows: on CPU that is some thirty times
-faster than the other way round. What is sequential by nature is a scan over positions, the rest a loop of eight shifts:
+faster than the other way round. What is sequential by nature is a scan over positions, the rest a loop of seven shifts:
 no sort, no scatter, little to compile.
 """
 
@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-WIDTH = 256  # bytes per text; counts within one then fit 8 bits
+# Bytes per text, a power of two of at most 256, since counts within a text are kept in 8 bits. Of MATH's 12,500 answers
+# the longest has 159 bytes and three have over 126, the most that a box may hold here.
+WIDTH = 128
 POSITION_A1 = np.arange(WIDTH, dtype=np.int32)[:, None]
-_STEPS = 8  # bits of a position
+_STEPS = WIDTH.bit_length() - 1  # bits of a position
 
 
 class Text(NamedTuple):

@@ -28,6 +28,12 @@ LONG = [
 # fmt: on
 
 
+def atoms(number: int, seed: int, most: int = 14) -> list[bytes]:
+    """Texts of up to `most` atoms, without any answer to be found."""
+    draw = random.Random(seed)
+    return [b"".join(draw.choices(ATOMS, k=draw.randint(0, most))) for _ in range(number)]
+
+
 class Mutator:
     """Draws (text, reference answer) pairs around real texts."""
 

@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from premem_jax.scoring.answers import Answers, answer_bytes, grade, resolve, vocabulary
+from premem_jax.scoring.answers import SLACK, Answers, answer_bytes, grade, resolve, vocabulary
+from premem_jax.scoring.normal_form import normal_form, one_fraction
+from premem_jax.scoring.normalise import normalise
 from premem_jax.scoring.reference import find_answer, grade_bytes
 from premem_jax.scoring.score import score
+from premem_jax.scoring.text import WIDTH, Text
 from premem_jax.scoring.verdict import Verdict
 from tests.scoring.cases import ANSWERS, EQUAL, FORMS, UNEQUAL
-from tests.scoring.mutations import Mutator
+from tests.scoring.mutations import LONG, Mutator, atoms
 from tests.scoring.vocabularies import (
     GRADE,
     REAL,
@@ -48,6 +51,40 @@ def test_small_cases(rules):
     assert not np.any(verdicts == Verdict.UNDECIDED) and set(expected) == {0, 1, 2}
 
 
+def test_normal_forms():
+    """The rewriting alone: text, failure and the lower bound of the length, on every text that fits."""
+    texts = [text.encode() for text, _ in FORMS] + [text for text in atoms(30_000, seed=5) if len(text) < WIDTH]
+    rows = np.zeros((len(texts), WIDTH), np.uint8)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text)] = np.frombuffer(text, np.uint8)
+    sizes = np.array([len(text) for text in texts], np.int32)
+    normal = jax.tree.map(np.asarray, jax.jit(normalise)(Text(rows.T, sizes)))
+    seen = {"fails": 0, "unsure": 0}
+    for i, text in enumerate(texts):
+        form, size = normal_form(text), normal.text.length_B[i]
+        seen["fails"] += form is None
+        seen["unsure"] += bool(normal.unsure_B[i])
+        if not normal.unsure_B[i]:
+            assert normal.fails_B[i] == (form is None), text
+            assert form in (None, one_fraction(normal.text.bytes_AB[:size, i].tobytes())), text
+            assert not normal.text.bytes_AB[size:, i].any()
+        assert form is None or len(form) >= normal.least_B[i], text
+    assert seen["fails"] > 1000 and 0 < seen["unsure"] < 0.02 * len(texts)
+
+
+def test_the_unseen_rest_takes_no_more_than_the_slack():
+    """Any text that goes on: its normal form is at least as long as what is left of its start, less the slack."""
+    starts = [text[: WIDTH - 1] for text in atoms(4000, seed=6, most=60) if len(text) >= WIDTH - 1]
+    ends = [*atoms(200, seed=8), *LONG, b"ft", rb"ircirc}", b"ext{ ", b"=", rb"\text{ "]
+    rows = np.stack([np.frombuffer(text, np.uint8) for text in starts])
+    least_B = np.asarray(jax.jit(normalise)(Text(rows.T, np.full(len(rows), WIDTH - 1, np.int32))).least_B)
+    assert len(starts) > 500 and np.mean(least_B > SLACK) > 0.5
+    for start, least in zip(starts, least_B, strict=True):
+        for end in ends:
+            form = normal_form(start + end)
+            assert form is None or len(form) >= least - SLACK, (start, end)
+
+
 def check_mutations(rules, number, seed):
     """Compares the kernel with the reference on mutated texts; what it leaves open must be long, or no UTF-8."""
     texts, answers = Mutator(solutions("gsm8k")[:900] + solutions("math")[:900], rules, seed).pairs(number)
@@ -56,7 +93,7 @@ def check_mutations(rules, number, seed):
     expected = agree(verdicts, texts, answers, rules)
     assert all(np.mean(expected == verdict) > 0.1 for verdict in range(3))
     for i in np.flatnonzero(verdicts == Verdict.UNDECIDED):
-        assert len(texts[i]) > 200 or texts[i] != texts[i].decode(errors="ignore").encode(), texts[i]
+        assert len(texts[i]) > WIDTH // 2 or texts[i] != texts[i].decode(errors="ignore").encode(), texts[i]
     assert np.mean(verdicts == Verdict.UNDECIDED) < 0.04
 
 
@@ -161,7 +198,7 @@ def test_memory_of_a_large_batch():
     tables = byte_vocabulary("math")
     big = shape(np.uint8, 128_256, 128), shape(np.int32, 128_256)
     tables = tables._replace(table=type(tables.table)(*big), finder=tables.finder._replace(class_V=big[1]))
-    answers = Answers(shape(np.uint8, 1024, 4, 256), shape(np.int32, 1024, 4))
+    answers = Answers(shape(np.uint8, 1024, 4, WIDTH), shape(np.int32, 1024, 4))
     lowered = jax.jit(grade, static_argnums=4).lower(
         shape(np.int32, 1024, 512), shape(np.int32, 1024), tables, answers, "math"
     )
@@ -169,9 +206,10 @@ def test_memory_of_a_large_batch():
 
 
 def test_bounds_are_flagged_and_settled():
-    inside, long = rb"\boxed{" + b"1" * 254 + b"}", rb"\boxed{" + b"1" * 255 + b"}"
+    most = WIDTH - 2  # a box is seen with its braces
+    inside, long = rb"\boxed{" + b"1" * most + b"}", rb"\boxed{" + b"1" * (most + 1) + b"}"
     texts = [inside, long, rb"\boxed{" + b"x" * 400, rb"\boxed{1" + b"x" * 100, b"answer" + b"word " * 200, b"answer 1"]
-    answers = ["1" * 254, "1" * 255, "1", "1", "1", "1"]
+    answers = ["1" * most, "1" * (most + 1), "1", "1", "1", "1"]
     tokens_BT, length_B = pad_tokens(texts, (6, 1024), 256)
     packed = answer_bytes(answers, "math")
     verdict_B = np.asarray(GRADE(tokens_BT, length_B, byte_vocabulary("math"), packed, rules="math"))

@@ -34,8 +34,10 @@ def test_solutions_answer_themselves(task):
     texts = solutions(task)
     own = [find_answer(text, task) for text in texts]
     verdicts = grade_rows(texts, own, byte_vocabulary(task), task)
-    np.testing.assert_array_equal(verdicts, Verdict.CORRECT)
     np.testing.assert_array_equal(agree(verdicts, texts, own, task), Verdict.CORRECT)
+    open_rows = np.flatnonzero(verdicts == Verdict.UNDECIDED)
+    assert len(open_rows) == {"gsm8k": 0, "math": 3}[task]  # three train answers of MATH have over 126 bytes
+    assert max(open_rows, default=0) < 7500 and all(len(own[i]) > 126 for i in open_rows)
 
 
 def test_solutions_give_the_answers_of_the_data():
