@@ -16,5 +16,5 @@ setup(
     package_data={"premem_jax.report": ["*.html"]},
     python_requires=">=3.11",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
-    extras_require={"test": ["hypothesis", "pytest", "pytest-xdist", "ruff"]},
+    extras_require={"test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "torch==2.13.0", "transformers"]},
 )

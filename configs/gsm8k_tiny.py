@@ -11,7 +11,7 @@ from premem_jax import config as defaults
 
 
 def get_config(arg=None):
-    options = defaults.parse_arg(arg, examples=512, epochs=24)
+    options = defaults.parse_arg(arg, examples=512, epochs=25)
     c = defaults.finetune()
     c.data.update(task="gsm8k", train=options.examples, heldout=128, test=128, context=640)
     c.data.buckets = (160, 224, 320, 448, 640)
@@ -19,12 +19,12 @@ def get_config(arg=None):
     c.model.preset = "llama_small"
     c.train.update(epochs=options.epochs, batch=8, length_window=8, learning_rate=4e-3)
     c.optimizer.update(b2=0.98, weight_decay=0.0, clip_norm=1.0)
-    epochs = (2, 5, 9)
-    sampling = dict(batch=128, samples=2, max_new_tokens=272)
+    epochs = (3, 8)
+    sampling = dict(batch=128, samples=1, max_new_tokens=320, top_p=0.95)
     c.evals = dict(
         train_likelihood=defaults.likelihood("train", epochs),
         heldout_likelihood=defaults.likelihood("heldout", epochs),
         train_accuracy=defaults.accuracy("train", epochs, **sampling),
-        test_accuracy=defaults.accuracy("test", (5,), **sampling),
+        test_accuracy=defaults.accuracy("test", (8,), **sampling),
     )
     return c

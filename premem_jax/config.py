@@ -19,7 +19,7 @@ def finetune() -> ConfigDict:
     c.data = ConfigDict(
         dict(task="gsm8k", path="", train=0, heldout=0, test=0, seed=0, context=1024, drop_long=False, buckets=())
     )
-    c.tokenizer = ConfigDict(dict(kind="bpe", vocab_size=4096))
+    c.tokenizer = ConfigDict(dict(path="", kind="bpe", vocab_size=4096))  # no path: trained on the task's texts
     c.model = ConfigDict(dict(preset="llama_small", remat=False))
     c.base = ConfigDict(dict(steps=0, batch=48, learning_rate=3e-3, warmup_steps=50, prompt_weight=0.3))
     c.train = ConfigDict(

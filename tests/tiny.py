@@ -9,7 +9,7 @@ import numpy as np
 from premem_jax import sharding
 from premem_jax.data.examples import Example
 from premem_jax.data.pipeline import tokenize, train_batches
-from premem_jax.data.tokenizers import Tokenizer
+from premem_jax.data.tokenizers import SentencePiece, Tokenizer
 from premem_jax.data.tokenizers import train as train_tokenizer
 from premem_jax.models.config import ModelConfig
 from premem_jax.models.decoder import build, init
@@ -28,11 +28,14 @@ def parameters(config=CONFIG, sharpness=3.0):
     params = jax.tree.map(np.asarray, jax.jit(init, static_argnums=0)(config, jax.random.key(0)))
     rng = np.random.default_rng(0)
 
+    def times(scale, factor):
+        return ((scale + config.norm_offset) * factor - config.norm_offset).astype("f")
+
     def rescale(path, x):
-        return x * rng.uniform(0.5, 1.5, x.shape).astype("f") if path[-1].key == "scale" else x
+        return times(x, rng.uniform(0.5, 1.5, x.shape)) if path[-1].key == "scale" else x
 
     params = jax.tree_util.tree_map_with_path(rescale, params)
-    return params | {"final_norm": {"scale": params["final_norm"]["scale"] * np.float32(sharpness)}}
+    return params | {"final_norm": {"scale": times(params["final_norm"]["scale"], sharpness)}}
 
 
 def one_device(device=0):
@@ -42,7 +45,7 @@ def one_device(device=0):
 @functools.cache
 def tokenizer() -> Tokenizer:
     words = [*"0123456789+=,", "####", "so", "it", "is", "we", "get"]
-    return Tokenizer(train_tokenizer([" ".join(words)], kind="word", vocab_size=100))
+    return SentencePiece(train_tokenizer([" ".join(words)], kind="word", vocab_size=100))
 
 
 def examples(count: int) -> list[Example]:

@@ -122,7 +122,7 @@ def load(dataset: Dataset, documents: Mapping[str, Documents]) -> Loaded:
     """
     rows = {split: sources.parse_rows(documents[split], dataset) for split in SPLITS}
     if empty := [split for split in SPLITS if not rows[split]]:
-        raise UserError(f"the {empty[0]} split has no rows; {dataset.get}")
+        raise UserError(f"split {empty[0]!r} is empty; {dataset.get}")
     checksums = {split: sources.rows_checksum(rows[split]) for split in SPLITS}
     defects = {name: {split: sum(map(has, rows[split])) for split in SPLITS} for name, has in dataset.defects.items()}
     # A test problem that is also a training problem stays in both, as it did for the papers.

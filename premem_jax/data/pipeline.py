@@ -41,7 +41,7 @@ def tokenize(
     Raises:
       UserError: the split is empty, or examples are longer than `context` tokens and `drop_long` is not set.
     """
-    pairs = [tokenizer.encode_pair(example.prompt, example.target) for example in examples]
+    pairs = tokenizer.encode_pairs([(example.prompt, example.target) for example in examples])
     fits = [len(prompt) + len(target) <= context for prompt, target in pairs]
     if not all(fits) and not drop_long:
         long = [(e.id, len(p) + len(t)) for e, (p, t), ok in zip(examples, pairs, fits, strict=True) if not ok]
@@ -101,8 +101,8 @@ def steps_per_epoch(examples: int, batch: int) -> int:
 def batch_rows(lengths: Sequence[int], batch: int, seed: int, window: int = 1) -> grain.MapDataset:
     """Row numbers of batch t, for every t: each epoch is a fresh shuffle in which each row comes exactly once.
 
-    `window` batches at a time are sorted by `lengths` before they are cut, so that with a window above 1 rows of similar
-    length share a batch and little of it is padding.
+    `window` batches at a time are sorted by `lengths` before they are cut, so that with a window above 1, rows of
+    similar length share a batch and little of it is padding.
     """
     examples = len(lengths)
     shuffled = grain.MapDataset.range(examples).seed(seed).shuffle()

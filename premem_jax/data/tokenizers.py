@@ -1,14 +1,32 @@
-"""Text to token ids and back, and what the device needs to know of a vocabulary: the bytes of every token."""
+"""Text to token ids and back, and what the device needs to know of a vocabulary: the bytes of every token.
 
+Three kinds behind one interface: SentencePiece (Gemma2's file, and the tiny ones trained here), Llama3's
+`tokenizer.model` (ranks in tiktoken's form), and the `tokenizer.json` of a Hugging Face folder. Each is run by the
+library that its publisher runs.
+"""
+
+import abc
+import base64
+import binascii
+import functools
 import io
-from collections.abc import Iterable
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
+import tiktoken
+import tokenizers
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
 
 from premem_jax.atomic import write_bytes
 from premem_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Word pieces ("▁apples", "▁17") for closed vocabularies; byte-pair pieces for free text.
 TRAINING = {
@@ -23,63 +41,292 @@ TRAINING = {
     ),
 }
 
+# Llama3: pattern and special ids of meta-llama/llama3, llama/tokenizer.py. It has no pad token; 128004 is the one that
+# Llama 3.1 calls `<|finetune_right_pad_id|>`, reserved in Llama 3.
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_RANKS, LLAMA3_SPECIAL = 128_000, 256
 
-class Tokenizer:
-    """A SentencePiece model. Text is never read as a control token: only this class adds the start and stop markers."""
+# Gemma2 declares its markers as symbols that SentencePiece finds in plain text, as it does "<table>" or many spaces.
+GEMMA_MARKERS = re.compile(r"<mask>|<2mass>|<unused\d+>|<(start|end)_of_turn>|\[@BOS@\]|\[toxicity=0\]")
 
-    def __init__(self, model: bytes):
-        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.model = model
-        self.vocab_size = self._pieces.vocab_size()
-        self.pad_id, self.eos_id, self.bos_id = (
-            getattr(self._pieces, f"{name}_id")() for name in ("pad", "eos", "bos")
-        )
-        if min(self.pad_id, self.eos_id, self.bos_id) < 0:
-            raise UserError("tokenizer: the SentencePiece model needs pad, eos and bos pieces")
+# Per family, the names of (bos, eos, pad) in a tokenizer.json.
+JSON_MARKERS = (
+    ("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
+    ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_2|>"),
+    ("<bos>", "<eos>", "<pad>"),
+)
+LOSSLESS = "  A b\n\n\tx 12345 '\u017fe\u0301\u00e9\u2211\U0001f9ff<bos><eos><pad><start_of_turn><|end_of_text|>\r\n "
 
-    @classmethod
-    def load_or_train(cls, path: Path, texts: Iterable[str], *, kind: str, vocab_size: int) -> "Tokenizer":
-        """The model at `path`, trained on `texts` and written there on first use.
+
+class Tokenizer(abc.ABC):
+    """A vocabulary. Text is never read as a control token: only this class adds the start and stop markers.
+
+    `model` holds the bytes of the file it came from, which are all that a run has to keep.
+    """
+
+    model: bytes
+    vocab_size: int
+    pad_id: int
+    bos_id: int
+    eos_id: int
+
+    @staticmethod
+    def load_or_train(kept: Path, texts: Iterable[str], *, kind: str, vocab_size: int, path: str = "") -> "Tokenizer":
+        """The tokenizer of a run, from its own copy `kept`; on first use a copy of `path`, or trained on `texts`.
+
+        `kind` and `vocab_size` say how to train, and are not looked at where `path` is given.
 
         Raises:
-          UserError: unknown kind, or a file that is no SentencePiece model.
+          UserError: as `load` and `train`.
         """
-        if not path.exists():
-            write_bytes(path, train(texts, kind=kind, vocab_size=vocab_size))
-        try:
-            return cls(path.read_bytes())
-        except (RuntimeError, UserError) as error:  # an empty file is a model of nothing to SentencePiece
-            raise UserError(f"{path} is no tokenizer model ({error}); delete it to train it again") from error
+        if kept.exists():
+            try:
+                return load(kept)
+            except UserError as error:
+                raise UserError(f"{error}; it is the run's own copy, delete it to make it again") from error
+        tokenizer = load(path) if path else SentencePiece(train(texts, kind=kind, vocab_size=vocab_size))
+        write_bytes(kept, tokenizer.model)
+        return tokenizer
 
     def encode_pair(self, prompt: str, target: str) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of a prompt (with the start marker) and of its target (with the stop marker).
+        """One row of `encode_pairs`."""
+        return self.encode_pairs([(prompt, target)])[0]
 
-        The pair is tokenized as one text and cut where the prompt alone agrees with it, so that a model is trained on,
-        scored on and prompted with the same tokens. The prompt is never empty.
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Token ids of prompts (with the start marker) and of their targets (with the stop marker).
+
+        A pair is tokenized as one text, so that a model is trained on, scored on and prompted with the same tokens. The
+        target begins with the first token that holds any of its text. Where that token holds the prompt's end too, it
+        is the target's: the likelihood is that of the whole token, and sampling starts before it, so a response begins
+        with the prompt's last characters. A warning counts the rows whose prompt alone has other tokens. In GSM8K and
+        MATH, with Llama3 and Gemma2, these are nearly all where prompts end in a space, and none where they end in a
+        newline, or in "Answer:" before a target that begins with a space. The prompt is never empty.
+
+        Raises:
+          UserError: a text is not Unicode (a lone surrogate, as `\\ud800` in JSON gives).
         """
-        joint = self._pieces.encode(prompt + target)
-        alone = self._pieces.encode(prompt)
-        cut = next(
-            (i for i, (a, b) in enumerate(zip(alone, joint, strict=False)) if a != b), min(len(alone), len(joint))
-        )
-        as_array = lambda ids: np.asarray(ids, np.int32)
-        return as_array([self.bos_id, *joint[:cut]]), as_array([*joint[cut:], self.eos_id])
+        for text in (text for pair in pairs for text in pair):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                shown = text[max(0, error.start - 20) : error.end + 20]
+                raise UserError(f"text with a lone surrogate, which no tokenizer can hold: {shown!r}") from error
+        joint_E, alone_E = self._ids([p + t for p, t in pairs]), self._ids([p for p, _ in pairs])
+        encoded, moved = [], 0
+        for (prompt, target), joint, alone in zip(pairs, joint_E, alone_E, strict=True):
+            cut = len(alone)
+            if alone != joint[:cut]:
+                cut = self._seam(prompt, target)
+                moved += 1
+            rows = [self.bos_id, *joint[:cut]], [*joint[cut:], self.eos_id]
+            encoded.append(tuple(np.array(ids, np.int32) for ids in rows))
+        if moved:
+            log.warning(
+                "%d of %d prompts have other tokens when their targets follow. A token across the seam counts as "
+                "target, and sampling starts before it; begin targets with a space, or end prompts with a newline",
+                moved,
+                len(pairs),
+            )
+        return encoded
 
     def decode(self, ids) -> str:
-        return self._pieces.decode([int(i) for i in ids])
+        """The text of `ids`; control tokens have none, and bytes that are no UTF-8 become U+FFFD."""
+        table = self._table
+        return b"".join(table[i] for i in ids if 0 <= i < len(table)).decode("utf-8", "replace")
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes each token stands for; empty for control and unknown pieces."""
+        """The bytes each token stands for (V,); empty for control and unknown tokens."""
+        return list(self._table)
+
+    @functools.cached_property
+    def _table(self) -> list[bytes]:
+        return self._token_bytes()
+
+    @abc.abstractmethod
+    def _token_bytes(self) -> list[bytes]: ...
+
+    @abc.abstractmethod
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, without markers."""
+
+    @abc.abstractmethod
+    def _seam(self, prompt: str, target: str) -> int:
+        """How many of the first tokens of `prompt + target` hold nothing of the target."""
+
+
+class SentencePiece(Tokenizer):
+    """A SentencePiece model. U+2581, its sign for a space, comes back as a space."""
+
+    def __init__(self, model: bytes):
+        try:
+            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        except DecodeError as error:
+            raise UserError("a SentencePiece model that ends or breaks in the middle") from error
+        if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
+            raise UserError("a SentencePiece model without its trainer and normalizer: cut off, or not a model")
+        markers = [piece for piece in proto.pieces if GEMMA_MARKERS.fullmatch(piece.piece)]
+        for piece in markers:
+            if piece.type == piece.USER_DEFINED:
+                piece.type = piece.CONTROL
+        try:
+            pieces = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString() if markers else model)
+        except RuntimeError as error:
+            raise UserError(f"not a SentencePiece model ({error})") from error
+        self.model, self._pieces = model, pieces
+        self.vocab_size = pieces.vocab_size()
+        self.pad_id, self.eos_id, self.bos_id = (getattr(pieces, f"{name}_id")() for name in ("pad", "eos", "bos"))
+        if min(self.pad_id, self.eos_id, self.bos_id) < 0:
+            raise UserError("a SentencePiece model without pad, eos and bos pieces; Gemma's has them")
+
+    def _ids(self, texts):
+        return self._pieces.encode(texts)
+
+    def _seam(self, prompt, target):
+        return _before(self._pieces.encode(prompt + target, return_type="offset_mapping")["offsets"], len(prompt))
+
+    def decode(self, ids) -> str:
+        return self._pieces.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
+
+    def _token_bytes(self):
         pieces = self._pieces
-        table = []
-        for i in range(self.vocab_size):
-            if pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_unused(i):
-                table.append(b"")
-            elif pieces.is_byte(i):
-                table.append(bytes([int(pieces.id_to_piece(i)[1:-1], 16)]))
-            else:
-                table.append(pieces.id_to_piece(i).replace("▁", " ").encode())
+        silent = lambda i: pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_unused(i)
+        return [b"" if silent(i) else _piece_bytes(pieces.id_to_piece(i)) for i in range(self.vocab_size)]
+
+
+class Llama3(Tokenizer):
+    """Llama3's `tokenizer.model`: 128,000 byte-pair tokens in the order of their merging, then 256 control tokens."""
+
+    def __init__(self, model: bytes):
+        ranks = {}
+        for number, line in enumerate(model.splitlines()):
+            try:
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+            except (ValueError, binascii.Error) as error:
+                raise UserError(f"tiktoken ranks, but line {number + 1} is no token and rank: {line!r}") from error
+        if list(ranks.values()) != list(range(LLAMA3_RANKS)):
+            raise UserError(
+                f"tiktoken ranks, but its {len(ranks)} tokens have not the ranks 0 to {LLAMA3_RANKS - 1} of Llama3 in "
+                "order: cut off, or another model's"
+            )
+        if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+            raise UserError(f"tiktoken ranks without tokens for the bytes {missing}")
+        self.model = model
+        self._bpe = tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        self._ranks = list(ranks)
+        self.vocab_size = LLAMA3_RANKS + LLAMA3_SPECIAL
+        self.bos_id, self.eos_id, self.pad_id = LLAMA3_RANKS, LLAMA3_RANKS + 1, LLAMA3_RANKS + 4
+
+    def _ids(self, texts):
+        return self._bpe.encode_ordinary_batch(texts)
+
+    def _seam(self, prompt, target):
+        sizes = [len(self._table[i]) for i in self._bpe.encode_ordinary(prompt + target)]
+        return int(np.searchsorted(np.cumsum(sizes), len(prompt.encode()), "right"))
+
+    def _token_bytes(self):
+        return self._ranks + [b""] * LLAMA3_SPECIAL
+
+
+class HuggingFace(Tokenizer):
+    """The `tokenizer.json` of Llama3 (byte-level) or Gemma2 (byte fallback, where U+2581 comes back as a space).
+
+    What the file says about padding, truncation and markers is left out: batches and markers are made here.
+    """
+
+    def __init__(self, model: bytes):
+        try:
+            spec = json.loads(model)
+        except ValueError as error:
+            raise UserError(f"JSON that ends or breaks in the middle ({error})") from error
+        try:
+            self._control = _only_text(spec)
+            self._bpe = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        except UserError:
+            raise
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(
+                f"JSON, but no byte-pair tokenizer.json ({type(error).__name__} {error}); tokenizer_config.json and "
+                "special_tokens_map.json are other files"
+            ) from error
+        self._bpe.encode_special_tokens = True  # in the library's words: their names in a text are encoded as text
+        self.model = model
+        named = next((names for names in JSON_MARKERS if all(name in self._control for name in names)), None)
+        if named is None:
+            raise UserError("a tokenizer.json with the markers of neither Llama3 nor Gemma2")
+        self.bos_id, self.eos_id, self.pad_id = (self._control[name] for name in named)
+        self._vocabulary = self._bpe.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self._vocabulary.values()) + 1
+        self._plain = {token["content"] for token in spec["added_tokens"]}
+        self._byte_level = "ByteLevel" in json.dumps(spec["pre_tokenizer"])
+        (ids,) = self._ids([LOSSLESS])
+        if self.decode(ids) != LOSSLESS:
+            raise UserError(f"a tokenizer.json that does not give text back: {LOSSLESS!r} as {self.decode(ids)!r}")
+
+    def _ids(self, texts):
+        return [out.ids for out in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _seam(self, prompt, target):
+        return _before(self._bpe.encode(prompt + target, add_special_tokens=False).offsets, len(prompt))
+
+    def _token_bytes(self):
+        table = [b""] * self.vocab_size
+        for piece, i in self._vocabulary.items():
+            if piece in self._control or piece == "<unk>":
+                continue
+            letters = self._byte_level and piece not in self._plain
+            table[i] = bytes(BYTE_OF_LETTER[letter] for letter in piece) if letters else _piece_bytes(piece)
         return table
+
+
+def _only_text(spec: dict) -> dict[str, int]:
+    """Changes a tokenizer.json so that text gives tokens of text alone; returns the ids of its control tokens."""
+    for token in spec["added_tokens"]:
+        token["special"] = token["special"] or bool(GEMMA_MARKERS.fullmatch(token["content"]))
+    control = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
+    # Gemma's vocabulary lists the markers, too; without the merges that make them no text can spell one.
+    joined = lambda merge: "".join(merge.split(" ") if isinstance(merge, str) else merge)
+    spec["model"]["merges"] = [merge for merge in spec["model"]["merges"] if joined(merge) not in control]
+    spec |= dict(truncation=None, padding=None, post_processor=None)
+    return control
+
+
+def load(path: str | Path) -> Tokenizer:
+    """The tokenizer in a file, or in the Hugging Face folder `path`. Its content decides the kind, not its name.
+
+    Raises:
+      UserError: there is no such file, or it is not a whole tokenizer of a kind that is known here.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = ("tokenizer.model", "tokenizer.json", "original/tokenizer.model")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise UserError(f"tokenizer.path={path}: the folder has none of {', '.join(names)}")
+        path = found[0]
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"tokenizer.path={path}: cannot be read ({error.strerror})") from error
+    try:
+        return _kind(model)(model)
+    except UserError as error:
+        raise UserError(f"{path} is no tokenizer to work with: {error}") from error
+
+
+def _kind(model: bytes) -> type[Tokenizer]:
+    if model.startswith(b"version https://git-lfs"):
+        raise UserError("a Git LFS pointer instead of the file; fetch it with `git lfs pull`")
+    if model.lstrip().startswith(b"{"):
+        return HuggingFace
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", model):
+        return Llama3
+    if model.startswith(b"\x0a"):  # protobuf's tag of the first piece
+        return SentencePiece
+    raise UserError(f"neither SentencePiece, tiktoken ranks nor tokenizer.json; it begins with {model[:24]!r}")
 
 
 def train(texts: Iterable[str], *, kind: str, vocab_size: int) -> bytes:
@@ -106,3 +353,24 @@ def train(texts: Iterable[str], *, kind: str, vocab_size: int) -> bytes:
         **TRAINING[kind],
     )
     return model.getvalue()
+
+
+def _before(offsets: list[tuple[int, int]], border: int) -> int:
+    """Tokens before the first one that reaches past `border`."""
+    return next((i for i, (_, end) in enumerate(offsets) if end > border), len(offsets))
+
+
+def _piece_bytes(piece: str) -> bytes:
+    """The bytes of a piece in SentencePiece's spelling: `▁` is a space, `<0x0A>` a byte."""
+    byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
+    return bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's spelling of bytes as letters, which byte-level tokenizer.json files use: visible Latin-1 is itself."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF_LETTER = _byte_letters()

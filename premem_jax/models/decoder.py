@@ -1,10 +1,13 @@
-"""The decoder: NNX modules with stacked layers, scanned in the forward pass.
+"""The decoder of both families: NNX modules with stacked layers, scanned in the forward pass.
 
 Shapes use the letters of `docs/architecture.md`: B batch, T query length, S key length, N query heads, K key/value
 heads, H head width, D model width, F MLP width, V vocabulary, L layers.
 
 Sequences are padded on the right. Causal attention then needs no padding mask: a real token never sees a pad, and what
 a pad sees is never read.
+
+The scanned unit is one period of `config.windows`: a layer in Llama3, a local and a global layer in Gemma2. Parameters
+and caches are stacked along L all the same, so that their layout does not depend on the family.
 """
 
 import math
@@ -14,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from premem_jax.models.attention import attend, attend_with_prompt, causal_mask, rotary
+from premem_jax.models import rope
+from premem_jax.models.attention import attend, attend_with_prompt, causal_mask, softcap, within
 from premem_jax.models.config import ModelConfig
 
 
@@ -28,14 +32,14 @@ class Cache(NamedTuple):
 class Norm(nnx.Module):
     """Root-mean-square normalisation in fp32 (Zhang & Sennrich, arXiv 1910.07467)."""
 
-    def __init__(self, D: int, eps: float):
-        self.scale = nnx.Param(jnp.ones((D,), jnp.float32))
-        self.eps = eps
+    def __init__(self, config: ModelConfig):
+        self.scale = nnx.Param(jnp.full((config.D,), 1 - config.norm_offset, jnp.float32))
+        self.eps, self.offset = config.norm_eps, config.norm_offset
 
     def __call__(self, x):
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * self.scale[...]).astype(x.dtype)
+        return (x32 * (self.offset + self.scale[...])).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -47,47 +51,58 @@ class Attention(nnx.Module):
         self.k = weight(rngs, (D, K, H), fan_in=D)
         self.v = weight(rngs, (D, K, H), fan_in=D)
         self.o = weight(rngs, (N, H, D), fan_in=N * H * 2 * config.L)
-        self.theta = config.rope_theta
+        self.config = config
 
     def project(self, x_BTD, positions_BT):
         """Rotated queries and keys, and values: (B, T, N, H), (B, K, T, H), (B, K, T, H)."""
         q = linear(x_BTD, self.q)
         k, v = linear(x_BTD, self.k).swapaxes(1, 2), linear(x_BTD, self.v).swapaxes(1, 2)
-        return rotary(q, positions_BT[:, :, None], self.theta), rotary(k, positions_BT[:, None], self.theta), v
+        frequency = rope.frequencies(self.config)
+        return rope.rotary(q, positions_BT[:, :, None], frequency), rope.rotary(k, positions_BT[:, None], frequency), v
+
+    @property
+    def logits(self) -> dict:
+        """How attention logits are made: arguments of `attend`."""
+        return dict(scale=self.config.attention_scale, cap=self.config.attention_softcap)
 
     def combine(self, out_BTNH):
         return linear(out_BTNH, self.o, axes=2)
 
 
 class Mlp(nnx.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202)."""
+    """Gated MLP: SwiGLU or GeGLU (Shazeer, arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D, F = config.D, config.F
         self.gate = weight(rngs, (D, F), fan_in=D)
         self.up = weight(rngs, (D, F), fan_in=D)
         self.down = weight(rngs, (F, D), fan_in=F * 2 * config.L)
+        self.activation = config.activation
 
     def __call__(self, x):
-        return linear(jax.nn.silu(linear(x, self.gate)) * linear(x, self.up), self.down)
+        activate = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}[self.activation]
+        return linear(activate(linear(x, self.gate)) * linear(x, self.up), self.down)
 
 
 class Layer(nnx.Module):
-    """One pre-norm residual block."""
+    """One pre-norm residual block; with post-norms, what a branch adds is normalised too."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.attention_norm = Norm(config.D, config.norm_eps)
+        self.attention_norm = Norm(config)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = Norm(config.D, config.norm_eps)
+        self.mlp_norm = Norm(config)
         self.mlp = Mlp(config, rngs)
+        self.post_norms = config.post_norms
+        if config.post_norms:
+            self.attention_post_norm = Norm(config)
+            self.mlp_post_norm = Norm(config)
 
     def forward(self, x, positions_BT, mask):
         """The whole sequence at once; also returns its keys and values."""
         q, k, v = self.attention.project(self.attention_norm(x), positions_BT)
-        x = x + self.attention.combine(attend(q, k, v, mask))
-        return x + self.mlp(self.mlp_norm(x)), (k, v)
+        return self._add(x, attend(q, k, v, mask, **self.attention.logits)), (k, v)
 
-    def decode(self, x, positions, prompt: Cache, prompt_mask, own: Cache, step, layer):
+    def decode(self, x, positions, prompt: Cache, prompt_mask, own: Cache, own_mask, step, layer):
         """One new token per sample; its keys and values go to `own[layer, :, :, step]`, in place."""
         q, k, v = self.attention.project(self.attention_norm(x), positions)
         start = (layer, 0, 0, step, 0)
@@ -98,65 +113,111 @@ class Layer(nnx.Module):
             )
         )
         at_layer = lambda cache: [jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache]
-        in_use = jnp.arange(own.k.shape[3]) <= step
-        out = attend_with_prompt(q[:, 0], at_layer(prompt), prompt_mask, at_layer(own), in_use)
-        x = x + self.attention.combine(out[:, None])
-        return x + self.mlp(self.mlp_norm(x)), own
+        options = self.attention.logits
+        out = attend_with_prompt(q[:, 0], at_layer(prompt), prompt_mask, at_layer(own), own_mask, **options)
+        return self._add(x, out[:, None]), own
+
+    def _add(self, x, attended_BTNH):
+        """The residual stream after both branches, given what the heads saw."""
+        y = self.attention.combine(attended_BTNH)
+        x = x + (self.attention_post_norm(y) if self.post_norms else y)
+        y = self.mlp(self.mlp_norm(x))
+        return x + (self.mlp_post_norm(y) if self.post_norms else y)
 
 
 class Decoder(nnx.Module):
-    """A Llama decoder. Layers hold their parameters stacked along a leading axis L."""
+    """A Llama3 or Gemma2 decoder. Layers hold their parameters stacked along a leading axis L."""
 
     def __init__(self, config: ModelConfig, dtype=jnp.float32, remat: bool = False, *, rngs: nnx.Rngs):
         self.config, self.dtype, self.remat = config, dtype, remat
         self.embedding = weight(rngs, (config.V, config.D), fan_in=1 if not config.tied_embedding else config.D)
-        self.layers = nnx.vmap(lambda r: Layer(config, r))(rngs.fork(split=config.L))
-        self.final_norm = Norm(config.D, config.norm_eps)
+        self.layers = nnx.vmap(lambda r: Layer(config, r))(rngs.split(config.L))
+        self.final_norm = Norm(config)
         if not config.tied_embedding:
             self.head = weight(rngs, (config.D, config.V), fan_in=config.D)
 
     def __call__(self, tokens_BT, positions_BT=None) -> tuple[jax.Array, Cache]:
         """Final hidden states (B, T, D) of right-padded sequences, and their keys and values as a cache with S = T."""
-        T = tokens_BT.shape[1]
-        positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
-        mask = causal_mask(T)
-        graphdef, stacked = nnx.split(self.layers)
+        positions_BT = jnp.arange(tokens_BT.shape[1])[None] if positions_BT is None else positions_BT
+        masks = {window: causal_mask(positions_BT, window) for window in self.config.windows}
+        graphdef, groups = self._groups()
 
-        def body(x, layer):
+        def layer_forward(x, layer, mask):
             return nnx.merge(graphdef, layer).forward(x, positions_BT, mask)
 
-        x, (k, v) = jax.lax.scan(jax.checkpoint(body) if self.remat else body, self._embed(tokens_BT), stacked)
-        return self.final_norm(x), Cache(k, v)
+        if self.remat:
+            layer_forward = jax.checkpoint(layer_forward)
+
+        def body(x, group):
+            caches = []
+            for i, window in enumerate(self.config.windows):
+                x, cache = layer_forward(x, at(group, i), masks[window])
+                caches.append(cache)
+            return x, jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
+
+        # A handful of layers is unrolled: without the copies to and from the stack a train step is a tenth faster.
+        x, cache = jax.lax.scan(body, self._embed(tokens_BT), groups, unroll=self.config.L <= 4)
+        return self.final_norm(x), Cache(*(c.reshape(self.config.L, *c.shape[2:]) for c in cache))
 
     def decode(self, token_X, position_X, prompt: Cache, prompt_mask_BP, own: Cache, step) -> tuple[jax.Array, Cache]:
         """Hidden states (X, D) of one new token per sample, X = B * R with the samples of a prompt next to each other.
 
         Args:
           token_X, position_X: the tokens and their rotary positions.
-          prompt: what the forward pass on the prompts returned, S = P; shared by the samples of each prompt.
+          prompt: what the forward pass on the prompts returned, S = P; shared by the samples of each prompt. Slot p
+            is position p.
           prompt_mask_BP: True at the prompts' tokens.
-          own: keys and values of the sampled tokens, B = X and S = T; slots up to `step` are in use.
+          own: keys and values of the sampled tokens, B = X and S = T; slots up to `step` are in use, and positions
+            go up by one from slot to slot.
           step: the slot that the new tokens take.
         """
-        graphdef, stacked = nnx.split(self.layers)
+        graphdef, groups = self._groups()
+        masks = {
+            window: decode_masks(position_X, prompt_mask_BP, step, own.k.shape[3], window)
+            for window in self.config.windows
+        }
 
         def body(carry, item):
-            index, layer = item
+            first, group = item
             x, own = carry
-            return nnx.merge(graphdef, layer).decode(
-                x, position_X[:, None], prompt, prompt_mask_BP, own, step, index
-            ), None
+            for i, window in enumerate(self.config.windows):
+                of_prompt, of_own = masks[window]
+                layer = nnx.merge(graphdef, at(group, i))
+                x, own = layer.decode(x, position_X[:, None], prompt, of_prompt, own, of_own, step, first + i)
+            return (x, own), None
 
-        (x, own), _ = jax.lax.scan(body, (self._embed(token_X[:, None]), own), (jnp.arange(self.config.L), stacked))
+        first_L = jnp.arange(0, self.config.L, len(self.config.windows))
+        (x, own), _ = jax.lax.scan(body, (self._embed(token_X[:, None]), own), (first_L, groups))
         return self.final_norm(x)[:, 0], own
+
+    def _groups(self):
+        """The layers as (graphdef, state); leaves (L / g, g, ...) for groups of one period of g windows."""
+        g = len(self.config.windows)
+        graphdef, stacked = nnx.split(self.layers)
+        return graphdef, jax.tree.map(lambda x: x.reshape(x.shape[0] // g, g, *x.shape[1:]), stacked)
 
     def logits(self, hidden_BTD) -> jax.Array:
         """fp32 logits (B, T, V)."""
         kernel_DV = self.embedding[...].T if self.config.tied_embedding else self.head
-        return linear(hidden_BTD, kernel_DV, out_dtype=jnp.float32)
+        return softcap(linear(hidden_BTD, kernel_DV, out_dtype=jnp.float32), self.config.final_softcap)
 
     def _embed(self, tokens_BT):
-        return jnp.take(self.embedding[...], tokens_BT, axis=0).astype(self.dtype)
+        x = jnp.take(self.embedding[...], tokens_BT, axis=0).astype(self.dtype)
+        # The factor is rounded to the compute dtype, as in training: in bf16 sqrt(3584) = 59.87 becomes 59.75.
+        return x * jnp.asarray(self.config.D**0.5, self.dtype) if self.config.scaled_embedding else x
+
+
+def at(group, i: int):
+    """Layer `i` of a group."""
+    return jax.tree.map(lambda x: x[i], group)
+
+
+def decode_masks(position_X, prompt_mask_BP, step, T: int, window: int | None) -> tuple[jax.Array, jax.Array]:
+    """What one new token per sample looks at: (B, R or 1, P) slots of the prompt and (T,) own slots."""
+    B, P = prompt_mask_BP.shape
+    in_use = jnp.arange(T) <= step
+    of_prompt = prompt_mask_BP[:, None] & within(position_X.reshape(B, -1, 1), jnp.arange(P), window)
+    return of_prompt, in_use & within(step, jnp.arange(T), window)
 
 
 def linear(x: jax.Array, kernel, axes: int = 1, out_dtype=None) -> jax.Array:

@@ -95,12 +95,24 @@ def sample_keys(key: jax.Array, ids_B: jax.Array, samples: int) -> jax.Array:
 
 
 def nucleus(logits_XV: jax.Array, top_p: float) -> jax.Array:
-    """Logits with everything outside the smallest set of mass `top_p` at -inf; the likeliest token always stays."""
+    """Logits with all outside the smallest set of mass `top_p` at -inf; equally likely tokens stay or go together.
+
+    A token stays if those likelier than it hold less than `top_p`. The least such probability is found by bisecting
+    over the bits of floats, which order like the numbers: 31 sums over V in the place of a sort.
+    """
     if top_p >= 1:
         return logits_XV
-    ordered = jnp.flip(jnp.sort(logits_XV, axis=-1), axis=-1)
-    probability = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(probability, axis=-1) - probability
-    kept = jnp.sum(before < top_p, axis=-1, keepdims=True)
-    cut = jnp.take_along_axis(ordered, kept - 1, axis=-1)
-    return jnp.where(logits_XV < cut, -jnp.inf, logits_XV)
+    probability = jax.nn.softmax(logits_XV, axis=-1)
+    bits = jax.lax.bitcast_convert_type(probability, jnp.int32)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        likelier = jnp.sum(jnp.where(bits > middle, probability, 0), axis=-1, keepdims=True)
+        stays = likelier < top_p
+        return jnp.where(stays, low, middle), jnp.where(stays, middle, high)
+
+    rows = (*logits_XV.shape[:-1], 1)
+    one = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.int32)
+    _, least = jax.lax.fori_loop(0, 31, halve, (jnp.full(rows, -1, jnp.int32), jnp.full(rows, one)))
+    return jnp.where(bits < least, -jnp.inf, logits_XV)

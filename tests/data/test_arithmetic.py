@@ -152,7 +152,7 @@ def test_base_mixture_does_not_contain_the_task(base):
         assert abs(len(kind) / len(base) - share) < 4 * math.sqrt(share * (1 - share) / len(base))
     assert {len(equations(e.target)) for e in worded} == {1}
     assert {len(equations(e.target)) for e in bare} == {1, 2}
-    assert {len(e.target.split()) for e in rows} == {78}
+    assert {len(e.target.split()) for e in rows} == {6 * arithmetic.EQUATIONS_PER_ROW}
     pool_a = {sentence for family in arithmetic.POOL_A.values() for sentence in family}
     pool_b = {sentence for family in arithmetic.POOL_B.values() for sentence in family}
     assert not pool_a & pool_b

@@ -19,7 +19,7 @@ from premem_jax.data.pipeline import (
     tokenize,
     train_batches,
 )
-from premem_jax.data.tokenizers import Tokenizer, train
+from premem_jax.data.tokenizers import SentencePiece, train
 from premem_jax.errors import UserError
 
 SEEDS = st.integers(0, 2**31)
@@ -37,7 +37,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 40)), min_size=1,
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(train(arithmetic.vocabulary(), kind="word", vocab_size=512))
+    return SentencePiece(train(arithmetic.vocabulary(), kind="word", vocab_size=512))
 
 
 @given(
@@ -59,6 +59,22 @@ def test_each_epoch_holds_each_row_once(lengths, batch, seed, window):
         for first in range(0, per_epoch, window):
             in_window = [lengths[row] for row in itertools.chain(*batches[first : first + window])]
             assert in_window == sorted(in_window)
+
+
+@given(lengths=LENGTHS, batch=st.integers(1, 6), window=st.integers(1, 5), seed=SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_a_window_sorts_rows_and_loses_none(lengths, batch, window, seed):
+    """Each row once an epoch; batches of a window grow in length; the rows of a window stay its own."""
+    per_epoch = steps_per_epoch(len(lengths), batch)
+    plain, sorted_rows = batch_rows(lengths, batch, seed), batch_rows(lengths, batch, seed, window)
+    for epoch in range(2):
+        for first in range(0, per_epoch, window):
+            steps = [epoch * per_epoch + t for t in range(first, min(first + window, per_epoch))]
+            rows = [row for step in steps for row in sorted_rows[step]]
+            assert sorted(rows) == sorted(row for step in steps for row in plain[step])
+            assert [lengths[row] for row in rows] == sorted(lengths[row] for row in rows)
+        last = sorted_rows[epoch * per_epoch + per_epoch - 1]
+        assert len(last) == len(lengths) - batch * (per_epoch - 1)
 
 
 @given(examples=st.integers(15, 60), seed=SEEDS)

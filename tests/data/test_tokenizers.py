@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from premem_jax.data import arithmetic
-from premem_jax.data.tokenizers import Tokenizer, train
+from premem_jax.data.tokenizers import SentencePiece, Tokenizer, train
 from premem_jax.errors import UserError
 from tests.shared import shared
 
@@ -25,12 +25,12 @@ def solutions():
 @pytest.fixture(scope="module")
 def pieces():
     """Byte-pair pieces of generated text, in which the names of the control tokens occur."""
-    return Tokenizer(train(TEXTS, kind="bpe", vocab_size=420))
+    return SentencePiece(train(TEXTS, kind="bpe", vocab_size=420))
 
 
 @pytest.fixture(scope="module")
 def words():
-    return Tokenizer(train(arithmetic.vocabulary(), kind="word", vocab_size=512))
+    return SentencePiece(train(arithmetic.vocabulary(), kind="word", vocab_size=512))
 
 
 def spelt(tokenizer, ids):
@@ -48,7 +48,7 @@ def pair(tokenizer, prompt, target):
 
 def test_tokens_are_the_bytes_of_real_text(solutions):
     """Trained on 300 solutions and read on 1,500: unseen characters come as bytes, and nothing is lost."""
-    tokenizer = Tokenizer(train([p + t for p, t in solutions[:300]], kind="bpe", vocab_size=700))
+    tokenizer = SentencePiece(train([p + t for p, t in solutions[:300]], kind="bpe", vocab_size=700))
     assert any(not (p + t).isascii() for p, t in solutions)
     splits = 0
     for prompt, target in solutions:
@@ -84,7 +84,7 @@ def test_a_pair_is_tokenized_as_one_text(pieces):
 
 def test_a_border_inside_a_piece_is_given_to_the_target():
     """Where prompt and target merge, the prompt ends before the merged piece."""
-    tokenizer = Tokenizer(train(["abab"] * 50, kind="bpe", vocab_size=300))
+    tokenizer = SentencePiece(train(["abab"] * 50, kind="bpe", vocab_size=300))
     alone, joint = pair(tokenizer, "ab", "")[0], pair(tokenizer, "abab", "")[0]
     assert len(alone) == len(joint) == 1 and alone != joint
     assert pair(tokenizer, "ab", "ab") == ([], joint)
@@ -120,7 +120,7 @@ def test_control_tokens_have_no_bytes(pieces, words):
 def test_training_repeats_itself(kind, size):
     assert train(TEXTS, kind=kind, vocab_size=size) == train(iter(TEXTS), kind=kind, vocab_size=size)
     assert train(TEXTS, kind=kind, vocab_size=size) != train(TEXTS[:50], kind=kind, vocab_size=size)
-    assert Tokenizer(train(TEXTS, kind=kind, vocab_size=size)).vocab_size <= size
+    assert SentencePiece(train(TEXTS, kind=kind, vocab_size=size)).vocab_size <= size
 
 
 def test_a_tokenizer_is_trained_once(tmp_path):

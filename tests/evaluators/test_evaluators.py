@@ -63,7 +63,7 @@ def test_likelihood_does_not_depend_on_batches_or_padding(likelihood, batch, buc
     np.testing.assert_array_equal(cut["target_tokens"], whole["target_tokens"])
 
 
-@pytest.mark.parametrize(("batch", "buckets", "keep"), [(3, (tiny.CONTEXT,), 2), (8, (5, 7), 13), (16, (), 100)])
+@pytest.mark.parametrize(("batch", "buckets", "keep"), [(3, (tiny.CONTEXT,), 2), (8, (5, 7), 100)])
 def test_verdicts_do_not_depend_on_batches_or_padding(accuracy, batch, buckets, keep):
     """Nor do the kept texts, which are those of the first rows however the rows were ordered."""
     evaluator, whole = accuracy

@@ -1,4 +1,4 @@
-"""A Llama forward pass in float64 NumPy, one sequence at a time, one head at a time: slow and plain."""
+"""Llama3 and Gemma2 in float64 NumPy, one sequence at a time, one head at a time: slow and plain."""
 
 import numpy as np
 
@@ -7,12 +7,30 @@ def normalise(x, scale, eps):
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * scale
 
 
-def rotate(x_TH, theta):
-    """Entry i of the first half and entry i of the second half are a complex number, turned by t * theta**(-2i/H)."""
+def frequency(config, i):
+    """Of pair i, radians per token; Llama-3.1 slows it by `factor` if it turns too seldom in the original context."""
+    plain, scaling = config.rope_theta ** (-2 * i / config.H), config.rope_scaling
+    if scaling is None:
+        return plain
+    turns = scaling.original_context * plain / (2 * np.pi)
+    if turns > scaling.high_freq_factor:
+        return plain
+    if turns < scaling.low_freq_factor:
+        return plain / scaling.factor
+    mix = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return plain * (mix + (1 - mix) / scaling.factor)
+
+
+def rotate(x_TH, config):
+    """Entry i of the first half and entry i of the second half are a complex number, turned by t * frequency i."""
     T, H = x_TH.shape
-    angle = np.outer(np.arange(T), [theta ** (-2 * i / H) for i in range(H // 2)])
+    angle = np.outer(np.arange(T), [frequency(config, i) for i in range(H // 2)])
     turned = (x_TH[:, : H // 2] + 1j * x_TH[:, H // 2 :]) * np.exp(1j * angle)
     return np.concatenate([turned.real, turned.imag], axis=1)
+
+
+def squeeze(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
 
 
 def softmax(x):
@@ -20,20 +38,28 @@ def softmax(x):
     return x / x.sum(axis=-1, keepdims=True)
 
 
-def attention(x, p, config):
+def attention(x, p, config, window):
     T, out = len(x), 0
+    scale = 1 / np.sqrt(config.H) if config.query_scale is None else config.query_scale
     for n in range(config.N):
         k = n // (config.N // config.K)
-        q = rotate(x @ p["q"][:, n], config.rope_theta)
-        scores = q @ rotate(x @ p["k"][:, k], config.rope_theta).T / np.sqrt(config.H)
-        scores[np.triu_indices(T, 1)] = -np.inf
+        q = rotate(x @ p["q"][:, n], config)
+        scores = squeeze(q @ rotate(x @ p["k"][:, k], config).T * scale, config.attention_softcap)
+        for t in range(T):
+            scores[t, t + 1 :] = -np.inf
+            if window is not None and t >= window:
+                scores[t, : t - window + 1] = -np.inf
         out = out + softmax(scores) @ (x @ p["v"][:, k]) @ p["o"][n]
     return out
 
 
-def mlp(x, p):
+def mlp(x, p, activation):
     gate = x @ p["gate"]
-    return (gate / (1 + np.exp(-gate)) * (x @ p["up"])) @ p["down"]
+    if activation == "silu":
+        gate = gate / (1 + np.exp(-gate))
+    else:
+        gate = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    return (gate * (x @ p["up"])) @ p["down"]
 
 
 def at(tree, layer):
@@ -42,14 +68,19 @@ def at(tree, layer):
 
 def logits(params, config, tokens) -> np.ndarray:
     """(T, V) of one unpadded sequence of T tokens."""
+    norm = lambda x, p: normalise(x, config.norm_offset + np.asarray(p["scale"], np.float64), config.norm_eps)
     embedding = np.asarray(params["embedding"], np.float64)
-    x = embedding[np.asarray(tokens)]
+    x = embedding[np.asarray(tokens)] * (np.sqrt(config.D) if config.scaled_embedding else 1)
     for i in range(config.L):
         layer = at(params["layers"], i)
-        x = x + attention(normalise(x, layer["attention_norm"]["scale"], config.norm_eps), layer["attention"], config)
-        x = x + mlp(normalise(x, layer["mlp_norm"]["scale"], config.norm_eps), layer["mlp"])
-    x = normalise(x, np.asarray(params["final_norm"]["scale"], np.float64), config.norm_eps)
-    return x @ (embedding.T if config.tied_embedding else np.asarray(params["head"], np.float64))
+        window = config.windows[i % len(config.windows)]
+        y = attention(norm(x, layer["attention_norm"]), layer["attention"], config, window)
+        x = x + (norm(y, layer["attention_post_norm"]) if config.post_norms else y)
+        y = mlp(norm(x, layer["mlp_norm"]), layer["mlp"], config.activation)
+        x = x + (norm(y, layer["mlp_post_norm"]) if config.post_norms else y)
+    x = norm(x, params["final_norm"])
+    out = x @ (embedding.T if config.tied_embedding else np.asarray(params["head"], np.float64))
+    return squeeze(out, config.final_softcap)
 
 
 def nll(params, config, tokens) -> np.ndarray:

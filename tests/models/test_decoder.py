@@ -1,4 +1,4 @@
-"""The decoder against a float64 NumPy Llama, and its cached, padded and rematerialised forms against each other."""
+"""The decoder against a float64 NumPy one, and its cached, padded and rematerialised forms against each other."""
 
 import dataclasses
 from functools import partial
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from premem_jax.models.config import GEMMA2, RopeScaling
 from premem_jax.models.decoder import Cache, build, init
 from tests import tiny
 from tests.models import llama
@@ -16,6 +17,15 @@ SHAPES = {
     "grouped": tiny.CONFIG,
     "multi-query": dataclasses.replace(tiny.CONFIG, K=1, rope_theta=10_000.0),
     "multi-head, tied": dataclasses.replace(tiny.CONFIG, K=4, tied_embedding=True, norm_eps=1e-2),
+    "stretched positions": dataclasses.replace(tiny.CONFIG, rope_scaling=RopeScaling(8.0, 0.5, 2.0, 16)),
+    "gemma": dataclasses.replace(
+        tiny.CONFIG,
+        **GEMMA2 | dict(rope_theta=100.0, attention_softcap=2.0, final_softcap=5.0),
+        L=4,
+        H=12,
+        query_scale=0.4,
+        windows=(4, None),
+    ),
 }
 
 every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
@@ -34,7 +44,7 @@ def logits_of(model, params, tokens_BT):
 
 
 @every_shape
-def test_equals_the_numpy_llama(config):
+def test_equals_the_numpy_decoder(config):
     params, tokens_BT = tiny.parameters(config), sequences(config)
     ours = np.asarray(jax.jit(partial(logits_of, build(config)))(params, tokens_BT))
     assert ours.dtype == np.float32 and ours.shape == (*tokens_BT.shape, config.V)
@@ -56,8 +66,8 @@ def test_padding_never_changes_earlier_logits():
 
 
 def test_no_gradient_flows_to_later_tokens():
-    """The gradient of position t's logits with respect to the embedding at s is zero exactly where s > t."""
     """Position t's logits have a gradient with respect to the embedding at s exactly where s <= t."""
+    config = dataclasses.replace(tiny.CONFIG, V=T)  # token t stands at position t: rows of the embedding are positions
     params, model = tiny.parameters(config), build(config)
 
     def at_position(embedding):

@@ -78,12 +78,10 @@ def test_samples_of_different_examples_are_independent(draw):
     assert p_value(np.asarray(drawn.tokens).ravel(), probabilities(PROMPTS[0, : LENGTHS[0]], 0.8)) > 1e-3
 
 
-@given(
-    counts=st.lists(st.lists(st.integers(1, 6), min_size=7, max_size=7), min_size=3, max_size=3), k=st.floats(0, 1)
-)
+@given(counts=st.lists(st.lists(st.integers(1, 6), min_size=7, max_size=7), min_size=3, max_size=3), k=st.floats(0, 1))
 @settings(max_examples=200, deadline=None)
 def test_nucleus(counts, k):
-    """A token stays iff the tokens that are strictly likelier have less than `top_p` of the mass; ties stay together."""
+    """A token stays iff the tokens that are strictly likelier have less than `top_p` of the mass; ties stay."""
     counts = np.array(counts)
     totals = counts.sum(axis=1)
     for row, total in zip(counts, totals, strict=True):

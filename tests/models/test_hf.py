@@ -1,0 +1,139 @@
+"""Published `config.json` files, published sizes, and what is refused before anything is loaded."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from premem_jax import sharding
+from premem_jax.errors import UserError
+from premem_jax.models.config import PRESETS, ModelConfig, RopeScaling, preset
+from premem_jax.models.decoder import init
+from premem_jax.models.hf import from_hf_config, from_hf_state, tensors, to_hf_state
+from tests import tiny
+
+LLAMA3_2_1B = dict(
+    model_type="llama",
+    vocab_size=128256,
+    hidden_size=2048,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=64,
+    intermediate_size=8192,
+    hidden_act="silu",
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    max_position_embeddings=131072,
+    rope_scaling=dict(
+        factor=32.0,
+        high_freq_factor=4.0,
+        low_freq_factor=1.0,
+        original_max_position_embeddings=8192,
+        rope_type="llama3",
+    ),
+    tie_word_embeddings=True,
+)
+GEMMA2_9B = dict(
+    model_type="gemma2",
+    vocab_size=256000,
+    hidden_size=3584,
+    num_hidden_layers=42,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    head_dim=256,
+    intermediate_size=14336,
+    hidden_act="gelu_pytorch_tanh",
+    hidden_activation="gelu_pytorch_tanh",
+    attn_logit_softcapping=50.0,
+    final_logit_softcapping=30.0,
+    query_pre_attn_scalar=256,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    sliding_window=4096,
+)
+SIZES = dict(
+    llama3_8b=8_030_261_248,
+    llama3_1_8b=8_030_261_248,
+    llama3_2_1b=1_235_814_400,
+    gemma2_9b=9_241_705_984,
+    gemma2_2b=2_614_341_888,
+)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes(name):
+    """Of the formula, of our tree and of the checkpoint's tensors."""
+    config = preset(name)
+    tree = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    stored = sum(int(np.prod(tensor.shape)) for tensor in tensors(config))
+    assert SIZES[name] == config.parameters == stored == sum(x.size for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(("published", "name"), [(LLAMA3_2_1B, "llama3_2_1b"), (GEMMA2_9B, "gemma2_9b")])
+def test_published_configs(published, name):
+    assert from_hf_config(published) == PRESETS[name]
+
+
+def test_rotary_settings_of_transformers_5():
+    rope = LLAMA3_2_1B["rope_scaling"] | dict(rope_theta=LLAMA3_2_1B["rope_theta"])
+    newer = {k: v for k, v in LLAMA3_2_1B.items() if not k.startswith("rope")} | dict(rope_parameters=rope)
+    assert from_hf_config(newer) == PRESETS["llama3_2_1b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(model_type="mistral"), "'mistral' is not supported.*llama, gemma2"),
+        (dict(attention_bias=True), "attention_bias"),
+        (dict(quantization_config=dict(bits=4)), "quantization_config"),
+        (dict(rope_scaling=dict(type="linear", factor=2.0)), "linear"),
+        (dict(rope_scaling=dict(rope_type="llama3", factor=2.0)), "lacks low_freq_factor"),
+        (dict(hidden_act="relu"), "'relu'"),
+        (dict(hidden_size=None), "lacks hidden_size"),
+    ],
+)
+def test_what_the_decoder_does_not_have_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        from_hf_config(LLAMA3_2_1B | change)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused():
+    state = to_hf_state(tiny.parameters(), tiny.CONFIG)
+    without = {name: x for name, x in state.items() if "layers.1.mlp.up" not in name}
+    with pytest.raises(UserError, match=r"misses model.layers.1.mlp.up_proj.weight"):
+        from_hf_state(without, tiny.CONFIG)
+    with pytest.raises(UserError, match=r"has unknown model.layers.0.q_norm.weight"):
+        from_hf_state(state | {"model.layers.0.q_norm.weight": np.ones(3)}, tiny.CONFIG)
+    with pytest.raises(UserError, match=r"lm_head.weight has shape \(32, 40\).*\(40, 32\)"):
+        from_hf_state(state | {"lm_head.weight": state["lm_head.weight"].T}, tiny.CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(windows=(4, None), L=3), "3 layers do not divide"),
+        (dict(windows=(0,)), "must be positive"),
+        (dict(activation="relu"), "activation 'relu'"),
+    ],
+)
+def test_shapes_that_cannot_be_built(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(tiny.CONFIG, **change)
+
+
+def test_rope_scaling_must_rise():
+    with pytest.raises(UserError, match="high_freq_factor > low_freq_factor"):
+        ModelConfig(V=10, D=8, L=1, N=2, K=2, H=4, F=8, rope_scaling=RopeScaling(8.0, 4.0, 1.0, 8192))
+
+
+def test_gemma_has_one_rule_per_parameter_and_nothing_large_left_whole():
+    params = jax.eval_shape(lambda: init(preset("gemma2_9b"), jax.random.key(0)))
+    mesh = sharding.make_mesh(dict(data=1, fsdp=2, tensor=4))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(key.key for key in path)
+        assert sum(bool(re.search(rule, name)) for rule, _ in sharding.RULES) == 1, name
+        part = jax.sharding.NamedSharding(mesh, sharding.spec(name, leaf.shape, mesh)).shard_shape(leaf.shape)
+        assert 4 * leaf.size <= 2**24 or int(np.prod(part)) == leaf.size // 8, name
