@@ -1,7 +1,8 @@
 """Hendrycks' normal form of an answer, in plain Python on bytes: which answers count as the same.
 
 Source: the MATH data set's string normaliser (Hendrycks et al., arXiv 2103.03874). It is defined on characters, so here
-a character is a byte with the UTF-8 continuation bytes that follow it; on valid UTF-8 that is the same thing.
+a character is a byte with the UTF-8 continuation bytes that follow it; on valid UTF-8 that is the same thing. A brace
+is a brace, whatever follows it.
 """
 
 import re
@@ -55,7 +56,7 @@ def brace_roots(text: bytes) -> bytes | None:
         if not part:
             return None
         first, rest = _first(part)
-        done += SQRT + (part if first == b"{" else b"{" + first + b"}" + rest)
+        done += SQRT + (part if first.startswith(b"{") else b"{" + first + b"}" + rest)
     return done
 
 
@@ -68,13 +69,13 @@ def brace_fractions(text: bytes) -> bytes | None:
         if not part:
             return None
         above, rest = _first(part)
-        if above == b"{":
+        if above.startswith(b"{"):
             done += FRAC + part
             continue
         if not rest:
             return text
         below, rest = _first(rest)
-        done += FRAC + b"{" + above + b"}" + (below if below == b"{" else b"{" + below + b"}") + rest
+        done += FRAC + b"{" + above + b"}" + (below if below.startswith(b"{") else b"{" + below + b"}") + rest
     return done
 
 

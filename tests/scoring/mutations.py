@@ -14,7 +14,7 @@ ATOMS = [
     *(b"^", b"t", b"d", b"(", b")", b"0", b"1", b"2", b"12", b"007", b"3", b"x", b"y", b"k", b"pi", b"0.5", b".5"),
     *(b"1/2", b"a/b", b"-3/4", "é".encode(), "½".encode(), "😀".encode(), b"\x80", b"\xff", b"\xc3", b"\0"),
     *(b"\x80" * 5, rb"\frac{1}{2}", rb"\sqrt{3}", rb"\frac12", rb"\sqrt2", rb"\sqrt ", rb"\frac1{2}", b"x=", b"{."),
-    *(b" .", b" {", b"}{"),
+    *(b" .", b" {", b"}{", b"\\sqrt{\x80", b"\\frac{\x80", b"\\frac1{\xbf", b"\\sqrt\x80"),
 ]
 MARKERS = [
     *(b"The answer is: ", b"The answer is: $", b"#### ", b"####", b"answer is", b"FINAL ANSWER", b"Final Answer"),

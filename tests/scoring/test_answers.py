@@ -76,7 +76,7 @@ def test_the_unseen_rest_takes_no_more_than_the_slack():
     """Any text that goes on: its normal form is at least as long as what is left of its start, less the slack."""
     starts = [text[: WIDTH - 1] for text in atoms(4000, seed=6, most=60) if len(text) >= WIDTH - 1]
     ends = [*atoms(200, seed=8), *LONG, b"ft", rb"ircirc}", b"ext{ ", b"=", rb"\text{ "]
-    rows = np.stack([np.frombuffer(text, np.uint8) for text in starts])
+    rows = np.stack([np.frombuffer(text.ljust(WIDTH, b"\0"), np.uint8) for text in starts])
     least_B = np.asarray(jax.jit(normalise)(Text(rows.T, np.full(len(rows), WIDTH - 1, np.int32))).least_B)
     assert len(starts) > 500 and np.mean(least_B > SLACK) > 0.5
     for start, least in zip(starts, least_B, strict=True):

@@ -24,6 +24,19 @@ def test_normal_forms(text, form):
     assert normal_form(text.encode()) == encoded(form)
 
 
+@pytest.mark.parametrize(
+    "text,form",
+    [
+        (b"\\sqrt{\x80}", b"\\sqrt{\x80}"),
+        (b"\\frac1{\x80}", b"\\frac{1}{\x80}"),
+        (b"\\sqrt\xc3\x80\x80x", b"\\sqrt{\xc3\x80\x80}x"),
+        (b"\\sqrt1\x80", b"\\sqrt{1\x80}"),
+    ],
+)
+def test_bytes_that_are_no_text_have_a_normal_form(text, form):
+    assert normal_form(text) == form
+
+
 @pytest.mark.parametrize("one,other", EQUAL)
 def test_equal(one, other):
     assert equal(encoded(one), encoded(other)) and equal(encoded(other), encoded(one))
