@@ -42,9 +42,9 @@ def results(mesh):
     state, values = trainer.program(state, arrays, np.float32(0.01))
     jax.tree.map(lambda x, s: x.sharding == s or pytest.fail(f"{x.sharding} is not {s}"), state, layout)
 
-    context = Context("train", data, tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT))
+    context = Context("train", data, "gsm8k", tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT))
     likelihood = Likelihood(context, batch=16).run(params, 3, lambda n: None)
-    options = dict(samples=4, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=0, rules="gsm8k")
+    options = dict(samples=4, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=0)
     decode = jax.device_put(tiny.trained(), sharding.shardings(mesh, params, decode=True))
     verdicts = Accuracy(context, batch=16, **options).run(decode, 3, lambda n: None)
     return jax.tree.map(np.asarray, (state, values, likelihood, verdicts))

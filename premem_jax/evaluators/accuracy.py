@@ -30,11 +30,9 @@ class Accuracy:
         temperature: float,
         top_p: float,
         keep_texts: int,
-        rules: str,
     ):
-        self._rules, self.undecided = rules, 0
         self._context, self._batch, self._samples, self._keep = context, batch, samples, keep_texts
-        tokenizer = context.tokenizer
+        tokenizer, rules = context.tokenizer, context.rules
         replicated = sharding.replicated(context.mesh)
         self._token_bytes = tokenizer.token_bytes()
         self._vocabulary = jax.device_put(vocabulary(self._token_bytes, rules), replicated)
@@ -65,11 +63,14 @@ class Accuracy:
         self.texts: list[dict] = []
 
     def run(self, params, step: int, progress) -> dict[str, np.ndarray]:
-        """Counts `samples`, `correct`, `unparsed`, row e being example e of the split; `texts` holds the kept ones."""
+        """Counts `samples`, `correct`, `unparsed` and `decided_on_host`, row e being example e of the split.
+
+        `texts` then holds the kept ones.
+        """
         context, self.texts = self._context, []
         count = len(context.data)
         out = {"samples": np.full(count, self._samples, np.int32)}
-        out |= {name: np.zeros(count, np.int32) for name in ("correct", "unparsed")}
+        out |= {name: np.zeros(count, np.int32) for name in ("correct", "unparsed", "decided_on_host")}
         key = jax.random.fold_in(self._key, step)
         for rows, arrays in evaluation_batches(
             context.data, batch=self._batch, buckets=context.buckets, prompts_only=True
@@ -79,7 +80,8 @@ class Accuracy:
             verdicts, drawn = self._program(
                 params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._vocabulary, key
             )
-            verdicts = self._resolved(rows, np.asarray(verdicts), drawn)
+            verdicts, asked = self._resolved(rows, np.asarray(verdicts), drawn)
+            out["decided_on_host"][rows] = asked
             out["correct"][rows] = np.sum(verdicts == Verdict.CORRECT, axis=1)[: len(rows)]
             out["unparsed"][rows] = np.sum(verdicts == Verdict.UNPARSED, axis=1)[: len(rows)]
             kept = [(b, row) for b, row in enumerate(rows) if row < self._keep]
@@ -88,16 +90,15 @@ class Accuracy:
         self.texts.sort(key=lambda text: text["example"])
         return out
 
-    def _resolved(self, rows, verdicts_BR: np.ndarray, drawn) -> np.ndarray:
-        """The verdicts with the host's word on those that the device left open, which `undecided` counts."""
-        verdicts_BR = verdicts_BR.copy()
+    def _resolved(self, rows, verdicts_BR: np.ndarray, drawn) -> tuple[np.ndarray, np.ndarray]:
+        """The verdicts with the host's word on those that the device left open, and how many these are in each row."""
+        verdicts_BR, asked = verdicts_BR.copy(), np.zeros(len(rows), np.int32)
         for b in np.flatnonzero(np.any(verdicts_BR[: len(rows)] == Verdict.UNDECIDED, axis=1)):
             answers = [self._context.data.examples[rows[b]].answer] * self._samples
-            verdicts_BR[b], count = resolve(
-                verdicts_BR[b], drawn.tokens[b], drawn.length[b], self._token_bytes, answers, self._rules
+            verdicts_BR[b], asked[b] = resolve(
+                verdicts_BR[b], drawn.tokens[b], drawn.length[b], self._token_bytes, answers, self._context.rules
             )
-            self.undecided += count
-        return verdicts_BR
+        return verdicts_BR, asked
 
     def _text(self, step: int, row: int, tokens_RT, length_R, verdict_R) -> dict:
         example, decode = self._context.data.examples[row], self._context.tokenizer.decode
