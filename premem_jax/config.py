@@ -20,7 +20,7 @@ def finetune() -> ConfigDict:
         dict(task="gsm8k", path="", train=0, heldout=0, test=0, seed=0, context=1024, drop_long=False, buckets=())
     )
     c.tokenizer = ConfigDict(dict(path="", kind="bpe", vocab_size=4096))  # no path: trained on the task's texts
-    c.model = ConfigDict(dict(preset="llama_small", remat=False))
+    c.model = ConfigDict(dict(preset="llama_small", remat="none", vocab_chunks=1, attention="auto"))
     c.base = ConfigDict(dict(steps=0, batch=48, learning_rate=3e-3, warmup_steps=50, prompt_weight=0.3))
     c.train = ConfigDict(
         dict(epochs=3, batch=128, micro_batches=1, length_window=1, learning_rate=2e-5, warmup_steps=20)
@@ -29,7 +29,7 @@ def finetune() -> ConfigDict:
     c.evals = ConfigDict()
     c.threshold = ConfigDict(dict(rule="heldout_quantile", quantile=0.01, split="heldout", perplexity=0.0))
     c.checkpoint = ConfigDict(dict(every=100, keep=2))
-    c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))
+    c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, decode_tensor=0))
     return c
 
 

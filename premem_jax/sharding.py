@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -29,8 +30,11 @@ BATCH = P(("data", "fsdp"))
 def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
     """A `(data, fsdp, tensor)` mesh over `devices` (default: all); one axis may be -1 and takes what is left.
 
+    Devices of several TPU slices are split along `data` first, so that only the sum of gradients crosses the network
+    between slices.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or `data` is no multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [axes[name] for name in AXES]
@@ -43,7 +47,19 @@ def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
         raise UserError(
             f"mesh {asked} does not divide {len(devices)} device(s): the sizes must multiply to that number"
         )
-    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(devices, sizes: list[int]) -> np.ndarray:
+    """Devices in the order that suits their network: slice by slice along `data`, by the torus within a slice."""
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    data, *rest = sizes
+    if data % len(slices):
+        raise UserError(f"mesh: data={data} must be a multiple of the {len(slices)} slices; set --config.mesh.data")
+    within = (data // len(slices), *rest)
+    return np.concatenate([mesh_utils.create_device_mesh(within, part) for _, part in sorted(slices.items())])
 
 
 def rows(mesh: Mesh) -> int:
@@ -51,11 +67,24 @@ def rows(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh, *, decode: bool = False) -> P:
+def decode_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
+    """The same devices with no `fsdp` axis, so that no weight is gathered while tokens are sampled.
+
+    `tensor` devices share the weights, as many as in training by default; the others hold copies for other rows.
+
+    Raises:
+      UserError: `tensor` does not divide the number of devices.
+    """
+    tensor = tensor or mesh.shape["tensor"]
+    if mesh.size % tensor:
+        raise UserError(f"mesh.decode_tensor={tensor} does not divide {mesh.size} device(s)")
+    return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The partition of one array, by the first rule that matches `path`.
 
-    An axis that does not divide its dimension is left out. The decode layout leaves out `fsdp`, so that no weight is
-    gathered while tokens are sampled.
+    An axis that does not divide its dimension is left out.
 
     Raises:
       KeyError: no rule matches.
@@ -63,19 +92,16 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh, *, decode: bool = False)
     axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
     if axes is None:
         raise KeyError(f"no sharding rule matches {path!r}")
-    keep = [
-        axis if axis and not (decode and axis == "fsdp") and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(axes, shape, strict=False)
-    ]
+    keep = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
     return P(*keep)
 
 
-def shardings(mesh: Mesh, tree, *, decode: bool = False):
+def shardings(mesh: Mesh, tree):
     """`NamedSharding`s for a tree of arrays or `ShapeDtypeStruct`s: parameters, optimizer state, train state."""
 
     def leaf(path, x):
         name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-        return NamedSharding(mesh, spec(name, x.shape, mesh, decode=decode))
+        return NamedSharding(mesh, spec(name, x.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 

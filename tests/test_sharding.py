@@ -1,5 +1,6 @@
 """The mesh and its rules: every array is placed, big ones are cut, and the cut changes no result."""
 
+import dataclasses
 import re
 from functools import partial
 
@@ -17,19 +18,21 @@ from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.models.config import preset
 from premem_jax.models.decoder import build, init
 from premem_jax.programs import Clock
+from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.optimizer import adamw
 from premem_jax.training.step import init_state
 from premem_jax.training.trainer import Trainer
 from tests import tiny
 
-MESHES = [(1, 8, 1), (2, 2, 2), (8, 1, 1), (1, 2, 4)]
+# Sizes of data, fsdp and tensor, and how many devices share the weights while sampling.
+MESHES = [((1, 8, 1), 2), ((2, 2, 2), 0), ((8, 1, 1), 0), ((1, 2, 4), 1)]
 
 
 def mesh_of(shape, devices=None):
     return sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)), devices)
 
 
-def results(mesh):
+def results(mesh, decode_tensor=0):
     """One update from given parameters, and both evaluators, on `mesh`; everything on the host."""
     model, data, clock = build(tiny.config()), tiny.data(), Clock()
     alone = mesh == tiny.one_device()
@@ -42,10 +45,10 @@ def results(mesh):
     state, values = trainer.program(state, arrays, np.float32(0.01))
     jax.tree.map(lambda x, s: x.sharding == s or pytest.fail(f"{x.sharding} is not {s}"), state, layout)
 
-    context = Context("train", data, "gsm8k", tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT))
+    context = Context("train", data, "gsm8k", tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT), decode_tensor)
     likelihood = Likelihood(context, batch=16).run(params, 3, lambda n: None)
     options = dict(samples=4, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=0)
-    decode = jax.device_put(tiny.trained(), sharding.shardings(mesh, params, decode=True))
+    decode = jax.device_put(tiny.trained(), sharding.shardings(context.decode_mesh, params))
     verdicts = Accuracy(context, batch=16, **options).run(decode, 3, lambda n: None)
     return jax.tree.map(np.asarray, (state, values, likelihood, verdicts))
 
@@ -55,9 +58,10 @@ def alone():
     return results(tiny.one_device())
 
 
-@pytest.mark.parametrize("shape", MESHES)
-def test_every_mesh_gives_the_results_of_one_device(alone, shape):
-    (state, values, likelihood, verdicts), (state1, values1, likelihood1, verdicts1) = results(mesh_of(shape)), alone
+@pytest.mark.parametrize("shape, decode_tensor", MESHES)
+def test_every_mesh_gives_the_results_of_one_device(alone, shape, decode_tensor):
+    state, values, likelihood, verdicts = results(mesh_of(shape), decode_tensor)
+    state1, values1, likelihood1, verdicts1 = alone
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state, state1)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state1["params"], tiny.trained())
     assert min(jax.tree.leaves(moved)) > 1e-3
@@ -78,49 +82,79 @@ def paths(tree):
     return [("/".join(map(key, path)), leaf) for path, leaf in leaves]
 
 
-@pytest.fixture(scope="module")
-def llama3_8b():
-    """The train state of the full model, as shapes."""
-    optimizer = adamw(**tiny.OPTIMIZER)
-    return jax.eval_shape(lambda: init_state(init(preset("llama3_8b"), jax.random.key(0)), optimizer))
+@pytest.fixture(scope="module", params=["llama3_8b", "gemma2_9b"])
+def full(request):
+    """The train state of a full model, as shapes, and its number of parameters."""
+    optimizer, config = adamw(**tiny.OPTIMIZER), preset(request.param)
+    return jax.eval_shape(lambda: init_state(init(config, jax.random.key(0)), optimizer)), config.parameters
 
 
-def test_every_array_of_the_state_has_a_rule(llama3_8b):
+def test_every_array_of_the_state_has_a_rule(full):
     """Parameters, both moments and the scalars; the moments lie as their parameters do."""
-    layout = dict(paths(sharding.shardings(mesh_of((1, 8, 1)), llama3_8b)))
-    names = [name for name, _ in paths(llama3_8b)]
-    for name, leaf in paths(llama3_8b):
+    full, _ = full
+    layout = dict(paths(sharding.shardings(mesh_of((1, 8, 1)), full)))
+    names = [name for name, _ in paths(full)]
+    for name, leaf in paths(full):
         matching = [rule for rule, _ in sharding.RULES if re.search(rule, name)]
         assert len(matching) == 1, name
         axes = dict(sharding.RULES)[matching[0]]
         assert len(axes) in (0, leaf.ndim)
-    assert all(any(re.search(rule, name) for name in names) for rule, _ in sharding.RULES)
+    tied = not any(name.endswith("head") for name in names)
+    unused = [rule for rule, _ in sharding.RULES if not any(re.search(rule, name) for name in names)]
+    assert unused == ([r"head$"] if tied else [])
     for name in (name for name in names if name.startswith("params/")):
         moments = [layout[other] for other in names if other.endswith(name.removeprefix("params")) and other != name]
         assert len(moments) == 2 and all(moment == layout[name] for moment in moments), name
 
 
-def test_no_large_array_is_replicated(llama3_8b):
-    """Of the 8 B model's state, 12 bytes a parameter, every device of eight holds an eighth and a little."""
-    assert 12 * preset("llama3_8b").parameters <= sum(x.size * x.dtype.itemsize for _, x in paths(llama3_8b))
+def test_no_large_array_is_replicated(full):
+    """Of the state, 12 bytes a parameter, every device of eight holds an eighth and a little."""
+    full, parameters = full
+    assert 12 * parameters <= sum(x.size * x.dtype.itemsize for _, x in paths(full))
     for shape in ((1, 8, 1), (1, 2, 4)):
-        layout = dict(paths(sharding.shardings(mesh_of(shape), llama3_8b)))
+        layout = dict(paths(sharding.shardings(mesh_of(shape), full)))
         held = 0
-        for name, leaf in paths(llama3_8b):
+        for name, leaf in paths(full):
             part = int(np.prod(layout[name].shard_shape(leaf.shape))) * leaf.dtype.itemsize
             held += part
             size = leaf.size * leaf.dtype.itemsize
             assert size <= 2**24 or part == size / 8, name
-        assert held < 1.001 * 12 * preset("llama3_8b").parameters / 8
+        assert held < 1.001 * 12 * parameters / 8
 
 
-def test_the_decode_layout_cuts_along_tensor_alone(llama3_8b):
-    mesh = mesh_of((1, 2, 4))
-    layout = dict(paths(sharding.shardings(mesh, llama3_8b["params"], decode=True)))
-    for name, leaf in paths(llama3_8b["params"]):
-        axes = set(layout[name].spec) - {None}
-        assert axes == (set() if name.endswith("scale") else {"tensor"})
-        assert np.prod(layout[name].shard_shape(leaf.shape)) == leaf.size / (4 if axes else 1)
+def test_the_decode_layout_cuts_along_tensor_alone(full):
+    full, _ = full
+    for tensor, parts in (0, 4), (8, 8), (2, 2):
+        mesh = sharding.decode_mesh(mesh_of((1, 2, 4)), tensor)
+        layout = dict(paths(sharding.shardings(mesh, full["params"])))
+        for name, leaf in paths(full["params"]):
+            cut = 1 if name.endswith("scale") else parts
+            assert np.prod(layout[name].shard_shape(leaf.shape)) == leaf.size / cut
+    with pytest.raises(UserError, match=r"mesh\.decode_tensor=3 does not divide 8 device"):
+        sharding.decode_mesh(mesh_of((1, 2, 4)), 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What the arrangement of devices looks at."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize("sizes", [[2, 4, 1], [4, 1, 2], [2, 2, 2]])
+def test_slices_lie_along_data(sizes):
+    """Two slices whose devices come mixed: each row of `data` is in one slice, and none is lost."""
+    devices = [Device(i, slice_index=i % 2) for i in range(8)]
+    arranged = sharding._arranged(devices, sizes)
+    assert sorted(device.id for device in arranged.flat) == list(range(8))
+    half = sizes[0] // 2
+    assert {d.slice_index for d in arranged[:half].flat} == {0} and {d.slice_index for d in arranged[half:].flat} == {1}
+    with pytest.raises(UserError, match="data=1 must be a multiple of the 2 slices"):
+        sharding._arranged(devices, [1, 8, 1])
 
 
 def test_an_axis_that_does_not_divide_is_left_out():
@@ -164,3 +198,22 @@ def test_a_batch_lies_over_data_and_fsdp():
     x = put(np.arange(16).reshape(8, 2))
     assert {shard.data.shape for shard in x.addressable_shards} == {(2, 2)}
     np.testing.assert_array_equal(x, np.arange(16).reshape(8, 2))
+
+
+def test_a_checkpoint_restores_on_another_mesh(tmp_path):
+    """Every bit of the train state, from three layouts into each other; the arrays lie as the new mesh asks."""
+    states = {}
+    for number, shape in enumerate([(1, 8, 1), (2, 2, 2), (1, 2, 4)]):
+        mesh = mesh_of(shape)
+        trainer = Trainer(build(tiny.config()), mesh, Clock(), tiny.OPTIMIZER, micro_batches=1)
+        checkpoints = Checkpoints(tmp_path, keep=9)
+        state = checkpoints.restore(mesh, trainer.abstract_state)
+        layout = sharding.shardings(mesh, trainer.abstract_state)
+        if number:
+            jax.tree.map(np.testing.assert_array_equal, state, states[number - 1])
+            jax.tree.map(lambda x, s: x.sharding == s or pytest.fail(f"{x.sharding} is not {s}"), state, layout)
+        state = trainer.init_state(trainer.random_parameters(number))  # each mesh leaves other numbers to the next
+        states[number] = jax.tree.map(np.asarray, state)
+        checkpoints.save(number, state)
+        checkpoints.wait()
+        checkpoints.close()

@@ -32,8 +32,8 @@ class Accuracy:
         keep_texts: int,
     ):
         self._context, self._batch, self._samples, self._keep = context, batch, samples, keep_texts
-        tokenizer, rules = context.tokenizer, context.rules
-        replicated = sharding.replicated(context.mesh)
+        tokenizer, rules, self._mesh = context.tokenizer, context.rules, context.decode_mesh
+        model, replicated = context.model.on(mesh=self._mesh), sharding.replicated(self._mesh)
         self._token_bytes = tokenizer.token_bytes()
         self._vocabulary = jax.device_put(vocabulary(self._token_bytes, rules), replicated)
         self._answers = answer_bytes([example.answer for example in context.data.examples], rules)
@@ -42,7 +42,7 @@ class Accuracy:
 
         def sample_and_grade(params, prompts, lengths, ids, answers, vocabulary, key):
             drawn = sample(
-                context.model,
+                model,
                 params,
                 prompts,
                 lengths,
@@ -76,7 +76,7 @@ class Accuracy:
             context.data, batch=self._batch, buckets=context.buckets, prompts_only=True
         ):
             answers = Answers(*(np.resize(x[rows], (self._batch, *x.shape[1:])) for x in self._answers))
-            arrays, answers = sharding.put_batch(context.mesh, (arrays, answers))
+            arrays, answers = sharding.put_batch(self._mesh, (arrays, answers))
             verdicts, drawn = self._program(
                 params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._vocabulary, key
             )

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from premem_jax import sharding
 from premem_jax.data.pipeline import Tokenized
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.models.decoder import Model
@@ -22,3 +23,8 @@ class Context(NamedTuple):
     clock: Clock
     seed: int
     buckets: tuple[int, ...]
+    decode_tensor: int = 0  # devices that share the weights while sampling; 0: as in training
+
+    @property
+    def decode_mesh(self) -> Mesh:
+        return sharding.decode_mesh(self.mesh, self.decode_tensor)

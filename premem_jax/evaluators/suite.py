@@ -48,7 +48,7 @@ class Suite:
             self._items[name] = (evaluator, contexts[split], scheduled_steps(epochs, steps_per_epoch, steps))
         self.steps = frozenset(step for _, _, due in self._items.values() for step in due)
         context = next(iter(contexts.values()))
-        self._clock, self._mesh = context.clock, context.mesh
+        self._clock, self._decode_mesh = context.clock, context.decode_mesh
         self._decode_layout = None
         self._dtype = context.model.dtype
 
@@ -79,7 +79,7 @@ class Suite:
         """Weights in the compute dtype and the sampling layout, resharded once per evaluation."""
         if self._decode_layout is None:
             cast = lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree)
-            layout = sharding.shardings(self._mesh, params, decode=True)
+            layout = sharding.shardings(self._decode_mesh, params)
             self._decode_layout = Program(cast, self._clock, out_shardings=layout)
         with self._clock("sample"):
             return self._decode_layout(params)

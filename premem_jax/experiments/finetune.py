@@ -68,7 +68,7 @@ def run(config, folder: Path) -> dict:
     # ---- Model, evaluators, train state -----------------------------------------------------------------------------
     model_options = config.model.to_dict()
     shape = presets.preset(model_options.pop("preset"), V=tokenizer.vocab_size)
-    model = build(shape, dtype=config.compute_dtype, **model_options)
+    model = build(shape, dtype=config.compute_dtype, mesh=mesh, **model_options)
     trainer = Trainer(model, mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
     contexts = contexts_of(splits, task.rules, tokenizer, model, mesh, clock, config)
     suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
@@ -139,9 +139,11 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
     if config.compute_dtype not in ("float32", "bfloat16"):
         raise UserError(f"compute_dtype={config.compute_dtype!r}: choose float32 or bfloat16")
     parts = sharding.rows(mesh)
-    batches = {"train.batch / train.micro_batches": config.train.batch / config.train.micro_batches}
-    batches |= {f"evals.{name}.batch": options.batch for name, options in config.evals.items()}
-    for name, size in batches.items():
+    decode = sharding.rows(sharding.decode_mesh(mesh, config.mesh.decode_tensor))
+    batches = {"train.batch / train.micro_batches": (config.train.batch / config.train.micro_batches, parts)}
+    for name, options in config.evals.items():
+        batches[f"evals.{name}.batch"] = options.batch, decode if options.type == "accuracy" else parts
+    for name, (size, parts) in batches.items():
         if size % parts:
             raise UserError(f"{name} = {size:g} does not divide over the {parts} parts of the mesh (data x fsdp)")
     rule, split = config.threshold.rule, config.threshold.split
@@ -165,8 +167,9 @@ def contexts_of(
     splits, rules: str, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config
 ) -> dict[str, Context]:
     """What the evaluators of each split are given."""
+    buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
     return {
-        name: Context(name, data, rules, tokenizer, model, mesh, clock, config.seed, tuple(config.data.buckets))
+        name: Context(name, data, rules, tokenizer, model, mesh, clock, config.seed, buckets, decode_tensor)
         for name, data in splits.items()
     }
 

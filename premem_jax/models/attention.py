@@ -1,4 +1,4 @@
-"""Grouped-query attention behind one function, so that backends can be chosen in one place."""
+"""Grouped-query attention in plain JAX: the reference that `backends.py` chooses from, and the decode step."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ import jax.numpy as jnp
 NEGATIVE = -1e30  # finite, so that a fully masked row yields a uniform distribution and not NaN
 
 
-def causal_mask(positions_BT: jax.Array, window: int | None = None) -> jax.Array:
-    """(B, T, T) boolean mask: query t sees keys 0..t, of which only those less than `window` positions before it."""
-    T = positions_BT.shape[1]
-    mask = jnp.tril(jnp.ones((T, T), bool))[None]
-    return mask if window is None else mask & within(positions_BT[:, :, None], positions_BT[:, None], window)
+def causal_mask(T: int, window: int | None = None) -> jax.Array:
+    """(1, T, T) boolean mask: query t sees keys 0..t, of which only those less than `window` positions before it."""
+    slot_T = jnp.arange(T)
+    before = slot_T <= slot_T[:, None]
+    return (before & within(slot_T[:, None], slot_T, window))[None]
 
 
 def within(query: jax.Array, key: jax.Array, window: int | None) -> jax.Array | bool:

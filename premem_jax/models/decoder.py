@@ -11,15 +11,27 @@ and caches are stacked along L all the same, so that their layout does not depen
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
+from premem_jax.errors import UserError
 from premem_jax.models import rope
-from premem_jax.models.attention import attend, attend_with_prompt, causal_mask, softcap, within
+from premem_jax.models.attention import attend_with_prompt, softcap, within
+from premem_jax.models.backends import REFERENCE, SelfAttention
 from premem_jax.models.config import ModelConfig
+
+# What the backward pass keeps of a layer instead of computing it again.
+REMAT = {
+    "none": None,  # everything
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights
+    "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
+}
 
 
 class Cache(NamedTuple):
@@ -97,10 +109,10 @@ class Layer(nnx.Module):
             self.attention_post_norm = Norm(config)
             self.mlp_post_norm = Norm(config)
 
-    def forward(self, x, positions_BT, mask):
+    def forward(self, x, positions_BT, self_attention: SelfAttention, window: int | None):
         """The whole sequence at once; also returns its keys and values."""
         q, k, v = self.attention.project(self.attention_norm(x), positions_BT)
-        return self._add(x, attend(q, k, v, mask, **self.attention.logits)), (k, v)
+        return self._add(x, self_attention(q, k, v, window=window, **self.attention.logits)), (k, v)
 
     def decode(self, x, positions, prompt: Cache, prompt_mask, own: Cache, own_mask, step, layer):
         """One new token per sample; its keys and values go to `own[layer, :, :, step]`, in place."""
@@ -128,8 +140,18 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """A Llama3 or Gemma2 decoder. Layers hold their parameters stacked along a leading axis L."""
 
-    def __init__(self, config: ModelConfig, dtype=jnp.float32, remat: bool = False, *, rngs: nnx.Rngs):
-        self.config, self.dtype, self.remat = config, dtype, remat
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype=jnp.float32,
+        remat: str = "none",
+        vocab_chunks: int = 1,
+        self_attention: SelfAttention = REFERENCE,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.dtype, self.remat, self.vocab_chunks = config, dtype, remat, vocab_chunks
+        self.self_attention = self_attention
         self.embedding = weight(rngs, (config.V, config.D), fan_in=1 if not config.tied_embedding else config.D)
         self.layers = nnx.vmap(lambda r: Layer(config, r))(rngs.split(config.L))
         self.final_norm = Norm(config)
@@ -139,19 +161,18 @@ class Decoder(nnx.Module):
     def __call__(self, tokens_BT, positions_BT=None) -> tuple[jax.Array, Cache]:
         """Final hidden states (B, T, D) of right-padded sequences, and their keys and values as a cache with S = T."""
         positions_BT = jnp.arange(tokens_BT.shape[1])[None] if positions_BT is None else positions_BT
-        masks = {window: causal_mask(positions_BT, window) for window in self.config.windows}
         graphdef, groups = self._groups()
 
-        def layer_forward(x, layer, mask):
-            return nnx.merge(graphdef, layer).forward(x, positions_BT, mask)
+        def layer_forward(window, x, layer):
+            return nnx.merge(graphdef, layer).forward(x, positions_BT, self.self_attention, window)
 
-        if self.remat:
-            layer_forward = jax.checkpoint(layer_forward)
+        if self.remat != "none":
+            layer_forward = jax.checkpoint(layer_forward, policy=REMAT[self.remat], static_argnums=0)
 
         def body(x, group):
             caches = []
             for i, window in enumerate(self.config.windows):
-                x, cache = layer_forward(x, at(group, i), masks[window])
+                x, cache = layer_forward(window, x, at(group, i))
                 caches.append(cache)
             return x, jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
 
@@ -198,7 +219,35 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden_BTD) -> jax.Array:
         """fp32 logits (B, T, V)."""
-        kernel_DV = self.embedding[...].T if self.config.tied_embedding else self.head
+        return self._capped(hidden_BTD, self._head_DV())
+
+    def next_token_nll(self, hidden_BTD, next_BT) -> jax.Array:
+        """Negative log-likelihood (B, T), fp32 nats, of the tokens that come next.
+
+        With `vocab_chunks` C > 1 no more than (B, T, V / C) logits exist at a time, neither forward nor backward. Chunk
+        c holds the tokens v with v % C = c, so that every device keeps its part of a vocabulary cut along `tensor`.
+        """
+        C, kernel_DV = self.vocab_chunks, self._head_DV().astype(self.dtype)
+        kernel_CDV = jnp.moveaxis(kernel_DV.reshape(self.config.D, -1, C), 2, 0)
+
+        @jax.checkpoint if C > 1 else (lambda f: f)
+        def add(carry, chunk):
+            peak, total, picked = carry
+            c, kernel = chunk
+            logits = self._capped(hidden_BTD, kernel)
+            higher = jnp.maximum(peak, jax.lax.stop_gradient(jnp.max(logits, axis=-1)))
+            total = total * jnp.exp(peak - higher) + jnp.sum(jnp.exp(logits - higher[..., None]), axis=-1)
+            own = jnp.take_along_axis(logits, next_BT[..., None] // C, axis=-1)[..., 0]
+            return (higher, total, jnp.where(next_BT % C == c, own, picked)), None
+
+        zero_BT = jnp.zeros(next_BT.shape, jnp.float32)
+        (peak, total, picked), _ = jax.lax.scan(add, (zero_BT - jnp.inf, zero_BT, zero_BT), (jnp.arange(C), kernel_CDV))
+        return peak + jnp.log(total) - picked
+
+    def _head_DV(self):
+        return self.embedding[...].T if self.config.tied_embedding else self.head[...]
+
+    def _capped(self, hidden_BTD, kernel_DV):
         return softcap(linear(hidden_BTD, kernel_DV, out_dtype=jnp.float32), self.config.final_softcap)
 
     def _embed(self, tokens_BT):
@@ -239,21 +288,49 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
 
 
 class Model(NamedTuple):
-    """A decoder split at the functional boundary: `bind(params)` is the module, `params` a nested dict of arrays."""
+    """A decoder split at the functional boundary: `bind(params)` is the module, `params` a nested dict of arrays.
+
+    `on(mesh=other)` is the same model where arrays lie on another mesh.
+    """
 
     config: ModelConfig
     graphdef: nnx.GraphDef
     dtype: jnp.dtype
+    on: Callable[..., "Model"]
 
     def bind(self, params) -> Decoder:
         return nnx.merge(self.graphdef, params)
 
 
-def build(config: ModelConfig, *, dtype="float32", remat: bool = False) -> Model:
-    """The model without parameters; nothing is allocated."""
-    dtype = jnp.dtype(dtype)
-    abstract = nnx.eval_shape(lambda: Decoder(config, dtype, remat, rngs=nnx.Rngs(0)))
-    return Model(config, nnx.split(abstract)[0], dtype)
+def build(
+    config: ModelConfig,
+    *,
+    dtype="float32",
+    remat: str = "none",
+    vocab_chunks: int = 1,
+    attention: str = "auto",
+    mesh: Mesh | None = None,
+) -> Model:
+    """The model without parameters; nothing is allocated.
+
+    Args:
+      dtype: of activations and of the weights' copies that meet them.
+      remat: one of REMAT: what the backward pass computes again instead of keeping it.
+      vocab_chunks: parts of the vocabulary in `next_token_nll`.
+      attention: one of `backends.BACKENDS`.
+      mesh: where the model will run, which kernels must know; None for a single device.
+
+    Raises:
+      UserError: an unknown policy or backend, or a vocabulary that does not divide into the chunks.
+    """
+    if remat not in REMAT:
+        raise UserError(f"model.remat={remat!r}: choose {', '.join(REMAT)}")
+    if vocab_chunks < 1 or config.V % vocab_chunks:
+        raise UserError(f"model.vocab_chunks={vocab_chunks} does not divide the vocabulary of {config.V}")
+    dtype, self_attention = jnp.dtype(dtype), SelfAttention(attention, mesh)
+    abstract = nnx.eval_shape(lambda: Decoder(config, dtype, remat, vocab_chunks, self_attention, rngs=nnx.Rngs(0)))
+    on = partial(build, config, dtype=dtype, remat=remat, vocab_chunks=vocab_chunks, attention=attention)
+    return Model(config, nnx.split(abstract)[0], dtype, on)
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict:

@@ -10,10 +10,7 @@ def token_nll(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
     """Negative log-likelihood in nats of every token given those before it: (B, T) fp32, zero at the first position."""
     decoder = model.bind(params)
     hidden, _ = decoder(tokens_BT)  # the last position is computed for nothing, which keeps T a round number
-    logits_BTV = decoder.logits(hidden)
-    next_BT = jnp.roll(tokens_BT, -1, axis=1)
-    picked_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
-    nll_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT
+    nll_BT = decoder.next_token_nll(hidden, jnp.roll(tokens_BT, -1, axis=1))
     return jnp.pad(nll_BT[:, :-1], [(0, 0), (1, 0)])
 
 

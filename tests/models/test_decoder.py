@@ -1,6 +1,7 @@
 """The decoder against a float64 NumPy one, and its cached, padded and rematerialised forms against each other."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from premem_jax.errors import UserError
 from premem_jax.models.config import GEMMA2, RopeScaling
 from premem_jax.models.decoder import Cache, build, init
+from premem_jax.scoring.likelihood import token_nll
 from tests import tiny
 from tests.models import llama
 
@@ -124,18 +127,61 @@ def test_positions_are_relative():
     assert np.abs(at(2 * positions) - at(positions)).max() > 0.1
 
 
-def test_remat_gives_the_same_gradients():
-    params, tokens_BT = tiny.parameters(), sequences(tiny.CONFIG)
+def gradient(params, tokens_BT, config=tiny.CONFIG, **options):
+    """Compiled gradient of the likelihood of the tokens, and what it is at `params`."""
+    model = build(config, **options)
+    compiled = jax.jit(jax.grad(lambda p: jnp.sum(token_nll(model, p, tokens_BT)))).lower(params).compile()
+    return compiled, compiled(params)
 
-    def gradient(remat):
-        model = build(tiny.CONFIG, remat=remat)
-        loss = lambda p: jnp.sum(jax.nn.log_softmax(logits_of(model, p, tokens_BT))[..., 0])
-        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(params))) == remat
-        return jax.jit(jax.grad(loss))(params)
 
-    plain, saved = gradient(False), gradient(True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, saved)
+def test_remat_gives_the_same_gradients_with_less_memory():
+    config = dataclasses.replace(tiny.CONFIG, L=6)
+    params, tokens_BT = tiny.parameters(config), np.tile(sequences(config), (4, 8))
+    compiled, plain = gradient(params, tokens_BT, config)
+    memory = [compiled.memory_analysis().temp_size_in_bytes]
+    for remat in "dots", "full":
+        compiled, saved = gradient(params, tokens_BT, config, remat=remat)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), plain, saved)
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
+    assert memory[0] > 1.2 * memory[1] > 1.2 * 1.2 * memory[2]
+
+
+@pytest.mark.parametrize("config", [tiny.CONFIG, SHAPES["gemma"]], ids=("llama", "gemma"))
+def test_vocabulary_chunks_change_no_likelihood_and_no_gradient(config):
+    """Against the log-softmax of whole logits, which holds V of them for each token."""
+    params, tokens_BT = tiny.parameters(config), sequences(config)
+    logits = logits_of(build(config), params, tokens_BT)
+    whole = -jnp.take_along_axis(jax.nn.log_softmax(logits)[:, :-1], tokens_BT[:, 1:, None], axis=-1)[..., 0]
+    _, expected = gradient(params, tokens_BT, config)
+    for chunks in 1, 2, 8:
+        nll = jax.jit(partial(token_nll, build(config, vocab_chunks=chunks)))(params, tokens_BT)
+        np.testing.assert_allclose(nll[:, 1:], whole, rtol=1e-5, atol=1e-5)
+        _, found = gradient(params, tokens_BT, config, vocab_chunks=chunks)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), expected, found)
+
+
+def test_vocabulary_chunks_hold_fewer_logits():
+    config = dataclasses.replace(tiny.CONFIG, V=4096, L=1)
+    params, tokens_BT = tiny.parameters(config), np.tile(sequences(config), (4, 1))
+    temporary = [
+        gradient(params, tokens_BT, config, vocab_chunks=c)[0].memory_analysis().temp_size_in_bytes for c in (1, 8)
+    ]
+    logits = 4 * tokens_BT.size * config.V
+    assert temporary[0] > logits and temporary[1] < temporary[0] - 0.5 * logits
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(remat="most"), "model.remat='most': choose none, dots, full"),
+        (dict(vocab_chunks=3), "model.vocab_chunks=3 does not divide the vocabulary of 40"),
+        (dict(attention="flash"), "model.attention='flash': choose auto, reference, splash, cudnn"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        build(tiny.CONFIG, **options)
 
 
 def test_bfloat16_computes_near_fp32():

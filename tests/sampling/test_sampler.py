@@ -145,10 +145,10 @@ def test_a_response_depends_on_its_example_alone(draw, rows, shape):
     np.testing.assert_array_equal(lengths, length[rows])
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
-def test_a_response_does_not_depend_on_the_number_of_devices(draw, axes):
-    mesh = sharding.make_mesh(dict(zip(sharding.AXES, axes, strict=True)))
-    placed = jax.device_put(PARAMS, sharding.shardings(mesh, PARAMS, decode=True))
+@pytest.mark.parametrize("axes, tensor", [((8, 1, 1), 0), ((2, 2, 2), 0), ((1, 8, 1), 2)])
+def test_a_response_does_not_depend_on_the_number_of_devices(draw, axes, tensor):
+    mesh = sharding.decode_mesh(sharding.make_mesh(dict(zip(sharding.AXES, axes, strict=True))), tensor)
+    placed = jax.device_put(PARAMS, sharding.shardings(mesh, PARAMS))
     tokens, length = draw(range(8), eos_id=3)
     spread, lengths = draw(range(8), eos_id=3, params=placed, put=partial(sharding.put_batch, mesh))
     np.testing.assert_array_equal(spread, tokens)

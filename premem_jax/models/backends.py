@@ -1,0 +1,135 @@
+"""Which code computes causal self-attention: chosen by device and case, or by name.
+
+`reference` runs everywhere and does everything. `splash` is JAX's Pallas kernel for TPUs, with soft-cap and window.
+`cudnn` is the flash attention of NVIDIA's library, which has no soft-cap: on a GPU, Gemma2 is left to `reference`.
+Sequences are not packed, so none of them is given segment ids.
+"""
+
+import dataclasses
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from premem_jax.errors import UserError
+from premem_jax.models.attention import attend, causal_mask
+
+log = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "reference", "splash", "cudnn")
+LANES = 128  # a TPU's vector registers; lengths and head widths of the splash kernel are multiples
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfAttention:
+    """Causal attention of right-padded sequences to themselves.
+
+    `backend` is one of BACKENDS; `mesh` is where the arrays lie, None for a single device.
+    """
+
+    backend: str = "auto"
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        if self.backend not in BACKENDS:
+            raise UserError(f"model.attention={self.backend!r}: choose {', '.join(BACKENDS)}")
+
+    def __call__(self, q_BTNH, k_BKTH, v_BKTH, *, window: int | None, scale: float, cap: float | None) -> jax.Array:
+        """Values (B, T, N, H) that the queries pick; `window`, `scale` and `cap` as in `attend` and `causal_mask`.
+
+        Raises:
+          UserError: the backend was asked for by name and does not support the case.
+        """
+        case = dict(window=window, scale=scale, cap=cap)
+        obstacles = {
+            "splash": self._splash_obstacle(q_BTNH.shape, k_BKTH.shape[1]),
+            "cudnn": self._cudnn_obstacle(q_BTNH, cap),
+            "reference": None,
+        }
+        chosen = self.backend
+        if chosen == "auto":
+            chosen = {"tpu": "splash", "gpu": "cudnn"}.get(self._platform, "reference")
+            why = obstacles[chosen]
+            chosen = chosen if why is None else "reference"
+            _say(chosen, self._platform, why)
+        elif obstacles[chosen]:
+            raise UserError(f"model.attention={chosen}: {obstacles[chosen]}; set model.attention=auto")
+        if chosen == "splash":
+            return self._splash(q_BTNH, k_BKTH, v_BKTH, **case)
+        if chosen == "cudnn":
+            return _cudnn(q_BTNH, k_BKTH, v_BKTH, **case)
+        return attend(q_BTNH, k_BKTH, v_BKTH, causal_mask(q_BTNH.shape[1], window), scale=scale, cap=cap)
+
+    @property
+    def _platform(self) -> str:
+        return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    def _splash_obstacle(self, shape_BTNH, K: int) -> str | None:
+        B, T, _, H = shape_BTNH
+        rows, heads = self._parts()
+        if T % LANES or H % LANES:
+            return f"length {T} and head width {H} must be multiples of {LANES}"
+        if B % rows or K % heads:
+            return f"{B} rows and {K} key/value heads do not divide over the mesh ({rows} x {heads})"
+        return None
+
+    def _cudnn_obstacle(self, q_BTNH, cap) -> str | None:
+        if self._platform != "gpu":
+            return f"needs a GPU, and this is a {self._platform}"
+        if cap is not None:
+            return "has no soft-cap of attention logits"
+        if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16) or q_BTNH.shape[3] > 128:
+            return f"takes 16-bit numbers and heads of at most 128, not {q_BTNH.dtype} and {q_BTNH.shape[3]}"
+        return None
+
+    def _parts(self) -> tuple[int, int]:
+        """Into how many parts rows and heads are cut."""
+        shape = {} if self.mesh is None else self.mesh.shape
+        return shape.get("data", 1) * shape.get("fsdp", 1), shape.get("tensor", 1)
+
+    def _splash(self, q_BTNH, k_BKTH, v_BKTH, *, window, scale, cap):
+        heads = q_BTNH.shape[2] // self._parts()[1]
+        kernel = _splash_kernel(heads, q_BTNH.shape[1], window, cap, self._platform == "cpu")
+        local = lambda q_BNTH, k, v: jax.vmap(kernel)(q_BNTH, k, v)
+        if self.mesh is not None:
+            cut = P(("data", "fsdp"), "tensor")
+            local = jax.shard_map(local, mesh=self.mesh, in_specs=(cut,) * 3, out_specs=cut, check_vma=False)
+        return local((q_BTNH * scale).swapaxes(1, 2), k_BKTH, v_BKTH).swapaxes(1, 2)
+
+
+def _splash_kernel(heads: int, T: int, window: int | None, cap: float | None, interpret: bool):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    mask = splash.CausalMask((T, T)) if window is None else splash.LocalMask((T, T), (window - 1, 0), 0)
+    block = next(size for size in (512, 384, 256, LANES) if T % size == 0)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    return splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=splash.BlockSizes(**{f"block_{name}": block for name in names}),
+        attn_logits_soft_cap=cap,
+        interpret=interpret,
+    )
+
+
+def _cudnn(q_BTNH, k_BKTH, v_BKTH, *, window, scale, cap):
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BKTH.swapaxes(1, 2),
+        v_BKTH.swapaxes(1, 2),
+        is_causal=True,
+        scale=scale,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
+    )
+
+
+REFERENCE = SelfAttention("reference")
+
+
+@functools.cache
+def _say(chosen: str, platform: str, why: str | None) -> None:
+    """Tells of each choice once per process."""
+    log.info("attention on %s: %s%s", platform, chosen, f" ({why})" if why else "")

@@ -1,0 +1,75 @@
+"""TPU chips and slices by name: what one chip can do, and devices to compile for where there are none."""
+
+import math
+import re
+from typing import NamedTuple
+
+from premem_jax.errors import UserError
+
+
+class Chip(NamedTuple):
+    """Published figures of one chip, but for `hbm`, which is what the compiler gives to programs."""
+
+    hbm: float  # GiB
+    flops: float  # bf16, per second
+    hbm_bandwidth: float  # bytes per second
+    ici_bandwidth: float  # bytes per second, all links of a chip together
+    options: tuple = ()  # pairs, of `get_topology_desc`
+
+
+# Source: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; hbm: the compiler's own messages for programs that are too big.
+CHIPS = {
+    "v4": Chip(30.75, 275e12, 1.228e12, 300e9, (("chip_config_name", "megacore"),)),
+    "v5e": Chip(15.75, 197e12, 0.819e12, 200e9),
+    "v5p": Chip(95.74, 459e12, 2.765e12, 600e9, (("chip_config_name", "megacore"),)),
+    "v6e": Chip(31.25, 918e12, 1.640e12, 448e9),
+}
+DCN_BANDWIDTH = 3.1e9  # bytes per second and chip between slices: a host's 100 Gbit/s over 4 chips
+
+
+class Topology(NamedTuple):
+    """`slices` slices of the shape `name`, such as v5e:4x4."""
+
+    name: str
+    slices: int
+    chip: Chip
+    chips: int  # of all slices
+
+    def __str__(self) -> str:
+        return self.name if self.slices == 1 else f"{self.slices} x {self.name}"
+
+
+def topology(name: str, slices: int = 1) -> Topology:
+    """The slices called `name`.
+
+    Raises:
+      UserError: not a known kind of chip and its shape, or no slice at all.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        raise UserError(f"topology={name!r}: write CHIP:SHAPE, such as v5e:4x4; chips are {', '.join(CHIPS)}")
+    if slices < 1:
+        raise UserError(f"slices={slices}: there is at least one")
+    return Topology(name, slices, CHIPS[kind], slices * math.prod(map(int, shape.split("x"))))
+
+
+def devices(topology: Topology) -> list:
+    """What programs are compiled for; nothing can run on them.
+
+    Raises:
+      UserError: libtpu is not installed, or knows no such shape.
+    """
+    from jax.experimental import topologies
+
+    slices = {} if topology.slices == 1 else dict(num_slices=topology.slices)
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, **dict(topology.chip.options), **slices
+        )
+    except Exception as error:
+        why = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"topology={topology.name!r} cannot be described ({why}); is the shape right, and is libtpu installed "
+            "(pip install -e '.[plan]')?"
+        ) from error
+    return description.devices

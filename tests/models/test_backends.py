@@ -1,0 +1,113 @@
+"""Attention backends against the reference: the TPU kernel in its interpreter, the GPU library where there is one."""
+
+import logging
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from premem_jax import sharding
+from premem_jax.errors import UserError
+from premem_jax.models import backends
+from premem_jax.models.backends import SelfAttention
+
+CASES = [
+    dict(window=None, scale=0.1, cap=None),
+    dict(window=None, scale=0.1, cap=2.0),
+    dict(window=100, scale=0.1, cap=2.0),
+    dict(window=130, scale=0.2, cap=None),
+]
+
+
+def arrays(B=2, T=256, N=4, K=2, H=128, dtype="float32"):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (B, T, N, H), (B, K, T, H), (B, K, T, H)
+    return [jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def with_gradients(attention, case, qkv):
+    """Output and the gradients of a scalar of it, for queries, keys and values."""
+    weight = jnp.cos(jnp.arange(qkv[0].size)).reshape(qkv[0].shape)
+    scalar = lambda *qkv: jnp.sum(attention(*qkv, **case).astype(jnp.float32) * weight)
+    return jax.jit(partial(attention, **case))(*qkv), jax.jit(jax.grad(scalar, argnums=(0, 1, 2)))(*qkv)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_tpu_kernel_equals_the_reference(case):
+    qkv = arrays()
+    expected = with_gradients(SelfAttention("reference"), case, qkv)
+    found = with_gradients(SelfAttention("splash"), case, qkv)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4), expected, found)
+
+
+def test_the_tpu_kernel_on_a_mesh():
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    qkv, case = arrays(B=4), CASES[2]
+    found = with_gradients(SelfAttention("splash", mesh), case, qkv)
+    expected = with_gradients(SelfAttention("reference"), case, qkv)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4), expected, found)
+
+
+def test_every_case_changes_the_result():
+    qkv = arrays(B=1, T=160)
+    outs = [np.asarray(SelfAttention("reference")(*qkv, **case)) for case in CASES]
+    assert all(np.abs(a - b).max() > 1e-2 for i, a in enumerate(outs) for b in outs[:i])
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize("case", [case for case in CASES if case["cap"] is None])
+def test_the_gpu_library_equals_the_reference(case):
+    qkv = arrays(dtype="bfloat16")
+    expected = with_gradients(SelfAttention("reference"), case, qkv)
+    found = with_gradients(SelfAttention("cudnn"), case, qkv)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-2, rtol=5e-2), expected, found)
+
+
+@pytest.mark.parametrize(
+    "backend, shape, cap, message",
+    [
+        ("splash", dict(T=100), None, "length 100 and head width 128 must be multiples of 128"),
+        ("splash", dict(H=64), None, "length 256 and head width 64 must be multiples of 128"),
+        ("cudnn", {}, None, "needs a GPU, and this is a cpu"),
+    ],
+)
+def test_a_backend_that_does_not_support_the_case_says_so(backend, shape, cap, message):
+    with pytest.raises(UserError, match=f"model.attention={backend}: {message}; set model.attention=auto"):
+        SelfAttention(backend)(*arrays(**shape), window=None, scale=1.0, cap=cap)
+
+
+class _Mesh:
+    """Stands for the devices of a machine that is not here: all that the choice looks at."""
+
+    def __init__(self, platform, **shape):
+        self.shape = shape
+        self.devices = np.array([type("Device", (), dict(platform=platform))()])
+
+
+@pytest.mark.parametrize(
+    "platform, shape, case, chosen",
+    [
+        ("cpu", {}, CASES[0], "reference"),
+        ("tpu", {}, CASES[2], "splash"),
+        ("tpu", dict(T=96), CASES[0], "reference"),
+        ("tpu", dict(B=3), CASES[0], "reference"),
+        ("gpu", dict(dtype="bfloat16"), CASES[3], "cudnn"),
+        ("gpu", dict(dtype="bfloat16"), CASES[1], "reference"),
+        ("gpu", {}, CASES[0], "reference"),
+    ],
+)
+def test_the_choice_is_by_device_and_case_and_is_said_once(platform, shape, case, chosen, monkeypatch, caplog):
+    backends._say.cache_clear()
+    ran = []
+    record = lambda name: lambda *args, **kw: ran.append(name)
+    monkeypatch.setattr(SelfAttention, "_splash", record("splash"))
+    monkeypatch.setattr(backends, "_cudnn", record("cudnn"))
+    monkeypatch.setattr(backends, "attend", record("reference"))
+    attention = SelfAttention("auto", _Mesh(platform, data=1, fsdp=2, tensor=1))
+    with caplog.at_level(logging.INFO, "premem_jax"):
+        for _ in range(3):
+            attention(*arrays(**shape), **case)
+    assert ran == [chosen] * 3
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [f"attention on {platform}: {chosen}"]
