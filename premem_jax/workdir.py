@@ -109,7 +109,7 @@ def _git_commit() -> str:
 
 
 def _begun(workdir: Path) -> bool:
-    return any(next(workdir.glob(kind), None) for kind in ("checkpoints/*", "trace/*", "metrics.jsonl"))
+    return any(next(workdir.glob(kind), None) for kind in ("checkpoints/*", "trace/*", "metrics.jsonl", "summary.json"))
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

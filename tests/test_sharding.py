@@ -45,7 +45,7 @@ def results(mesh, decode_tensor=0):
     state, values = trainer.program(state, arrays, np.float32(0.01))
     jax.tree.map(lambda x, s: x.sharding == s or pytest.fail(f"{x.sharding} is not {s}"), state, layout)
 
-    context = Context("train", data, tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT), decode_tensor)
+    context = Context("train", data, "gsm8k", tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT), decode_tensor)
     likelihood = Likelihood(context, batch=16).run(params, 3, lambda n: None)
     options = dict(samples=4, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=0)
     decode = jax.device_put(tiny.trained(), sharding.shardings(context.decode_mesh, params))

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from premem_jax import atomic
 from premem_jax.errors import UserError
 
-FORMAT = b"1"
+FORMAT = b"2"
 _FORMAT_KEY = b"premem_jax.trace.format"
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
-_COUNTS = ("target_tokens", "samples", "correct", "unparsed")
+_COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host")
 _SCHEMA = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
@@ -34,6 +34,7 @@ _SCHEMA = pa.schema(
         pa.field("samples", pa.int32(), nullable=False),
         pa.field("correct", pa.int32(), nullable=False),
         pa.field("unparsed", pa.int32(), nullable=False),
+        pa.field("decided_on_host", pa.int32(), nullable=False),
     ],
     metadata={_FORMAT_KEY: FORMAT},
 )
@@ -49,6 +50,7 @@ class SplitTrace:
     samples: np.ndarray  # (M, E) int64, responses sampled
     correct: np.ndarray  # (M, E) int64
     unparsed: np.ndarray  # (M, E) int64, responses in which no answer was found
+    decided_on_host: np.ndarray  # (M, E) int64, responses that the device could not decide exactly
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -87,7 +89,8 @@ def write_evaluation(
       step: optimizer steps taken so far; an evaluation already there at this step is replaced.
       epoch: passes over the training data so far.
       splits: split name to columns of one length (E,): `example` (unique ids) and any of `target_nll` (mean nats per
-        target token, NaN where not run), `target_tokens`, `samples`, `correct`, `unparsed` (0 where left out).
+        target token, NaN where not run), `target_tokens`, `samples`, `correct`, `unparsed`, `decided_on_host` (0
+        where left out).
 
     Raises:
       ValueError: an unknown column, unequal lengths, a repeated id, or more verdicts than samples.
@@ -151,8 +154,8 @@ def _split_table(step: int, epoch: float, name: str, columns: Mapping[str, np.nd
     counts = {key: arrays.get(key, np.zeros(shape, np.int32))[order].astype(np.int32) for key in _COUNTS}
     if any(np.any(count < 0) for count in counts.values()):
         raise ValueError(f"Split {name!r}: a count is negative.")
-    if np.any(counts["correct"] + counts["unparsed"] > counts["samples"]):
-        raise ValueError(f"Split {name!r}: an example has more correct and unparsed responses than samples.")
+    if np.any(counts["samples"] < np.maximum(counts["correct"] + counts["unparsed"], counts["decided_on_host"])):
+        raise ValueError(f"Split {name!r}: an example has more verdicts (correct, unparsed; decided) than samples.")
     rows = len(example)
     columns = {
         "step": pa.array(np.full(rows, step, np.int32)),
@@ -212,4 +215,5 @@ def _join(folder: str | os.PathLike, name: str, tables: list[pa.Table]) -> Split
             f"In {folder}, example {example[odd][0]} of split {name!r} changes its number of target tokens between "
             "evaluations: the folder mixes runs with different data or tokenizers. Keep one run per folder."
         )
-    return SplitTrace(example, nll, tokens, counts["samples"], counts["correct"], counts["unparsed"])
+    del counts["target_tokens"]
+    return SplitTrace(example, nll, tokens, **counts)

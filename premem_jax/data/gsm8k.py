@@ -18,11 +18,16 @@ def read(folder: Path, split: str) -> list[Example]:
 
 def parse(question: str, answer: str) -> dict[str, str]:
     """A row `{problem, solution, answer}`: annotations and `#### N` line stay in the solution."""
-    _, marker, final = answer.partition("####")
+    return dict(problem=question, solution=answer, answer=final_answer(answer))
+
+
+def final_answer(solution: str) -> str:
+    """The number of the `#### N` line; raises ValueError where there is none."""
+    _, marker, final = solution.partition("####")
     final = final.split("\n")[0].strip()
     if not marker or not any(c.isdigit() for c in final):
-        raise ValueError(f"the answer has no `#### N` line: ...{answer[-60:]!r}")
-    return dict(problem=question, solution=answer, answer=final)
+        raise ValueError(f"the answer has no `#### N` line: ...{solution[-60:]!r}")
+    return final
 
 
 GSM8K = Dataset(

@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,19 +55,23 @@ def parse_rows(documents: Documents, dataset: Dataset) -> list[dict[str, str]]:
     rows = []
     for where, text in documents.items:
         try:
-            item = json.loads(text.decode("utf-8"))
-            fields = {name: item[name] for name in dataset.fields}
-            if not all(isinstance(value, str) for value in fields.values()):
-                raise TypeError("all of them must be strings")
-            "".join(fields.values()).encode("utf-8")  # half a surrogate pair is JSON, but no text
-        except (json.JSONDecodeError, UnicodeError, KeyError, TypeError) as error:
-            names = ", ".join(dataset.fields)
-            raise UserError(f"{where}: not a row {{{names}}}: {type(error).__name__} {error}") from error
-        try:
-            rows.append(dataset.parse(**fields))
+            rows.append(dataset.parse(**parse_fields(where, text, dataset.fields)))
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
     return rows
+
+
+def parse_fields(where: str, text: bytes, names: Sequence[str]) -> dict[str, str]:
+    """The named fields of a JSON object. Raises UserError where they are not there, or no strings of Unicode."""
+    try:
+        item = json.loads(text.decode("utf-8"))
+        fields = {name: item[name] for name in names}
+        if not all(isinstance(value, str) for value in fields.values()):
+            raise TypeError("all of them must be strings")
+        "".join(fields.values()).encode("utf-8")  # half a surrogate pair is JSON, but no text
+    except (json.JSONDecodeError, UnicodeError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: not a row {{{', '.join(names)}}}: {type(error).__name__} {error}") from error
+    return fields
 
 
 # ---- From a folder --------------------------------------------------------------------------------------------------

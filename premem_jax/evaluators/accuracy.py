@@ -1,6 +1,7 @@
 """Accuracy: how often do samples solve each example?"""
 
 import zlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,26 @@ import numpy as np
 from premem_jax import sharding
 from premem_jax.data.pipeline import evaluation_batches
 from premem_jax.evaluators.base import Context
+from premem_jax.models.decoder import Model
 from premem_jax.programs import Program
-from premem_jax.sampling.sampler import sample
-from premem_jax.scoring.answers import Answers, answer_bytes, grade
-from premem_jax.scoring.bytes import byte_table
+from premem_jax.sampling.sampler import Samples, sample
+from premem_jax.scoring.answers import Answers, Vocabulary, answer_bytes, grade, resolve, vocabulary
 from premem_jax.scoring.verdict import Verdict
 
 
+def sample_and_grade(
+    model: Model, rules, params, prompts_BP, length_B, ids_B, answers: Answers, vocabulary: Vocabulary, key, **settings
+) -> tuple[jax.Array, Samples]:
+    """Responses and their verdicts (B, R): `sample` and `grade` in one program, with the settings of `sample`."""
+    drawn = sample(model, params, prompts_BP, length_B, ids_B, key, **settings)
+    B, R, T = drawn.tokens.shape
+    repeated = Answers(*(jnp.repeat(x, R, axis=0) for x in answers))
+    verdicts = grade(drawn.tokens.reshape(B * R, T), drawn.length.reshape(B * R), vocabulary, repeated, rules)
+    return verdicts.reshape(B, R), drawn
+
+
 class Accuracy:
-    """R samples per example and their verdicts, decided on the device; only counts and a few texts come back."""
+    """R samples per example and their verdicts, decided on the device; only those and a few texts come back."""
 
     phase, layout = "sample", "decode"
 
@@ -33,59 +45,56 @@ class Accuracy:
         keep_texts: int,
     ):
         self._context, self._batch, self._samples, self._keep = context, batch, samples, keep_texts
-        tokenizer = context.tokenizer
-        self._mesh = context.decode_mesh
+        tokenizer, rules, self._mesh = context.tokenizer, context.rules, context.decode_mesh
         model, replicated = context.model.on(mesh=self._mesh), sharding.replicated(self._mesh)
-        self._table = jax.device_put(byte_table(tokenizer.token_bytes()), replicated)
-        self._answers = answer_bytes([example.answer for example in context.data.examples])
+        self._token_bytes = tokenizer.token_bytes()
+        self._vocabulary = jax.device_put(vocabulary(self._token_bytes, rules), replicated)
+        self._answers = answer_bytes([example.answer for example in context.data.examples], rules)
         key = jax.random.fold_in(jax.random.key(context.seed), zlib.crc32(context.split.encode()))
         self._key = jax.device_put(key, replicated)
 
-        def sample_and_grade(params, prompts, lengths, ids, answers, table, key):
-            drawn = sample(
-                model,
-                params,
-                prompts,
-                lengths,
-                ids,
-                key,
-                samples=samples,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                eos_id=tokenizer.eos_id,
-            )
-            flat = lambda x: x.reshape(-1, *x.shape[2:])
-            repeated = Answers(*(jnp.repeat(x, samples, axis=0) for x in answers))
-            verdicts = grade(flat(drawn.tokens), flat(drawn.length), table, repeated).reshape(-1, samples)
-            count = lambda verdict: jnp.sum(verdicts == verdict, axis=1)
-            return count(Verdict.CORRECT), count(Verdict.UNPARSED), verdicts, drawn
-
-        self._program = Program(sample_and_grade, context.clock)
+        settings = dict(samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        program = partial(sample_and_grade, model, rules, eos_id=tokenizer.eos_id, **settings)
+        self._program = Program(program, context.clock)
         self.texts: list[dict] = []
 
     def run(self, params, step: int, progress) -> dict[str, np.ndarray]:
-        """Counts `samples`, `correct`, `unparsed`, row e being example e of the split; `texts` holds the kept ones."""
+        """Counts `samples`, `correct`, `unparsed` and `decided_on_host`, row e being example e of the split.
+
+        `texts` then holds the kept ones.
+        """
         context, self.texts = self._context, []
         count = len(context.data)
         out = {"samples": np.full(count, self._samples, np.int32)}
-        out |= {name: np.zeros(count, np.int32) for name in ("correct", "unparsed")}
+        out |= {name: np.zeros(count, np.int32) for name in ("correct", "unparsed", "decided_on_host")}
         key = jax.random.fold_in(self._key, step)
         for rows, arrays in evaluation_batches(
             context.data, batch=self._batch, buckets=context.buckets, prompts_only=True
         ):
             answers = Answers(*(np.resize(x[rows], (self._batch, *x.shape[1:])) for x in self._answers))
             arrays, answers = sharding.put_batch(self._mesh, (arrays, answers))
-            correct, unparsed, verdicts, drawn = self._program(
-                params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._table, key
+            verdicts, drawn = self._program(
+                params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._vocabulary, key
             )
-            out["correct"][rows] = np.asarray(correct)[: len(rows)]
-            out["unparsed"][rows] = np.asarray(unparsed)[: len(rows)]
+            verdicts, asked = self._resolved(rows, np.asarray(verdicts), drawn)
+            out["decided_on_host"][rows] = asked
+            out["correct"][rows] = np.sum(verdicts == Verdict.CORRECT, axis=1)[: len(rows)]
+            out["unparsed"][rows] = np.sum(verdicts == Verdict.UNPARSED, axis=1)[: len(rows)]
             kept = [(b, row) for b, row in enumerate(rows) if row < self._keep]
             self.texts += [self._text(step, row, drawn.tokens[b], drawn.length[b], verdicts[b]) for b, row in kept]
             progress(len(rows))
         self.texts.sort(key=lambda text: text["example"])
         return out
+
+    def _resolved(self, rows, verdicts_BR: np.ndarray, drawn) -> tuple[np.ndarray, np.ndarray]:
+        """The verdicts with the host's word on those that the device left open, and how many these are in each row."""
+        verdicts_BR, asked = verdicts_BR.copy(), np.zeros(len(rows), np.int32)
+        for b in np.flatnonzero(np.any(verdicts_BR[: len(rows)] == Verdict.UNDECIDED, axis=1)):
+            answers = [self._context.data.examples[rows[b]].answer] * self._samples
+            verdicts_BR[b], asked[b] = resolve(
+                verdicts_BR[b], drawn.tokens[b], drawn.length[b], self._token_bytes, answers, self._context.rules
+            )
+        return verdicts_BR, asked
 
     def _text(self, step: int, row: int, tokens_RT, length_R, verdict_R) -> dict:
         example, decode = self._context.data.examples[row], self._context.tokenizer.decode

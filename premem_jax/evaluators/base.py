@@ -12,10 +12,11 @@ from premem_jax.programs import Clock
 
 
 class Context(NamedTuple):
-    """One split and the means to run a model on it."""
+    """One split, the rules by which its answers are graded, and the means to run a model on it."""
 
     split: str
     data: Tokenized
+    rules: str
     tokenizer: Tokenizer
     model: Model
     mesh: Mesh

@@ -70,7 +70,7 @@ def run(config, folder: Path) -> dict:
     shape = presets.preset(model_options.pop("preset"), V=tokenizer.vocab_size)
     model = build(shape, dtype=config.compute_dtype, mesh=mesh, **model_options)
     trainer = Trainer(model, mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
-    contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
+    contexts = contexts_of(splits, task.rules, tokenizer, model, mesh, clock, config)
     suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
     workdir.check_room(folder, 12 * shape.parameters * (config.checkpoint.keep + 1))
     with clock("checkpoint"):
@@ -163,11 +163,13 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
         raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
 
 
-def contexts_of(splits, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config) -> dict[str, Context]:
+def contexts_of(
+    splits, rules: str, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config
+) -> dict[str, Context]:
     """What the evaluators of each split are given."""
     buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
     return {
-        name: Context(name, data, tokenizer, model, mesh, clock, config.seed, buckets, decode_tensor)
+        name: Context(name, data, rules, tokenizer, model, mesh, clock, config.seed, buckets, decode_tensor)
         for name, data in splits.items()
     }
 
@@ -205,6 +207,7 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
         "steps": steps,
         "epochs": config.train.epochs,
         "train_examples": len(trace.split("train").example),
+        "decided_on_host": int(sum(split.decided_on_host.sum() for split in trace.splits.values())),
         "evaluations": len(evaluation_steps(folder / "trace")),
         **seconds,
         "seconds_total": round(sum(seconds.values()), 3),

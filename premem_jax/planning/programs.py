@@ -1,5 +1,6 @@
 """The compiled programs of a study, on shapes alone: what `finetune` would run on the devices that it is given."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -7,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from premem_jax import sharding
+from premem_jax.evaluators.accuracy import sample_and_grade
 from premem_jax.models.config import ModelConfig, preset
-from premem_jax.models.decoder import build
+from premem_jax.models.decoder import Model, build
 from premem_jax.planning import costs
 from premem_jax.planning.topology import Topology
 from premem_jax.programs import Clock
-from premem_jax.sampling.sampler import sample
+from premem_jax.scoring.answers import answer_bytes, vocabulary
 from premem_jax.scoring.likelihood import target_nll
 from premem_jax.training.trainer import Trainer
 
@@ -30,14 +32,18 @@ class Sizes(NamedTuple):
 def sizes(config) -> Sizes:
     """Batch shapes of `config`; evaluators of one type are planned as the one with the most rows."""
     T = max(config.data.buckets, default=config.data.context)
-    of_type = lambda kind: [options for options in config.evals.values() if options.type == kind]
-    likelihood = max(of_type("likelihood"), key=lambda e: e.batch)
-    accuracy = max(of_type("accuracy"), key=lambda e: e.batch * e.samples * e.max_new_tokens)
+    likelihood, accuracy = _largest(config, "likelihood"), _largest(config, "accuracy")
     return Sizes(
         dict(B=config.train.batch, T=T, micro_batches=config.train.micro_batches),
         dict(B=likelihood.batch, T=T),
         dict(B=accuracy.batch, R=accuracy.samples, P=T, T=accuracy.max_new_tokens),
     )
+
+
+def _largest(config, kind: str):
+    """The evaluator of a type that has the largest arrays."""
+    size = lambda e: e.batch * e.get("samples", 1) * e.get("max_new_tokens", 1)
+    return max((e for e in config.evals.values() if e.type == kind), key=size)
 
 
 def shape(config) -> ModelConfig:
@@ -71,17 +77,7 @@ def lower(config, mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     rows = lambda mesh, *shape, dtype: sharding.abstract_batch(mesh, shape, dtype)
     if name == "sample":
         mesh = sharding.decode_mesh(mesh, config.mesh.decode_tensor)
-        B, P = batch["B"], batch["P"]
-        cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), trainer.abstract_state["params"])
-        args = (
-            sharding.abstract(mesh, cast),
-            rows(mesh, B, P, dtype=jnp.int32),
-            rows(mesh, B, dtype=jnp.int32),
-            rows(mesh, B, dtype=jnp.int32),
-            jax.ShapeDtypeStruct((), jax.eval_shape(jax.random.key, 0).dtype, sharding=sharding.replicated(mesh)),
-        )
-        static = dict(samples=batch["R"], max_new_tokens=batch["T"], temperature=0.8, top_p=0.95, eos_id=1)
-        return _lower(jax.jit(partial(sample, model.on(mesh=mesh), **static)), args), _bytes(state)
+        return _lower(*_sample(config, model.on(mesh=mesh), mesh, state["params"])), _bytes(state)
     text = {"tokens": rows(mesh, batch["B"], batch["T"], dtype=jnp.int32)}
     text["weights"] = rows(mesh, batch["B"], batch["T"], dtype=jnp.float32)
     if name == "score":
@@ -91,11 +87,36 @@ def lower(config, mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     return _lower(trainer.program.jitted, (state, text, rate)), 0
 
 
+def _sample(config, model: Model, mesh, params):
+    """The sampling program of the accuracy evaluators, and its arguments."""
+    batch, rules = sizes(config).sample, config.data.task  # the rules are called like the task
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params)
+    # Real vocabularies are of this size; their bytes are in no file here, and what they are changes no shape but a few.
+    tokens = [bytes([i]) for i in range(256)] + [b" " * 128] + [b""] * (model.config.V - 257)
+    replicated = lambda tree: jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), tree
+    )
+    answers = answer_bytes([b"0"] * batch["B"], rules)
+    rows = lambda *shape: sharding.abstract_batch(mesh, (batch["B"], *shape), jnp.int32)
+    args = (
+        sharding.abstract(mesh, half),
+        rows(batch["P"]),
+        rows(),
+        rows(),
+        jax.tree.map(lambda x: sharding.abstract_batch(mesh, x.shape, x.dtype), answers),
+        replicated(vocabulary(tokens, rules)),
+        replicated(jax.eval_shape(jax.random.key, 0)),
+    )
+    accuracy = _largest(config, "accuracy")
+    settings = {key: accuracy[key] for key in ("samples", "max_new_tokens", "temperature", "top_p")}
+    return jax.jit(partial(sample_and_grade, model, rules, eos_id=0, **settings)), args
+
+
 def _lower(jitted, args) -> jax.stages.Lowered:
     return jitted.trace(*args).lower(lowering_platforms=("tpu",))
 
 
 def _bytes(tree) -> int:
     """Of one device."""
-    of = lambda x: jnp.dtype(x.dtype).itemsize * int(jnp.prod(jnp.array(x.sharding.shard_shape(x.shape))))
+    of = lambda x: jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape))
     return sum(map(of, jax.tree.leaves(tree)))

@@ -7,79 +7,158 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from premem_jax.scoring.bytes import ByteTable, token_bytes_stream
-from premem_jax.scoring.reference import MARKER, normalise
+from premem_jax.scoring.bytes import ByteTable, byte_table, window
+from premem_jax.scoring.finder import NOWHERE, Finder, Found, find, make_finder
+from premem_jax.scoring.normal_form import HALF, normal_form, written_with_slash
+from premem_jax.scoring.normalise import normalise
+from premem_jax.scoring.reference import clean, grade_bytes
+from premem_jax.scoring.rules import BOXES, TRIMMED, Rules, rules_of
+from premem_jax.scoring.text import POSITION_A1, WIDTH, Text, delete, first, running_sum
 from premem_jax.scoring.verdict import Verdict
+
+# Of a text whose end the kernel does not see it knows how many bytes the rules leave of what it sees. The rest may take
+# away some of these: at most a pattern less one byte for each rule (35 in all), and 9 for two characters and a `=`.
+SLACK = 44
 
 
 class Answers(NamedTuple):
-    """Normalised reference answers. Shapes: bytes_EA uint8 (zero padded to the longest answer), length_E int32."""
+    """Reference answers in the forms that a response may equal: normal, with a slash, decimal, and as written.
 
-    bytes_EA: jax.Array | np.ndarray
-    length_E: jax.Array | np.ndarray
-
-
-def answer_bytes(answers: Sequence[str | bytes]) -> Answers:
-    """Reference answers, normalised on the host, as arrays; row e belongs to answers[e].
-
-    Raises ValueError for an answer that holds a newline, since the answer of a response ends there.
+    bytes_EFA uint8, zero padded to the kernel's width; length_EF int32, NOWHERE for a form that an answer lacks.
     """
-    kept = [normalise(answer.encode() if isinstance(answer, str) else bytes(answer)) for answer in answers]
-    for row, answer in enumerate(kept):
-        if b"\n" in answer:
-            raise ValueError(f"reference answer {row} holds a newline, so no response could equal it: {answers[row]!r}")
-    width = max([1, *map(len, kept)])
-    padded = b"".join(answer.ljust(width, b"\0") for answer in kept)
-    bytes_EA = np.frombuffer(padded, np.uint8).reshape(len(kept), width)
-    return Answers(bytes_EA, np.array([len(answer) for answer in kept], np.int32))
+
+    bytes_EFA: jax.Array | np.ndarray
+    length_EF: jax.Array | np.ndarray
 
 
-def grade_stream(bytes_BN: jax.Array, length_B: jax.Array, answers: Answers, marker: bytes = MARKER) -> jax.Array:
-    """Verdicts of texts given as bytes: span behind the first marker, normalised, compared.
+class Vocabulary(NamedTuple):
+    """What the kernel knows of a tokenizer: the bytes of each token, and the automaton of one set of rules."""
 
-    Shapes: bytes_BN uint8, length_B int32 (in bytes), answers with one row for each of B -> verdict_B int8, codes of
-    `Verdict`. `marker` is static. A span longer than any reference answer is still decided exactly. Raises ValueError
-    for an empty marker. Works under jit, vmap and on batches sharded over B.
+    table: ByteTable
+    finder: Finder
+
+
+def vocabulary(token_bytes: Sequence[bytes], rules: str | Rules) -> Vocabulary:
+    """Tables of a vocabulary, made on the host; `token_bytes[i]` is the text of id i, b"" for a special token.
+
+    Raises ValueError for an empty vocabulary and for unknown rules.
     """
-    if not marker:
-        raise ValueError("the answer marker is empty; give the bytes that stand before an answer, such as b'####'")
-    N = bytes_BN.shape[1]
-    position_N = jnp.arange(N)
-    length_B1 = length_B[:, None]
+    return Vocabulary(byte_table(token_bytes), make_finder(token_bytes, rules_of(rules)))
 
-    ahead_BN = jnp.pad(bytes_BN, ((0, 0), (0, len(marker) - 1)))
-    match_BN = position_N + len(marker) <= length_B1
-    for k, byte in enumerate(marker):
-        match_BN &= ahead_BN[:, k : k + N] == byte
-    start_B1 = jnp.argmax(match_BN, axis=1, keepdims=True) + len(marker)
-    behind_BN = jnp.any(match_BN, axis=1, keepdims=True) & (position_N >= start_B1) & (position_N < length_B1)
-    end_B1 = jnp.min(jnp.where(behind_BN & (bytes_BN == ord("\n")), position_N, N), axis=1, keepdims=True)
-    span_BN = behind_BN & (position_N < end_B1)
 
-    keep_BN = span_BN & (bytes_BN != ord(" ")) & (bytes_BN != ord("\t"))
-    keep_BN &= (bytes_BN != ord("\r")) & (bytes_BN != ord(","))
-    count_BN = jnp.cumsum(keep_BN, axis=1)
-    plus_BN = keep_BN & (count_BN == 1) & (bytes_BN == ord("+"))
-    keep_BN &= ~plus_BN
-    digit_B = jnp.any(keep_BN & (bytes_BN >= ord("0")) & (bytes_BN <= ord("9")), axis=1)
+def answer_bytes(answers: Sequence[str | bytes | None], rules: str | Rules) -> Answers:
+    """Reference answers, normalised on the host, as arrays; row e belongs to answers[e], None to a missing one."""
+    rows = [_forms(a.encode() if isinstance(a, str) else a, rules) for a in answers]
+    length_EF = np.array([[NOWHERE if form is None else len(form) for form in row] for row in rows], np.int32)
+    padded = b"".join((form or b"")[:WIDTH].ljust(WIDTH, b"\0") for row in rows for form in row)
+    return Answers(np.frombuffer(padded, np.uint8).reshape(len(rows), 4, WIDTH), length_EF.reshape(len(rows), 4))
 
-    # Kept byte number r is compared with answer byte r where it stands; the counts settle what is past either end.
-    rank_BN = count_BN - 1 - jnp.any(plus_BN, axis=1, keepdims=True)
-    wanted_BN = jnp.take_along_axis(jnp.asarray(answers.bytes_EA), rank_BN, axis=1, mode="clip")
-    differs_B = jnp.any(keep_BN & (wanted_BN != bytes_BN), axis=1)
-    equal_B = ~differs_B & (jnp.sum(keep_BN, axis=1) == jnp.asarray(answers.length_E))
-    parsed = jnp.where(equal_B, Verdict.CORRECT.value, Verdict.WRONG.value)
-    return jnp.where(digit_B, parsed, Verdict.UNPARSED.value).astype(jnp.int8)
+
+def _forms(answer: bytes | None, rules: str | Rules) -> tuple[bytes | None, ...]:
+    if answer is None:
+        return (None,) * 4
+    written = clean(answer, rules)
+    normal = normal_form(written)
+    slash = None if normal is None else written_with_slash(normal)
+    return normal, slash, b"0.5" if normal == HALF else None, written
 
 
 def grade(
-    tokens_BT: jax.Array, length_B: jax.Array, table: ByteTable, answers: Answers, marker: bytes = MARKER
+    tokens_BT: jax.Array, length_B: jax.Array, vocabulary: Vocabulary, answers: Answers, rules: str | Rules
 ) -> jax.Array:
     """Verdicts of sampled responses, from token ids alone and with no call to the host.
 
-    Shapes: tokens_BT int, length_B int (tokens that count; the rest of a row is padding), answers with one row for each
-    of B -> verdict_B int8, codes of `Verdict`. `marker` is static. Raises ValueError for an empty marker. Works under
-    jit, vmap (over samples, with the answers not mapped) and on batches sharded over B. Temporaries are some 12 bytes
-    for each of B * T * W positions (XLA's own analysis on CPU), W the longest token. Source: rules of `reference.py`.
+    Shapes: tokens_BT int, length_B int (tokens that count; the rest of a row is padding; an id outside the vocabulary
+    has no text), answers with one row for each of B -> verdict_B int8, codes of `Verdict`. `rules` is static, and
+    vocabulary and answers were made with the same. UNDECIDED where an answer does not fit the kernel: see `resolve`.
+    Works under jit, vmap (over samples, with the answers not mapped) and, without communication, on batches sharded
+    over B. Raises ValueError for unknown rules or tables of other rules. Source: `reference.py`.
     """
-    return grade_stream(*token_bytes_stream(tokens_BT, length_B, table), answers, marker)
+    rules = rules_of(rules)
+    found = find(tokens_BT, length_B, vocabulary.table.length_V, vocabulary.finder, rules)
+    exists_B, text, more_B, unclosed_B = _answer_text(tokens_BT, found, vocabulary.table, rules)
+    longer_B = more_B | (text.length_B >= WIDTH)
+    normal = normalise(Text(text.bytes_AB, jnp.minimum(text.length_B, WIDTH - 1)))
+
+    length_FB, bytes_AFB = jnp.asarray(answers.length_EF).T, jnp.asarray(answers.bytes_EFA).T
+    same = lambda text, f: jnp.all(bytes_AFB[:, f] == text.bytes_AB, axis=0) & (length_FB[f] == text.length_B)
+    by_bytes_B = normal.fails_B | (length_FB[0] == NOWHERE)
+    equal_B = jnp.where(by_bytes_B, same(text, 3), same(normal.text, 0) | same(normal.text, 1) | same(normal.text, 2))
+
+    missing_B = length_FB[3] == NOWHERE
+    too_long_B = normal.least_B > jnp.max(length_FB, axis=0) + SLACK
+    doubt_B = exists_B & ~missing_B & (longer_B | normal.unsure_B) & ~too_long_B
+    correct_B = jnp.where(exists_B & ~missing_B, equal_B & ~longer_B & ~normal.unsure_B, exists_B == ~missing_B)
+    verdict_B = jnp.where(exists_B, Verdict.WRONG.value, Verdict.UNPARSED.value)
+    verdict_B = jnp.where(correct_B, Verdict.CORRECT.value, verdict_B)
+    return jnp.where(doubt_B | unclosed_B, Verdict.UNDECIDED.value, verdict_B).astype(jnp.int8)
+
+
+def resolve(
+    verdict_B: np.ndarray, tokens_BT, length_B, token_bytes: Sequence[bytes], answers: Sequence, rules: str | Rules
+) -> tuple[np.ndarray, int]:
+    """The verdicts with the host's in place of UNDECIDED, and how many those were.
+
+    `answers` is what `answer_bytes` was given, one for each row. Arrays may be on the device: only rows in doubt are
+    copied.
+    """
+    verdict_B = np.array(verdict_B)
+    doubtful = np.flatnonzero(verdict_B == Verdict.UNDECIDED)
+    for b in doubtful:
+        ids = np.asarray(tokens_BT[b])[: int(length_B[b])]
+        text = b"".join(token_bytes[i] for i in ids if 0 <= i < len(token_bytes))
+        answer = answers[b]
+        verdict_B[b] = grade_bytes(text, answer.encode() if isinstance(answer, str) else answer, rules)
+    return verdict_B, len(doubtful)
+
+
+def _answer_text(tokens_BT, found: Found, table: ByteTable, rules: Rules):
+    """Whether there is an answer, its text, whether that goes on out of sight, and whether a box may close there."""
+    boxes, phrases = len(BOXES), len(rules.phrases)
+    behind_P = found.token_PB[boxes:] != NOWHERE
+    which_B = jnp.where(jnp.any(behind_P, axis=0), jnp.argmax(behind_P, axis=0), phrases)
+    flag = lambda name: jnp.array([*(getattr(phrase, name) for phrase in rules.phrases), False])[which_B]
+    pick = lambda x_PB, p_B: jnp.take_along_axis(x_PB, p_B[None], axis=0)[0]
+    phrase_B = boxes + jnp.minimum(which_B, phrases - 1)
+    phrase_end_B = pick(found.end_PB, phrase_B)
+
+    # A box counts anywhere in the text, or only behind the phrase: a match ends behind it just if it starts there.
+    counts_PB = (found.token_PB[:boxes] != NOWHERE) & (
+        rules.boxed | (flag("unbox") & (found.end_PB[:boxes] > phrase_end_B))
+    )
+    box_B = jnp.argmax(counts_PB, axis=0)
+    see = lambda p_B: window(
+        tokens_BT, found.start_BT, found.total_B, table, pick(found.token_PB, p_B), pick(found.end_PB, p_B)
+    )
+    boxed, box_more_B = see(box_B)
+    rest, rest_more_B = see(phrase_B)
+
+    inside_AB, closed_B, unclosed_B = _braces(boxed, box_more_B)
+    has_box_B = jnp.any(counts_PB, axis=0)
+    use_box_B = has_box_B & closed_B
+    kept_AB = jnp.where(use_box_B, inside_AB, jnp.where(flag("trim"), _trimmed(rest), rest.inside_AB))
+    text = Text(*(jnp.where(use_box_B, *pair) for pair in zip(boxed, rest, strict=True)))
+    for byte in rules.drop:
+        kept_AB &= text.bytes_AB != byte
+    exists_B = use_box_B | (which_B < phrases)
+    return exists_B, delete(text, ~kept_AB), rest_more_B & ~use_box_B, has_box_B & unclosed_B
+
+
+def _braces(text: Text, more_B):
+    """Marks of what stands in the braces that the text begins with, whether they close, and whether that is unseen."""
+    step_AB = jnp.where(text.bytes_AB == ord("{"), 1, jnp.where(text.bytes_AB == ord("}"), -1, 0))
+    close_B = first(text.inside_AB & (running_sum(step_AB) == 0))
+    opens_B = text.bytes_AB[0] == ord("{")
+    inside_AB = (POSITION_A1 > 0) & (close_B > POSITION_A1)
+    unseen_B = more_B & ((text.length_B == 0) | (opens_B & (close_B == WIDTH)))
+    return inside_AB, opens_B & (close_B < WIDTH), unseen_B
+
+
+def _trimmed(text: Text) -> jax.Array:
+    """Marks of the text but for what `reference.trim` takes off its ends."""
+    blank_AB = ~text.inside_AB
+    for byte in TRIMMED:
+        blank_AB |= text.bytes_AB == byte
+    last = lambda mark_AB: jnp.max(jnp.where(mark_AB, POSITION_A1, -1), axis=0)
+    stop_AB = (last(~blank_AB) == POSITION_A1) & (text.bytes_AB == ord("."))
+    return (first(~blank_AB) <= POSITION_A1) & (last(~blank_AB & ~stop_AB) >= POSITION_A1)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from premem_jax.scoring.text import POSITION_A1, WIDTH, Text, hold
+
 
 class ByteTable(NamedTuple):
     """The bytes of each token id. Shapes: bytes_VW uint8 (zero padded to the longest token), length_V int32."""
@@ -31,31 +33,38 @@ def byte_table(token_bytes: Sequence[bytes]) -> ByteTable:
     return ByteTable(np.frombuffer(padded, np.uint8).reshape(len(token_bytes), width), length_V)
 
 
-def token_bytes_stream(tokens_BT: jax.Array, length_B: jax.Array, table: ByteTable) -> tuple[jax.Array, jax.Array]:
-    """Texts of the first `length_B` tokens of each row, as bytes without gaps.
+def window(
+    tokens_BT: jax.Array,
+    start_BT: jax.Array,
+    total_B: jax.Array,
+    table: ByteTable,
+    token_B: jax.Array,
+    position_B: jax.Array,
+) -> tuple[Text, jax.Array]:
+    """Up to WIDTH bytes of each text from byte `position_B` on, and whether the text goes on behind them.
 
-    Shapes: tokens_BT int, length_B int -> bytes_BN uint8 (zero from its length on), byte length_B int32, where N = T*W
-    holds T of the longest token, so no text is ever cut. Entries from `length_B` on are never looked at; an id outside
-    the table (a model's vocabulary is often padded past its tokenizer's) has no text. Rows are independent, so a
-    batch sharded over B needs no communication. Works under jit and vmap.
+    Shapes: tokens_BT, start_BT (bytes before each token), total_B (bytes in all), token_B (a token that holds the byte
+    or ends just before it), position_B -> Text, more_B bool. Ids outside the vocabulary must have no bytes in start_BT.
     """
-    bytes_VW, length_V = jnp.asarray(table.bytes_VW), jnp.asarray(table.length_V)
+    bytes_VW = jnp.asarray(table.bytes_VW)
     V, W = bytes_VW.shape
     B, T = tokens_BT.shape
-    exists_BT = (jnp.arange(T) < length_B[:, None]) & (tokens_BT >= 0) & (tokens_BT < V)
-    tokens_BT = jnp.where(exists_BT, tokens_BT, 0)
-    sizes_BT = jnp.where(exists_BT, length_V[tokens_BT], 0)
-    start_BT = jnp.cumsum(sizes_BT, axis=1) - sizes_BT
-    total_B = jnp.sum(sizes_BT, axis=1)
+    # One token per byte and the one before; texts that hold empty tokens may show fewer bytes, which `more` then says.
+    K = min(T, WIDTH + 1)
+    padded_BT = jnp.concatenate([start_BT, jnp.broadcast_to(total_B[:, None], (B, K + 1))], axis=1)
+    padded_ids_BT = jnp.pad(jnp.clip(tokens_BT, 0, V - 1), ((0, 0), (0, K)))
+    cut = jax.vmap(lambda row_T, at, size: jax.lax.dynamic_slice(row_T, (at,), (size,)), in_axes=(0, 0, None))
+    start_KB = (cut(padded_BT, token_B, K + 1) - position_B[:, None]).T
+    begin_KB, end_KB = start_KB[:-1], start_KB[1:]
 
-    # Slot t*W + w of the padded texts goes to start_t + w. The number of slots skipped before token t, t*W - start_t,
-    # never falls, so a running maximum over the marks at the starts says for each output byte how far back it comes
-    # from. An empty token marks the start of the next one with a smaller number, which the maximum then ignores.
-    skipped_BT = jnp.arange(T) * W - start_BT
-    marks_BN = jax.vmap(lambda start_T, skipped_T: jnp.zeros(T * W, jnp.int32).at[start_T].max(skipped_T, mode="drop"))(
-        start_BT, skipped_BT
-    )
-    source_BN = jnp.arange(T * W) + jax.lax.cummax(marks_BN, axis=1)
-    padded_BN = bytes_VW[tokens_BT].reshape(B, T * W)
-    stream_BN = jnp.take_along_axis(padded_BN, source_BN, axis=1, mode="clip")
-    return jnp.where(jnp.arange(T * W) < total_B[:, None], stream_BN, jnp.uint8(0)), total_B
+    # Where a token begins stands the place of its byte 0 in the table, less where it begins; every byte takes over the
+    # nearest such number before it. WIDTH is added so that none of them is 0, which says that there is none.
+    place_KB = cut(padded_ids_BT, token_B, K).T * W - begin_KB + WIDTH
+    at_KB = jnp.where((end_KB > begin_KB) & (end_KB > 0), jnp.maximum(begin_KB, 0), WIDTH)
+    set_row = lambda at_K, place_K: jnp.zeros(WIDTH, jnp.int32).at[at_K].set(place_K, mode="drop")
+    place_AB = hold(jax.vmap(set_row, in_axes=1, out_axes=1)(at_KB, place_KB))
+    found_AB = bytes_VW.reshape(-1).at[place_AB - WIDTH + POSITION_A1].get(mode="clip")
+
+    left_B = total_B - position_B
+    shown_B = jnp.minimum(jnp.minimum(left_B, start_KB[-1]), WIDTH)
+    return Text(jnp.where(shown_B > POSITION_A1, found_AB, jnp.uint8(0)), shown_B), shown_B < left_B

@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back(tmp_path):
         for m, step in enumerate((10, 20, 30)):
             written = splits[step][name]
             np.testing.assert_array_equal(split.example, written["example"])
-            for column in ("samples", "correct", "unparsed"):
+            for column in ("samples", "correct", "unparsed", "decided_on_host"):
                 np.testing.assert_array_equal(getattr(split, column)[m], written[column])
             np.testing.assert_array_equal(split.accuracy[m], written["correct"] / written["samples"])
             np.testing.assert_array_equal(split.nll[m], np.float32(written.get("target_nll", np.full(60, np.nan))))
@@ -87,7 +87,8 @@ def test_an_unknown_split_is_named_with_the_known_ones(tmp_path):
     [
         ({"example": [1, 2], "samples": [1]}, "one length"),
         ({"example": [1, 1]}, "id 1 is repeated"),
-        ({"example": [1], "samples": [4], "correct": [3], "unparsed": [2]}, "more correct and unparsed"),
+        ({"example": [1], "samples": [4], "correct": [3], "unparsed": [2]}, "more verdicts"),
+        ({"example": [1], "samples": [4], "decided_on_host": [5]}, "decided"),
         ({"example": [1], "samples": [-1], "correct": [-1]}, "negative"),
         ({"example": [1], "loss": [0.1]}, "loss"),
         ({"target_nll": [0.1]}, "no column 'example'"),

@@ -51,6 +51,7 @@ def synthetic_splits(seed: int, evaluation: int, examples: int = 400, samples: i
             "samples": np.full(examples, samples),
             "correct": correct,
             "unparsed": now.binomial(samples - correct, 0.1),
+            "decided_on_host": now.binomial(samples, 0.01, examples),
         }
     columns["train"] |= {"target_nll": nll, "target_tokens": np.full(examples, 90)}
     return columns

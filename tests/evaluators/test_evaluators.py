@@ -1,5 +1,8 @@
 """Evaluators against NumPy and the plain grading rules, example by example, however the split is cut into batches."""
 
+import copy
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ SAMPLING = dict(samples=8, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_te
 
 def context(split="train", buckets=(tiny.CONTEXT,), seed=0):
     model, mesh = build(tiny.config()), tiny.one_device()
-    return Context(split, tiny.data(), tiny.tokenizer(), model, mesh, Clock(), seed, buckets)
+    return Context(split, tiny.data(), "gsm8k", tiny.tokenizer(), model, mesh, Clock(), seed, buckets)
 
 
 def run(evaluator, step=3):
@@ -83,13 +86,32 @@ def test_texts_and_verdicts_are_those_of_the_plain_rules(accuracy):
         assert (text["step"], text["split"], text["prompt"]) == (3, "train", example.prompt)
         assert text["reference"] == example.target.strip()
         assert len(text["responses"]) == out["samples"][e] == 8
-        verdicts = [grade_bytes(response["text"].encode(), example.answer.encode()) for response in text["responses"]]
+        verdicts = [
+            grade_bytes(response["text"].encode(), example.answer.encode(), "gsm8k") for response in text["responses"]
+        ]
         assert [response["verdict"] for response in text["responses"]] == [verdict.name.lower() for verdict in verdicts]
         assert out["correct"][e] == verdicts.count(Verdict.CORRECT)
         assert out["unparsed"][e] == verdicts.count(Verdict.UNPARSED)
         seen |= set(verdicts)
-    assert seen == set(Verdict)
+    assert seen == set(Verdict) - {Verdict.UNDECIDED}
     assert len({tuple(r["text"] for r in text["responses"]) for text in evaluator.texts}) > 1
+
+
+def test_what_the_device_leaves_open_is_decided_and_counted():
+    """Responses that never stop, against answers too long to rule out that the two are the same."""
+    data, endless = tiny.data(), copy.copy(tiny.tokenizer())
+    endless.eos_id = endless.vocab_size
+    lengthy = [dataclasses.replace(example, answer="1" * 150) for example in data.examples]
+    made = context()._replace(data=dataclasses.replace(data, examples=lengthy), tokenizer=endless)
+    evaluator = Accuracy(made, batch=13, **SAMPLING | {"samples": 2, "max_new_tokens": 80, "temperature": 2.0})
+    out = run(evaluator)
+    assert 0 < out["decided_on_host"].sum() < out["samples"].sum() and not out["correct"].any()
+    for e, text in enumerate(evaluator.texts):
+        texts = [response["text"].encode() for response in text["responses"]]
+        assert out["decided_on_host"][e] <= sum(len(text) > 128 for text in texts)
+        verdicts = [grade_bytes(text, b"1" * 150, "gsm8k") for text in texts]
+        assert [response["verdict"] for response in text["responses"]] == [verdict.name.lower() for verdict in verdicts]
+        assert out["unparsed"][e] == verdicts.count(Verdict.UNPARSED)
 
 
 def test_steps_splits_and_seeds_draw_anew(accuracy):

@@ -55,7 +55,7 @@ def make(monkeypatch, tmp_path):
         monkeypatch.setitem(module.TYPES, "mark", Mark)
         model = build(tiny.CONFIG, dtype="bfloat16")
         contexts = {
-            split: Context(split, tiny.data(count), tiny.tokenizer(), model, tiny.one_device(), Clock(), 0, ())
+            split: Context(split, tiny.data(count), "gsm8k", tiny.tokenizer(), model, tiny.one_device(), Clock(), 0, ())
             for split, count in (("train", 13), ("test", 4))
         }
         return Suite(evals, contexts, steps_per_epoch=10, steps=30, workdir=tmp_path)

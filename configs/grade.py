@@ -1,0 +1,22 @@
+"""Grade what any model wrote, by the rules of GSM8K or MATH and with the kernel that the training loop uses.
+
+  python -m premem_jax.main --config=configs/grade.py:task=math --config.data.path=FILE.jsonl
+
+FILE holds rows `{"output": what a model wrote, "answer": the final answer, or a whole reference solution}`. The verdict
+of each row goes to `verdicts.jsonl` in the workdir, in the order of FILE, and the accuracy to `summary.json`.
+
+Options after the colon: task (gsm8k or math).
+"""
+
+from ml_collections import ConfigDict
+
+from premem_jax import config as defaults
+
+
+def get_config(arg=None):
+    options = defaults.parse_arg(arg, task="gsm8k")
+    c = ConfigDict()
+    c.experiment = "grade"
+    c.cache = "runs/cache"  # compiled programs
+    c.data = ConfigDict(dict(task=options.task, path=""))
+    return c

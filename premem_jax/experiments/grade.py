@@ -1,0 +1,139 @@
+"""Grade texts that any model wrote: a verdict for each, and the accuracy."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from premem_jax import progress, workdir
+from premem_jax.atomic import write_text
+from premem_jax.data import competition_math, gsm8k, sources
+from premem_jax.errors import UserError
+from premem_jax.programs import Clock, Program
+from premem_jax.scoring.answers import answer_bytes, grade, vocabulary
+from premem_jax.scoring.normal_form import normal_form
+from premem_jax.scoring.reference import clean, find_answer, grade_bytes
+from premem_jax.scoring.verdict import Verdict
+
+BYTES = tuple(bytes([byte]) for byte in range(256))  # the vocabulary: each byte of a text is a token
+SHORTEST, GROWTH = 512, 4  # bytes to which texts are padded: few lengths, so few compilations
+TOKENS = 2**20  # of a batch
+
+# What a whole reference solution holds and a final answer does not, and how its answer is read.
+SOLUTIONS = {
+    "gsm8k": (("####",), gsm8k.final_answer),
+    "math": (competition_math.BOXES, competition_math.last_box),
+}
+
+
+class Row(NamedTuple):
+    """What a model wrote, and the final answer that it should have given."""
+
+    output: bytes
+    answer: bytes
+
+
+def run(config, folder: Path) -> dict:
+    """Grades the file `config.data.path` into `folder`, and returns the summary that it writes there.
+
+    Raises:
+      UserError: an unknown task, or a file that cannot be read or holds no rows `{output, answer}`.
+    """
+    clock, rules = Clock(), config.data.task
+    if rules not in SOLUTIONS:
+        raise UserError(f"data.task={rules!r}: answers are graded by the rules of {', '.join(SOLUTIONS)}")
+    rows = read_rows(config.data.path, rules)
+    workdir.claim(folder, config.to_dict())
+    with progress.bar(len(rows), "grade", "row") as bar:
+        verdicts, on_host = grade_rows(rows, rules, clock, bar.update)
+    lines = (describe(*each, rules) for each in zip(rows, verdicts, on_host, strict=True))
+    write_text(folder / "verdicts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    seconds = {f"seconds_{phase}": round(value, 3) for phase, value in clock.read().items()}
+    summary = {
+        "experiment": config.experiment,
+        "task": rules,
+        "rows": len(rows),
+        "accuracy": float(np.mean(verdicts == Verdict.CORRECT)),
+        **{verdict.name.lower(): int(np.sum(verdicts == verdict)) for verdict in list(Verdict)[:3]},
+        "decided_on_host": int(on_host.sum()),
+        **seconds,
+        "seconds_total": round(sum(seconds.values()), 3),
+        "workdir": str(folder.absolute()),
+        **workdir.facts(),
+    }
+    write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    progress.say(f"{summary['accuracy']:.1%} of {len(rows)} correct, {summary['unparsed']} without an answer")
+    progress.say(f"Look at {folder / 'verdicts.jsonl'}")
+    return summary
+
+
+def read_rows(path: str, rules: str) -> list[Row]:
+    """The rows of a JSON Lines file. Raises UserError for the first that is none, by file and line."""
+    if not path:
+        raise UserError("data.path is empty: name a file of rows {output, answer}, --config.data.path=FILE.jsonl")
+    try:
+        documents = sources.jsonl(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise UserError(f"data.path={path}: cannot be read ({error.strerror})") from error
+    if not documents.items:
+        raise UserError(f"data.path={path}: the file is empty; it needs at least one row {{output, answer}}")
+    markers, final = SOLUTIONS[rules]
+    rows = []
+    for where, text in documents.items:
+        output, answer = sources.parse_fields(where, text, ("output", "answer")).values()
+        try:
+            answer = final(answer) if any(marker in answer for marker in markers) else answer
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+        rows.append(Row(output.encode(), answer.encode()))
+    return rows
+
+
+def grade_rows(
+    rows: Sequence[Row], rules: str, clock: Clock, told: Callable[[int], object]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The verdict of each row, and whether the host had to decide it; `told` hears of the rows as they are done."""
+    program = Program(lambda *arrays: grade(*arrays, rules), clock)
+    tables = jax.device_put(vocabulary(BYTES, rules))
+    verdicts = np.zeros(len(rows), np.int8)
+    for index, tokens_BT, length_B in batches(rows):
+        answers = [rows[i].answer for i in index] + [None] * (len(length_B) - len(index))
+        with clock("grade"):
+            verdict_B = program(tokens_BT, length_B, tables, answer_bytes(answers, rules))
+            verdicts[index] = np.asarray(verdict_B)[: len(index)]
+        told(len(index))
+    on_host = verdicts == Verdict.UNDECIDED
+    for i in np.flatnonzero(on_host):
+        verdicts[i] = grade_bytes(*rows[i], rules)
+    return verdicts, on_host
+
+
+def batches(rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Row numbers, bytes (B, T) and lengths (B,) of batches of few shapes; texts of similar length share one."""
+    sizes = np.array([len(row.output) for row in rows])
+    shorter, T = -1, SHORTEST
+    while shorter < sizes.max():
+        chosen, B = np.flatnonzero((sizes > shorter) & (sizes <= T)), max(1, TOKENS // T)
+        for index in np.split(chosen, range(B, len(chosen), B)) if len(chosen) else ():
+            padded = b"".join(rows[i].output.ljust(T, b"\0") for i in index).ljust(B * T, b"\0")
+            length_B = np.pad(sizes[index], (0, B - len(index))).astype(np.int32)
+            yield index, np.frombuffer(padded, np.uint8).reshape(B, T).astype(np.int32), length_B
+        shorter, T = T, GROWTH * T
+
+
+def describe(row: Row, verdict: int, on_host: bool, rules: str) -> dict:
+    """A line of `verdicts.jsonl`; answers are null where there is none, or no normal form of it."""
+    found = find_answer(row.output, rules)
+    forms = found, None if found is None else normal_form(found), normal_form(clean(row.answer, rules))
+    extracted, normalised, reference = (None if form is None else form.decode(errors="replace") for form in forms)
+    return {
+        "verdict": Verdict(verdict).name.lower(),
+        "extracted": extracted,
+        "normalised": normalised,
+        "reference": row.answer.decode(),
+        "reference_normalised": reference,
+        "decided_by": "host" if on_host else "device",
+    }
