@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+VERIFY = ["math-verify", "pebble"]
 
 setup(
     name="premem_jax",
@@ -16,5 +17,8 @@ setup(
     package_data={"premem_jax.report": ["*.html"]},
     python_requires=">=3.11",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
-    extras_require={"test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "torch==2.13.0", "transformers"]},
+    extras_require={
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "torch==2.13.0", "transformers", *VERIFY],
+        "verify": VERIFY,
+    },
 )
