@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+PLAN = ["jax[tpu]"]  # the TPU compiler, which needs no TPU
+VERIFY = ["math-verify", "pebble"]
 
 setup(
     name="premem_jax",
@@ -17,7 +19,8 @@ setup(
     python_requires=">=3.11",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
-        "plan": ["jax[tpu]"],  # the TPU compiler, which needs no TPU
-        "test": ["hypothesis", "jax[tpu]", "pytest", "pytest-xdist", "ruff", "torch==2.13.0", "transformers"],
+        "plan": PLAN,
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "torch==2.13.0", "transformers", *PLAN, *VERIFY],
+        "verify": VERIFY,
     },
 )

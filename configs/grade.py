@@ -5,7 +5,8 @@
 FILE holds rows `{"output": what a model wrote, "answer": the final answer, or a whole reference solution}`. The verdict
 of each row goes to `verdicts.jsonl` in the workdir, in the order of FILE, and the accuracy to `summary.json`.
 
-Options after the colon: task (gsm8k or math).
+Options after the colon: task (gsm8k or math); check=math_verify asks math-verify as well (`pip install -e '.[verify]'`;
+one row may take `deadline` seconds) and writes where it says otherwise to `disagreements.jsonl`. It changes no verdict.
 """
 
 from ml_collections import ConfigDict
@@ -14,9 +15,11 @@ from premem_jax import config as defaults
 
 
 def get_config(arg=None):
-    options = defaults.parse_arg(arg, task="gsm8k")
+    options = defaults.parse_arg(arg, task="gsm8k", check="")
     c = ConfigDict()
     c.experiment = "grade"
     c.cache = "runs/cache"  # compiled programs
     c.data = ConfigDict(dict(task=options.task, path=""))
+    c.check = options.check
+    c.deadline = 10.0
     return c

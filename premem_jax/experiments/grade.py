@@ -13,6 +13,7 @@ from premem_jax.atomic import write_text
 from premem_jax.data import competition_math, gsm8k, sources
 from premem_jax.errors import UserError
 from premem_jax.programs import Clock, Program
+from premem_jax.scoring import second_opinion
 from premem_jax.scoring.answers import answer_bytes, grade, vocabulary
 from premem_jax.scoring.normal_form import normal_form
 from premem_jax.scoring.reference import clean, find_answer, grade_bytes
@@ -45,12 +46,17 @@ def run(config, folder: Path) -> dict:
     clock, rules = Clock(), config.data.task
     if rules not in SOLUTIONS:
         raise UserError(f"data.task={rules!r}: answers are graded by the rules of {', '.join(SOLUTIONS)}")
+    if config.check not in ("", "math_verify"):
+        raise UserError(f"check={config.check!r}: the one other grader is math_verify")
+    if config.check:
+        second_opinion.require()
     rows = read_rows(config.data.path, rules)
     workdir.claim(folder, config.to_dict())
     with progress.bar(len(rows), "grade", "row") as bar:
         verdicts, on_host = grade_rows(rows, rules, clock, bar.update)
-    lines = (describe(*each, rules) for each in zip(rows, verdicts, on_host, strict=True))
-    write_text(folder / "verdicts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    lines = [describe(*each, rules) for each in zip(rows, verdicts, on_host, strict=True)]
+    write_lines(folder / "verdicts.jsonl", lines)
+    checked = check(folder, rows, lines, config.deadline, clock) if config.check else {}
     seconds = {f"seconds_{phase}": round(value, 3) for phase, value in clock.read().items()}
     summary = {
         "experiment": config.experiment,
@@ -59,6 +65,7 @@ def run(config, folder: Path) -> dict:
         "accuracy": float(np.mean(verdicts == Verdict.CORRECT)),
         **{verdict.name.lower(): int(np.sum(verdicts == verdict)) for verdict in list(Verdict)[:3]},
         "decided_on_host": int(on_host.sum()),
+        **checked,
         **seconds,
         "seconds_total": round(sum(seconds.values()), 3),
         "workdir": str(folder.absolute()),
@@ -122,6 +129,29 @@ def batches(rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, np.ndarray, np.nd
             length_B = np.pad(sizes[index], (0, B - len(index))).astype(np.int32)
             yield index, np.frombuffer(padded, np.uint8).reshape(B, T).astype(np.int32), length_B
         shorter, T = T, GROWTH * T
+
+
+def check(folder: Path, rows: Sequence[Row], lines: Sequence[dict], deadline: float, clock: Clock) -> dict:
+    """Writes the rows on which math-verify says otherwise to `disagreements.jsonl`, and counts them."""
+    outputs, answers = ([text.decode() for text in column] for column in zip(*rows, strict=True))
+    with clock("check"), progress.bar(len(rows), "math_verify", "row") as bar:
+        said = second_opinion.math_verify(outputs, answers, deadline=deadline, told=bar.update)
+    ours = [line["verdict"] == "correct" for line in lines]
+    differ = [i for i, other in enumerate(said) if other not in (None, ours[i])]
+    write_lines(
+        folder / "disagreements.jsonl",
+        [{"row": i + 1, "math_verify_correct": said[i], **lines[i], "output": outputs[i]} for i in differ],
+    )
+    return {
+        "math_verify_correct": said.count(True),
+        "math_verify_undecided": said.count(None),
+        "correct_by_math_verify_alone": sum(bool(said[i]) for i in differ),
+        "correct_by_the_rules_alone": sum(not said[i] for i in differ),
+    }
+
+
+def write_lines(path: Path, lines: Sequence[dict]) -> None:
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def describe(row: Row, verdict: int, on_host: bool, rules: str) -> dict:

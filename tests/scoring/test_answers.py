@@ -184,8 +184,11 @@ def test_sharded_batch_is_the_batch(devices):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 def test_nothing_is_asked_of_the_host(platform):
-    _, _, tokens_BT, length_B, answers = mutated_batch("gsm8k", 8)
-    traced = jax.jit(grade, static_argnums=4).trace(tokens_BT, length_B, byte_vocabulary("gsm8k"), answers, "gsm8k")
+    """Of the whole program, likelihood and verdicts."""
+    _, _, tokens_BT, length_B, answers = mutated_batch("math", 8)
+    targets = np.zeros((8, 5, 7), np.float32), np.zeros((8, 5), np.int32), np.ones((8, 5), np.float32)
+    sampled = tokens_BT, length_B, byte_vocabulary("math"), answers, "math"
+    traced = jax.jit(score, static_argnums=7).trace(*targets, *sampled)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert "func.func public @main" in text
     for word in ("custom_call", "callback", "infeed", "outfeed", "stablehlo.send", "stablehlo.recv"):
