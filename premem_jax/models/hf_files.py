@@ -22,7 +22,7 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
-PIECE_BYTES = 2**24
+PIECE_BYTES = 2**23
 SHARD_BYTES = 5 * 10**9
 
 
@@ -69,7 +69,7 @@ class Checkpoint:
         """The parameters in `dtype`, laid out over `mesh` for training, or for sampling with `decode`.
 
         Each process reads the parts of its own devices, one tensor after the other. Beside the parameters themselves
-        it holds one tensor in `dtype` (of a matrix with layers: one layer), and a piece of 16 MiB of the file.
+        it holds one tensor in `dtype` (of a matrix with layers: one layer), and a piece of 8 MiB of the file.
         """
         params: dict[tuple[str, ...], jax.Array] = {}
         layout = {
@@ -113,14 +113,18 @@ class Checkpoint:
         rows, *columns = tensor.stored(index)
         out = np.empty([len(range(*s.indices(n))) for s, n in zip(index, tensor.ours, strict=True)], jnp.dtype(dtype))
         theirs = tensor.theirs(out)
-        step = max(1, PIECE_BYTES // (4 * int(np.prod(tensor.shape[1:]))))
-        for first in range(rows.start, rows.stop, step):
-            piece = slice(first, min(first + step, rows.stop))
+        for piece in _pieces(rows.start, rows.stop, tensor.shape):
             with safe_open(self._file_of[tensor.name], framework="numpy") as shard:
                 stored = shard.get_slice(tensor.name)[(piece, *columns)]
                 theirs[piece.start - rows.start : piece.stop - rows.start] = stored
                 del stored  # it may be a view of the mapped file
         return out
+
+
+def _pieces(start: int, stop: int, shape: tuple[int, ...]) -> Iterable[slice]:
+    """The rows from `start` to `stop` of an array of this shape, a few MB at a time."""
+    step = max(1, PIECE_BYTES // (4 * int(np.prod(shape[1:]))))
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 def _zeros(shape, dtype, where: NamedSharding) -> jax.Array:
@@ -279,4 +283,5 @@ def _write_shard(file: Path, tensors: list[hf.Tensor], arrays: Iterable[np.ndarr
     with open(file, "xb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for array in arrays:
-            out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            for piece in _pieces(0, len(array), array.shape):  # a transposed array is put in order piece by piece
+                out.write(np.ascontiguousarray(array[piece]).reshape(-1).view(np.uint8))
