@@ -78,3 +78,6 @@ TASKS = {
     "gsm8k": partial(_problems, "gsm8k"),
     "math": partial(_problems, "math"),
 }
+
+# By task, the options of the accuracy evaluator that grade its responses.
+GRADING: dict[str, dict] = {"arithmetic": {}, "gsm8k": {}}

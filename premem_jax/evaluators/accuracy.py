@@ -1,6 +1,7 @@
 """Accuracy: how often do samples solve each example?"""
 
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -63,15 +64,18 @@ class Accuracy:
         self._program = Program(sample_and_grade, context.clock)
         self.texts: list[dict] = []
 
-    def run(self, params, step: int, progress) -> dict[str, np.ndarray]:
-        """Counts `samples`, `correct`, `unparsed`, row e being example e of the split; `texts` holds the kept ones."""
+    def run(self, params, step: int, progress, only: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Counts `samples`, `correct`, `unparsed`, row e being example e of the split; `texts` holds the kept ones.
+
+        Rows outside `only` are left out; their counts mean nothing.
+        """
         context, self.texts = self._context, []
         count = len(context.data)
         out = {"samples": np.full(count, self._samples, np.int32)}
         out |= {name: np.zeros(count, np.int32) for name in ("correct", "unparsed")}
         key = jax.random.fold_in(self._key, step)
         for rows, arrays in evaluation_batches(
-            context.data, batch=self._batch, buckets=context.buckets, prompts_only=True
+            context.data, batch=self._batch, buckets=context.buckets, prompts_only=True, only=only
         ):
             answers = Answers(*(np.resize(x[rows], (self._batch, *x.shape[1:])) for x in self._answers))
             arrays, answers = sharding.put_batch(context.mesh, (arrays, answers))
