@@ -1,6 +1,6 @@
 """Hugging Face folders: read onto a mesh, tensor by tensor, and written from one."""
 
-import functools
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -68,28 +68,34 @@ class Checkpoint:
     def load(self, mesh: Mesh, dtype="float32", *, decode: bool = False) -> dict:
         """The parameters in `dtype`, laid out over `mesh` for training, or for sampling with `decode`.
 
-        Each process reads the parts of its own devices, one tensor after the other. Beside the parameters themselves
-        it holds one tensor in `dtype` (of a matrix with layers: one layer), and a piece of 8 MiB of the file.
+        Each process reads the parts of its own devices, one tensor after the other. Beside the parameters its host
+        holds one tensor in `dtype` and a piece of 8 MiB of the file, and its devices hold one layer twice.
         """
-        params: dict[tuple[str, ...], jax.Array] = {}
+        stacked = {path: shape for path, shape in hf.shapes(self.config).items() if path[0] == "layers"}
         layout = {
             path: NamedSharding(mesh, sharding.spec("/".join(path), shape, mesh, decode=decode))
             for path, shape in hf.shapes(self.config).items()
         }
+        of_layers = {path: layout[path] for path in stacked}
+        of_one = {path: NamedSharding(mesh, P(*where.spec[1:])) for path, where in of_layers.items()}
+        params = jax.jit(
+            lambda: {path: jnp.zeros(shape, dtype) for path, shape in stacked.items()}, out_shardings=of_layers
+        )()
+        put = jax.jit(_put, donate_argnums=0, out_shardings=of_layers)
         table = hf.tensors(self.config)
         with progress.bar(len(table), f"reading {self.folder.name}", "tensor") as bar:
-            for tensor in table:
-                where = layout[tensor.path]
-                if tensor.layer is None:
-                    params[tensor.path] = self._array(tensor, where, dtype)
+            for layer, tensors in itertools.groupby(table, lambda tensor: tensor.layer):
+                wanted = layout if layer is None else of_one
+                arrays = {}
+                for tensor in tensors:
+                    # Without this stop, tensors would pile up on the host where the device is slower than the disk.
+                    arrays[tensor.path] = jax.block_until_ready(self._array(tensor, wanted[tensor.path], dtype))
+                    bar.update()
+                if layer is None:
+                    params |= arrays
                 else:
-                    if tensor.path not in params:
-                        params[tensor.path] = _zeros((self.config.L, *tensor.ours), jnp.dtype(dtype), where)
-                    one = self._array(tensor, NamedSharding(mesh, P(*where.spec[1:])), dtype)
-                    params[tensor.path] = _placed(where)(params[tensor.path], one, tensor.layer)
-                # Without a stop here, layers would pile up on the host where the device is slower than the disk.
-                params[tensor.path].block_until_ready()
-                bar.update()
+                    stacks = put({path: params.pop(path) for path in stacked}, arrays, layer)
+                    params |= jax.block_until_ready(stacks)
         return unflatten_dict(params)
 
     def companions(self) -> dict[str, bytes]:
@@ -127,15 +133,10 @@ def _pieces(start: int, stop: int, shape: tuple[int, ...]) -> Iterable[slice]:
     return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
-def _zeros(shape, dtype, where: NamedSharding) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)()
-
-
-@functools.cache
-def _placed(where: NamedSharding):
-    """A function that puts one layer into the stack of all, in place."""
-    put = lambda stack, one, layer: jax.lax.dynamic_update_index_in_dim(stack, one, layer, 0)
-    return jax.jit(put, donate_argnums=0, out_shardings=where)
+def _put(stacks: dict, arrays: dict, layer) -> dict:
+    """One layer into the stacks of all."""
+    into = lambda stack, one: jax.lax.dynamic_update_index_in_dim(stack, one, layer, 0)
+    return {path: into(stack, arrays[path]) for path, stack in stacks.items()}
 
 
 # ---- What a folder must have ----------------------------------------------------------------------------------------
@@ -206,8 +207,8 @@ def save(
 ) -> None:
     """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads; it appears under its name once it is whole.
 
-    Every process takes part, and the first one writes. It holds one tensor at a time (of a matrix with layers: one
-    layer), since the tensors of a shard go to its file one after the other.
+    Every process takes part, and the first one writes. It holds one layer, or one tensor outside of them, at a time,
+    since the tensors of a shard go to its file one after the other.
 
     Args:
       params: laid out on `mesh`; written in `dtype`.
@@ -226,13 +227,16 @@ def save(
     table = hf.tensors(config)
     shards = _divide(table, size, shard_bytes)
     plan = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
-    take = jax.jit(lambda x, i: (x if i is None else x[i]).astype(dtype), out_shardings=sharding.replicated(mesh))
+    here = lambda tree, i: {path: (x if i is None else x[i]).astype(dtype) for path, x in tree.items()}
+    take = jax.jit(here, out_shardings=sharding.replicated(mesh))
 
     def arrays(tensors, bar):
-        for tensor in tensors:
-            ours = take(leaves[tensor.path], None if tensor.layer is None else np.int32(tensor.layer))
-            yield tensor.theirs(np.asarray(ours))
-            bar.update()
+        for layer, group in itertools.groupby(tensors, lambda tensor: tensor.layer):
+            group = list(group)
+            taken = take({t.path: leaves[t.path] for t in group}, None if layer is None else np.int32(layer))
+            for tensor in group:
+                yield tensor.theirs(np.asarray(taken.pop(tensor.path)))
+                bar.update()
 
     with progress.bar(len(table), f"writing {folder.name}", "tensor") as bar:
         if jax.process_index() > 0:  # computes what the first process writes

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from premem_jax import sharding
@@ -19,6 +19,7 @@ from premem_jax.models import hf, hf_files
 from premem_jax.models.decoder import build
 from premem_jax.models.hf_files import Checkpoint, save
 from tests import tiny
+from tests.models import counted
 from tests.models.test_parity import gemma, llama
 from tests.processes import ENVIRONMENT
 
@@ -77,40 +78,13 @@ def drop_tied(state, config):
 
 def test_each_part_is_read_once_and_alone(folder, monkeypatch):
     """Over 4 x 2 devices, all parts together are the checkpoint; a replica over `data` reads nothing more."""
-    read = []
-
-    class Slice:
-        def __init__(self, name, part):
-            self.name, self.part = name, part
-
-        def __getitem__(self, index):
-            array = self.part[index]
-            read.append((self.name, array.nbytes))
-            return array
-
-    class Opened:
-        def __init__(self, file, framework):
-            self.file = safe_open(file, framework=framework)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            return self.file.__exit__(*error)
-
-        def get_slice(self, name):
-            return Slice(name, self.file.get_slice(name))
-
     checkpoint = Checkpoint(folder)
     sizes = {name: x.nbytes for file in checkpoint.files for name, x in load_file(file).items()}
-    monkeypatch.setattr(hf_files, "safe_open", Opened)
+    monkeypatch.setattr(hf_files, "safe_open", counted.CountedFile)
     for mesh in (dict(fsdp=4, tensor=2), dict(data=4, fsdp=2)):
-        read.clear()
+        counted.READ.clear()
         params = checkpoint.load(mesh_of(**mesh))
-        total = dict.fromkeys(sizes, 0)
-        for name, count in read:
-            total[name] += count
-        assert total == sizes
+        assert sizes == counted.READ
     matrix = params["layers"]["mlp"]["down"]
     assert matrix.sharding.shard_shape(matrix.shape) != matrix.shape
 
@@ -300,47 +274,17 @@ def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
 
 # ---- Two processes ---------------------------------------------------------------------------------------------------
 
-TWO = """
-import sys, json, os
-import jax
-folder, port, number = sys.argv[1:]
-jax.distributed.initialize(f"localhost:{port}", 2, int(number))
-from premem_jax import sharding
-from premem_jax.models import hf_files
-from safetensors import safe_open
-read = [0]
-class Slice:
-    def __init__(self, part): self.part = part
-    def __getitem__(self, index):
-        array = self.part[index]; read[0] += array.nbytes; return array
-class Opened:
-    def __init__(self, file, framework): self.file = safe_open(file, framework=framework)
-    def __enter__(self): return self
-    def __exit__(self, *error): return self.file.__exit__(*error)
-    def get_slice(self, name): return Slice(self.file.get_slice(name))
-checkpoint = hf_files.Checkpoint(folder)
-hf_files.safe_open = Opened
-mesh = sharding.make_mesh(dict(data=1, fsdp=2, tensor=2))
-params = checkpoint.load(mesh)
-held = sum(x.nbytes for leaf in jax.tree.leaves(params)
-           for x in {str(s.index): s.data for s in leaf.addressable_shards}.values())
-options = dict(description=checkpoint.description, files={}, shard_bytes=20_000)
-hf_files.save(hf_files.Path(folder).with_name("again"), params, checkpoint.config, mesh, **options)
-print(json.dumps([read[0], held, sum(x.nbytes for x in jax.tree.leaves(params))]))
-"""
 
-
+@pytest.mark.slow
 def test_each_of_two_processes_reads_its_own_half(tmp_path):
     """And the first of them writes the whole, bit for bit."""
-    import socket
-
     write(tmp_path / "model", shard_bytes=40_000)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.getcwd()}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    command = [sys.executable, "-c", TWO, str(tmp_path / "model"), str(port)]
+    command = [sys.executable, "-m", "tests.models.counted", str(tmp_path / "model"), str(port)]
     processes = [subprocess.Popen([*command, str(number)], **pipes) for number in range(2)]
     done = [process.communicate(timeout=120) for process in processes]
     for out, stderr in done:
