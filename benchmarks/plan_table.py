@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/plans"))
     workdir = parser.parse_args().workdir.absolute()
     lines = [
-        "| model | chips | program | fits | GiB per chip | roofline, s per call | chip-hours of the study | compiled in, s |",
+        "| model | chips | program | fits | GiB per chip | s per call at best | chip-hours of all calls | compiled in, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     plans = []
@@ -58,7 +58,8 @@ def main() -> None:
             place = f"{chips} {kind}" if slices == 1 else f"{slices} slices of {chips // slices} {kind}"
             lines += rows(plans[-1], place)
     last = plans[-1]
-    lines += ["", f"Commit {last['git_commit'][:7]}, jax {last['version_jax']}, libtpu {metadata.version('libtpu')}. Nothing here ran on a TPU."]
+    versions = f"jax {last['version_jax']}, libtpu {metadata.version('libtpu')}"
+    lines += ["", f"Commit {last['git_commit'][:7]}, {versions}. Nothing here ran on a TPU."]
     text = PAGE.read_text()
     marked = re.compile(r"(<!-- plans -->\n).*(<!-- end of plans -->)", re.DOTALL)
     PAGE.write_text(marked.sub(lambda m: m[1] + "\n".join(lines) + "\n" + m[2], text))

@@ -1,7 +1,10 @@
 """Files that are either the old one or the new one, never half of either."""
 
+import contextlib
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -29,6 +32,30 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` as UTF-8 to `path`, as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the name `path` when the block ends well, and is gone when it does not.
+
+    What a killed process left of the same folder is removed first; its name is `.{name}.tmp`, so only one process at a
+    time may write it. `path` must not exist.
+    """
+    unfinished = path.with_name(f".{path.name}.tmp")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for file in unfinished.iterdir():
+            with open(file, "rb") as descriptor:
+                os.fsync(descriptor.fileno())
+        _sync_folder(unfinished)
+        os.rename(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

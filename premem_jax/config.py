@@ -20,7 +20,8 @@ def finetune() -> ConfigDict:
         dict(task="gsm8k", path="", train=0, heldout=0, test=0, seed=0, context=1024, drop_long=False, buckets=())
     )
     c.tokenizer = ConfigDict(dict(path="", kind="bpe", vocab_size=4096))  # no path: trained on the task's texts
-    c.model = ConfigDict(dict(preset="llama_small", remat="none", vocab_chunks=1, attention="auto"))
+    # With a path, a Hugging Face folder gives shape, weights and, unless tokenizer.path is set, the tokenizer.
+    c.model = ConfigDict(dict(preset="llama_small", path="", remat="none", vocab_chunks=1, attention="auto"))
     c.base = ConfigDict(dict(steps=0, batch=48, learning_rate=3e-3, warmup_steps=50, prompt_weight=0.3))
     c.train = ConfigDict(
         dict(epochs=3, batch=128, micro_batches=1, length_window=1, learning_rate=2e-5, warmup_steps=20)
@@ -28,7 +29,7 @@ def finetune() -> ConfigDict:
     c.optimizer = ConfigDict(dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=2.0))
     c.evals = ConfigDict()
     c.threshold = ConfigDict(dict(rule="heldout_quantile", quantile=0.01, split="heldout", perplexity=0.0))
-    c.checkpoint = ConfigDict(dict(every=100, keep=2))
+    c.checkpoint = ConfigDict(dict(every=100, keep=2, export=False, export_dtype="float32"))
     c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, decode_tensor=0))
     return c
 
@@ -74,6 +75,29 @@ def paper(model: str, task: str, arg: str | None) -> ConfigDict:
     )
     c.threshold.split = "test"
     c.checkpoint.every = 58
+    return c
+
+
+def evaluate() -> ConfigDict:
+    """An evaluation of a Hugging Face folder on the rows of a file, without training."""
+    c, like = ConfigDict(), finetune()
+    c.experiment = "evaluate"
+    c.seed = 0
+    c.cache = like.cache
+    c.compute_dtype = "bfloat16"  # also of the weights; float32 for exact comparisons
+    c.chunk = 1024  # rows between files that a killed evaluation continues from
+
+    c.data = ConfigDict(dict(path="", task="", context=8192, buckets=()))  # a task has its answers graded
+    c.tokenizer = ConfigDict(dict(path=""))
+    c.model = like.model
+    del c.model["preset"]
+    c.likelihood = likelihood("", ())
+    c.sampling = accuracy("", (), samples=0)
+    for options in c.likelihood, c.sampling:
+        for key in ("type", "split", "epochs"):
+            del options[key]
+    del c.sampling["keep_texts"]
+    c.mesh = like.mesh
     return c
 
 

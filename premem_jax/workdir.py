@@ -14,8 +14,9 @@ import premem_jax
 from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
 
-# A run may continue on another mesh or with another cache; everything else makes it another run.
-FREE_KEYS = ("cache", "mesh")
+# A run may continue on another mesh or with another cache, or be exported when it is over; everything else makes it
+# another run.
+FREE_KEYS = ("cache", "mesh", "checkpoint.export", "checkpoint.export_dtype")
 
 
 def default_workdir(config_flag: str, overrides: dict) -> Path:
@@ -49,7 +50,7 @@ def claim(workdir: Path, config: dict) -> None:
             raise UserError(f"{path} cannot be read ({error}); use another --workdir") from error
         mine_flat, theirs_flat = _flat(config), _flat(theirs)
         differ = [k for k in sorted(mine_flat | theirs_flat) if mine_flat.get(k) != theirs_flat.get(k)]
-        differ = [k for k in differ if k.split(".")[0] not in FREE_KEYS]
+        differ = [k for k in differ if not any(f"{k}.".startswith(f"{free}.") for free in FREE_KEYS)]
         if differ and not _begun(workdir):
             (workdir / "tokenizer.model").unlink(missing_ok=True)
         elif differ:
@@ -109,7 +110,8 @@ def _git_commit() -> str:
 
 
 def _begun(workdir: Path) -> bool:
-    return any(next(workdir.glob(kind), None) for kind in ("checkpoints/*", "trace/*", "metrics.jsonl", "summary.json"))
+    kinds = ("checkpoints/*", "trace/*", "chunks/*", "metrics.jsonl", "summary.json")
+    return any(next(workdir.glob(kind), None) for kind in kinds)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -29,14 +29,16 @@ def finish(*arguments, config: str | Path = CONFIG) -> subprocess.CompletedProce
     return subprocess.run(command(arguments, config), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
-def interrupt(*arguments, when: Callable[[], bool], then: Callable[[subprocess.Popen], None]) -> tuple[int, str]:
+def interrupt(
+    *arguments, when: Callable[[], bool], then: Callable[[subprocess.Popen], None], config: str | Path = CONFIG
+) -> tuple[int, str]:
     """Starts the program, calls `then(process)` as soon as `when()` holds, if ever, and waits for its end.
 
     Returns:
       The exit status and what it wrote to stderr.
     """
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen(command(arguments), env=ENVIRONMENT, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command(arguments, config), env=ENVIRONMENT, start_new_session=True, **pipes) as process:
         try:
             while process.poll() is None and not when():
                 time.sleep(0.0005)

@@ -149,11 +149,20 @@ def train_batches(
 
 
 def evaluation_batches(
-    data: Tokenized, *, batch: int, buckets: Sequence[int], prompts_only: bool = False
+    data: Tokenized,
+    *,
+    batch: int,
+    buckets: Sequence[int],
+    prompts_only: bool = False,
+    only: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, dict]]:
-    """The whole split once, shortest first so that padding is small: row numbers (at most B) and the collated batch."""
+    """Each row of the split once, shortest first so that padding is small: row numbers (at most B) and the batch.
+
+    `only` names the rows to take; all of them by default.
+    """
     lengths = np.array([len(p) for p in data.prompts], np.int32) if prompts_only else data.lengths
-    order = np.argsort(lengths, kind="stable")
+    only = np.arange(len(data)) if only is None else np.asarray(only)
+    order = only[np.argsort(lengths[only], kind="stable")]
     for first in range(0, len(order), batch):
         rows = order[first : first + batch]
         length = pad_to(lengths[rows].max(), buckets)

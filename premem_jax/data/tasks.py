@@ -15,12 +15,10 @@ from premem_jax.errors import UserError
 class Task(NamedTuple):
     """Examples by split (`train`, `heldout` unless empty, `test`), and the texts a tokenizer is trained on.
 
-    `rules` names the grading rules of its answers (`scoring/rules.py`). `base_texts(count, seed)` gives plain texts for
-    a base phase, where the task has any.
+    `base_texts(count, seed)` gives plain texts for a base phase, where the task has any.
     """
 
     splits: dict[str, list[Example]]
-    rules: str
     tokenizer_texts: Callable[[], Iterable[str]]
     base_texts: Callable[[int, int], list[Example]] | None = None
 
@@ -52,7 +50,7 @@ def _arithmetic(path: str, sizes: dict[str, int], seed: int, cache: str) -> Task
         if not sizes[split]:
             raise UserError(f"data.{split}=0: the arithmetic task has no end, say how many examples")
     splits = {split: arithmetic.problems(split, size, seed) for split, size in sizes.items()}
-    return Task(splits, "gsm8k", arithmetic.vocabulary, arithmetic.base_texts)
+    return Task(splits, arithmetic.vocabulary, arithmetic.base_texts)
 
 
 def _problems(name: str, path: str, sizes: dict[str, int], seed: int, cache: str) -> Task:
@@ -72,7 +70,7 @@ def _problems(name: str, path: str, sizes: dict[str, int], seed: int, cache: str
         "test": shuffled[: sizes["test"] or None],
     }
     splits = {name: sorted(examples, key=lambda e: e.id) for name, examples in splits.items()}
-    return Task(splits, name, lambda: (e.prompt + e.target for e in train))
+    return Task(splits, lambda: (e.prompt + e.target for e in train))
 
 
 TASKS = {
@@ -80,3 +78,6 @@ TASKS = {
     "gsm8k": partial(_problems, "gsm8k"),
     "math": partial(_problems, "math"),
 }
+
+# By which of the rules in `scoring/rules.py` the answers of each task are graded.
+RULES = {"arithmetic": "gsm8k", "gsm8k": "gsm8k", "math": "math"}

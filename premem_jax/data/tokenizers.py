@@ -68,6 +68,7 @@ class Tokenizer(abc.ABC):
     """
 
     model: bytes
+    file = "tokenizer.model"  # the name under which others look for it
     vocab_size: int
     pad_id: int
     bos_id: int
@@ -236,6 +237,8 @@ class HuggingFace(Tokenizer):
 
     What the file says about padding, truncation and markers is left out: batches and markers are made here.
     """
+
+    file = "tokenizer.json"
 
     def __init__(self, model: bytes):
         try:

@@ -1,6 +1,7 @@
 """Accuracy: how often do samples solve each example?"""
 
 import zlib
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -58,10 +59,10 @@ class Accuracy:
         self._program = Program(program, context.clock)
         self.texts: list[dict] = []
 
-    def run(self, params, step: int, progress) -> dict[str, np.ndarray]:
+    def run(self, params, step: int, progress, only: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """Counts `samples`, `correct`, `unparsed` and `decided_on_host`, row e being example e of the split.
 
-        `texts` then holds the kept ones.
+        `texts` then holds the kept ones. Rows outside `only` are left out; their counts mean nothing.
         """
         context, self.texts = self._context, []
         count = len(context.data)
@@ -69,7 +70,7 @@ class Accuracy:
         out |= {name: np.zeros(count, np.int32) for name in ("correct", "unparsed", "decided_on_host")}
         key = jax.random.fold_in(self._key, step)
         for rows, arrays in evaluation_batches(
-            context.data, batch=self._batch, buckets=context.buckets, prompts_only=True
+            context.data, batch=self._batch, buckets=context.buckets, prompts_only=True, only=only
         ):
             answers = Answers(*(np.resize(x[rows], (self._batch, *x.shape[1:])) for x in self._answers))
             arrays, answers = sharding.put_batch(self._mesh, (arrays, answers))

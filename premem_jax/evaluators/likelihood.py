@@ -1,5 +1,6 @@
 """Likelihood: how well is each example's reference solution memorized?"""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -20,11 +21,11 @@ class Likelihood:
         self._context, self._batch = context, batch
         self._program = Program(partial(target_nll, context.model), context.clock)
 
-    def run(self, params, step: int, progress) -> dict[str, np.ndarray]:
-        """`target_nll` and `target_tokens`, row e being example e of the split."""
+    def run(self, params, step: int, progress, only: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """`target_nll` and `target_tokens`, row e being example e of the split; zero for rows outside `only`."""
         data = self._context.data
         out = {"target_nll": np.zeros(len(data), np.float32), "target_tokens": np.zeros(len(data), np.int32)}
-        for rows, arrays in evaluation_batches(data, batch=self._batch, buckets=self._context.buckets):
+        for rows, arrays in evaluation_batches(data, batch=self._batch, buckets=self._context.buckets, only=only):
             arrays = sharding.put_batch(self._context.mesh, arrays)
             nll, count = self._program(params, arrays["tokens"], arrays["weights"])
             out["target_nll"][rows] = np.asarray(nll)[: len(rows)]

@@ -1,4 +1,4 @@
-"""The base model of a finetune: random, or trained once on the task's base texts and cached."""
+"""The base model of a finetune: read from a folder, random, or trained once on the task's base texts and cached."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from premem_jax.data.tasks import Task
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
 from premem_jax.models.decoder import Model
+from premem_jax.models.hf_files import Checkpoint
 from premem_jax.programs import Clock
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.loop import fit
@@ -19,13 +20,20 @@ from premem_jax.training.trainer import Trainer
 OPTIMIZER = dict(b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.05, clip_norm=1.0)
 
 
-def base_parameters(config, model: Model, task: Task, tokenizer: Tokenizer, mesh, clock: Clock):
+def base_parameters(
+    config, model: Model, checkpoint: Checkpoint | None, task: Task, tokenizer: Tokenizer, mesh, clock: Clock
+):
     """Parameters to finetune from. A base phase continues where it was killed, and is trained once per cache.
 
     Raises:
-      UserError: a base phase is asked of a task that has no base texts.
+      UserError: a base phase is asked of a task that has no base texts, or of weights that are read.
     """
     base = config.base
+    if checkpoint is not None:
+        if base.steps:
+            raise UserError(f"base.steps={base.steps}: the weights of model.path are the base model; set base.steps=0")
+        with clock("load"):
+            return checkpoint.load(mesh)
     trainer = Trainer(model, mesh, clock, OPTIMIZER, micro_batches=1)
     if not base.steps:
         return trainer.random_parameters(config.seed)

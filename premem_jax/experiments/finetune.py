@@ -16,9 +16,9 @@ from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Context
 from premem_jax.evaluators.suite import Suite
+from premem_jax.experiments import checks, hugging_face
 from premem_jax.experiments.base_model import base_parameters
-from premem_jax.models import config as presets
-from premem_jax.models.decoder import Model, build
+from premem_jax.models.decoder import Model
 from premem_jax.programs import Clock
 from premem_jax.report.page import headline, write_report
 from premem_jax.training.checkpoints import Checkpoints
@@ -55,7 +55,9 @@ def run(config, folder: Path) -> dict:
     mesh = sharding.make_mesh(config.mesh)
     asked = {k: config.data[k] for k in ("path", "train", "heldout", "test", "seed")}
     task = tasks.load(config.data.task, **asked, cache=config.cache)
-    tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **config.tokenizer)
+    checkpoint = hugging_face.checkpoint_of(config)
+    options = config.tokenizer.to_dict() | dict(path=config.tokenizer.path or config.model.path)
+    tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
     limits = dict(context=config.data.context, drop_long=config.data.drop_long)
     splits = {name: tokenize(name, examples, tokenizer, **limits) for name, examples in task.splits.items()}
     for name, data in splits.items():
@@ -66,18 +68,17 @@ def run(config, folder: Path) -> dict:
     steps = config.train.epochs * per_epoch
 
     # ---- Model, evaluators, train state -----------------------------------------------------------------------------
-    model_options = config.model.to_dict()
-    shape = presets.preset(model_options.pop("preset"), V=tokenizer.vocab_size)
-    model = build(shape, dtype=config.compute_dtype, mesh=mesh, **model_options)
+    model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     trainer = Trainer(model, mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
-    contexts = contexts_of(splits, task.rules, tokenizer, model, mesh, clock, config)
+    contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
     suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
-    workdir.check_room(folder, 12 * shape.parameters * (config.checkpoint.keep + 1))
+    per_parameter = 12 * (config.checkpoint.keep + 1) + (4 if config.checkpoint.export else 0)
+    workdir.check_room(folder, per_parameter * model.config.parameters)
     with clock("checkpoint"):
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
         state = checkpoints.restore(mesh, trainer.abstract_state)
     if state is None:
-        state = trainer.init_state(base_parameters(config, model, task, tokenizer, mesh, clock))
+        state = trainer.init_state(base_parameters(config, model, checkpoint, task, tokenizer, mesh, clock))
     elif int(state["step"]) < steps:
         progress.say(f"continuing {folder} at step {int(state['step'])} of {steps}")
 
@@ -125,6 +126,9 @@ def run(config, folder: Path) -> dict:
         checkpoints.wait()
         checkpoints.close()
     metrics.close()
+    if config.checkpoint.export:
+        with clock("export"):
+            hugging_face.export(config, folder / "export", state["params"], model, checkpoint, tokenizer, mesh)
     return conclude(config, folder, clock, steps)
 
 
@@ -132,20 +136,14 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
     """Raises UserError where the config asks for what makes no sense, or what the mesh or the data cannot give."""
     groups = {"train": config.train, "base": config.base, "checkpoint": config.checkpoint, "config": config}
     groups |= {f"evals.{name}": options for name, options in config.evals.items()}
-    for group, options in groups.items():
-        for key in [key for key in COUNTS if key in options]:
-            if isinstance(options[key], int) and options[key] < 1:
-                raise UserError(f"{group}.{key}={options[key]}: must be at least 1")
-    if config.compute_dtype not in ("float32", "bfloat16"):
-        raise UserError(f"compute_dtype={config.compute_dtype!r}: choose float32 or bfloat16")
-    parts = sharding.rows(mesh)
-    decode = sharding.rows(sharding.decode_mesh(mesh, config.mesh.decode_tensor))
-    batches = {"train.batch / train.micro_batches": (config.train.batch / config.train.micro_batches, parts)}
-    for name, options in config.evals.items():
-        batches[f"evals.{name}.batch"] = options.batch, decode if options.type == "accuracy" else parts
-    for name, (size, parts) in batches.items():
-        if size % parts:
-            raise UserError(f"{name} = {size:g} does not divide over the {parts} parts of the mesh (data x fsdp)")
+    checks.counts(groups, COUNTS)
+    checks.dtype("compute_dtype", config.compute_dtype)
+    checks.dtype("checkpoint.export_dtype", config.checkpoint.export_dtype)
+    checks.batches({"train.batch / train.micro_batches": config.train.batch / config.train.micro_batches}, mesh)
+    evals = {f"evals.{name}.batch": options for name, options in config.evals.items()}
+    sampled = {name: options.batch for name, options in evals.items() if options.type == "accuracy"}
+    checks.batches({name: options.batch for name, options in evals.items() if name not in sampled}, mesh)
+    checks.batches(sampled, sharding.decode_mesh(mesh, config.mesh.decode_tensor))
     rule, split = config.threshold.rule, config.threshold.split
     scored = {options.split for options in config.evals.values() if options.type == "likelihood"}
     if rule not in ("given", "heldout_quantile"):
@@ -163,10 +161,9 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
         raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
 
 
-def contexts_of(
-    splits, rules: str, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config
-) -> dict[str, Context]:
+def contexts_of(splits, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config) -> dict[str, Context]:
     """What the evaluators of each split are given."""
+    rules = tasks.RULES[config.data.task]
     buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
     return {
         name: Context(name, data, rules, tokenizer, model, mesh, clock, config.seed, buckets, decode_tensor)

@@ -1,16 +1,28 @@
 """Hugging Face's names, layouts and `config.json` of the two families."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from premem_jax.errors import UserError
 from premem_jax.models.config import ModelConfig, RopeScaling
 
 FAMILIES = ("llama", "gemma2")
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+# The sizes in a config.json, by our letters.
+SIZES = dict(
+    vocab_size="V",
+    hidden_size="D",
+    num_hidden_layers="L",
+    num_attention_heads="N",
+    num_key_value_heads="K",
+    head_dim="H",
+    intermediate_size="F",
+)
 
 # What may be stored beside the weights and says nothing: constants that old exports wrote out.
 DERIVED = ("rotary_emb.inv_freq",)
@@ -24,15 +36,37 @@ class Tensor(NamedTuple):
     path: tuple[str, ...]
     layer: int | None  # row of our array, which stacks the layers
     ours: tuple[int, ...]  # shape there, without the layer axis
-    transposed: bool  # torch keeps (out, in), we keep (in, out)
+    inputs: int = 0  # how many of these axes are the columns of torch's (out, in) matrix; 0: stored as ours
 
-    def load(self, array: np.ndarray) -> np.ndarray:
-        """Their array in our layout; a view where possible."""
-        return (array.T if self.transposed else array).reshape(self.ours)
+    def theirs(self, ours: np.ndarray) -> np.ndarray:
+        """An array in our layout, whole or a part, seen in theirs; a view where `ours` is contiguous."""
+        columns = int(np.prod(ours.shape[: self.inputs]))
+        return ours.reshape(columns, -1).T if self.inputs else ours
 
-    def dump(self, array: np.ndarray) -> np.ndarray:
-        """Our array in their layout."""
-        return np.ascontiguousarray(array.reshape(self.shape[::-1]).T if self.transposed else array)
+    def load(self, theirs: np.ndarray) -> np.ndarray:
+        """Their whole array in our layout; a view where possible."""
+        return (theirs.T if self.inputs else theirs).reshape(self.ours)
+
+    def stored(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
+        """Where in their array the part `index` of ours lies.
+
+        Raises:
+          ValueError: the part is not one block there, as half of the width of several heads.
+        """
+        if not self.inputs:
+            return tuple(slice(*part.indices(size)) for part, size in zip(index, self.ours, strict=True))
+        return _block(index[self.inputs :], self.ours[self.inputs :]), _block(
+            index[: self.inputs], self.ours[: self.inputs]
+        )
+
+
+def _block(index: tuple[slice, ...], sizes: tuple[int, ...]) -> slice:
+    """A part of several axes as a slice of these axes merged into one."""
+    inner = int(np.prod(sizes[1:]))
+    if any(part.indices(size) != (0, size, 1) for part, size in zip(index[1:], sizes[1:], strict=True)):
+        raise ValueError(f"{index} of axes {sizes} is not one block of them merged")
+    start, stop, _ = index[0].indices(sizes[0])
+    return slice(start * inner, stop * inner, 1)
 
 
 def tensors(config: ModelConfig) -> list[Tensor]:
@@ -43,6 +77,11 @@ def tensors(config: ModelConfig) -> list[Tensor]:
     if not config.tied_embedding:
         table.append(_matrix("lm_head.weight", ("head",), (config.D,), (config.V,)))
     return table
+
+
+def shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of each of our arrays, by its path in the tree; layers are stacked along the first axis."""
+    return {t.path: t.ours if t.layer is None else (config.L, *t.ours) for t in tensors(config)}
 
 
 def _layer(config: ModelConfig, layer: int) -> Iterable[Tensor]:
@@ -64,12 +103,12 @@ def _layer(config: ModelConfig, layer: int) -> Iterable[Tensor]:
 
 
 def _plain(name, shape, path, layer=None) -> Tensor:
-    return Tensor(name, shape, path, layer, shape, False)
+    return Tensor(name, shape, path, layer, shape)
 
 
 def _matrix(name, path, inputs: tuple, outputs: tuple, layer=None) -> Tensor:
     shape = int(np.prod(outputs)), int(np.prod(inputs))
-    return Tensor(name, shape, path, layer, inputs + outputs, True)
+    return Tensor(name, shape, path, layer, inputs + outputs, len(inputs))
 
 
 def from_hf_state(state: Mapping[str, np.ndarray], config: ModelConfig, dtype="float32") -> dict:
@@ -78,27 +117,19 @@ def from_hf_state(state: Mapping[str, np.ndarray], config: ModelConfig, dtype="f
     Raises:
       UserError: a tensor is missing, unknown, or of another shape than `config` asks.
     """
-    table = tensors(config)
     check({name: tuple(array.shape) for name, array in state.items()}, config)
-    params: dict = {}
-    for tensor in table:
-        *folders, leaf = tensor.path
-        node = params
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        lead = () if tensor.layer is None else (config.L,)
-        whole = node.setdefault(leaf, np.empty(lead + tensor.ours, dtype))
-        whole[... if tensor.layer is None else tensor.layer] = tensor.load(np.asarray(state[tensor.name]))
-    return params
+    params = {path: np.empty(shape, dtype) for path, shape in shapes(config).items()}
+    for tensor in tensors(config):
+        row = ... if tensor.layer is None else tensor.layer
+        params[tensor.path][row] = tensor.load(np.asarray(state[tensor.name]))
+    return unflatten_dict(params)
 
 
 def to_hf_state(params: Mapping, config: ModelConfig) -> dict[str, np.ndarray]:
     """A checkpoint's tensors by name, from our parameters; in their dtype. The tied head is left out, as there."""
-    leaves = {
-        tuple(key.key for key in path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(dict(params))
-    }
+    leaves = {path: np.asarray(x) for path, x in flatten_dict(params).items()}
     row = lambda tensor: ... if tensor.layer is None else tensor.layer
-    return {tensor.name: tensor.dump(leaves[tensor.path][row(tensor)]) for tensor in tensors(config)}
+    return {t.name: np.ascontiguousarray(t.theirs(leaves[t.path][row(t)])) for t in tensors(config)}
 
 
 def check(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
@@ -141,6 +172,53 @@ def from_hf_config(config: Mapping) -> ModelConfig:
     V, D, L, N, F = (config[key] for key in required)
     shape = dict(V=V, D=D, L=L, N=N, F=F, norm_eps=config.get("rms_norm_eps", 1e-6))
     return ModelConfig(**shape, **_rope(config), **(_llama(config) if family == "llama" else _gemma2(config)))
+
+
+def to_hf_config(config: ModelConfig) -> dict:
+    """What `config.json` says of a model of this shape, which `from_hf_config` reads back to the same shape.
+
+    The context that it states is that of the publishers' models, or the stretched one; nothing here depends on it. The
+    rotary settings are in the older of the two spellings, which all versions of `transformers` read.
+
+    Raises:
+      UserError: the model is a mixture that neither family has.
+    """
+    scaling, windows = config.rope_scaling, config.windows * (config.L // len(config.windows))
+    out = dict(
+        architectures=["Gemma2ForCausalLM" if config.post_norms else "LlamaForCausalLM"],
+        model_type="gemma2" if config.post_norms else "llama",
+        **{key: getattr(config, letter) for key, letter in SIZES.items()},
+        rms_norm_eps=config.norm_eps,
+        rope_theta=config.rope_theta,
+        max_position_embeddings=8192,
+        tie_word_embeddings=config.tied_embedding,
+    )
+    activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[config.activation]
+    out |= dict(hidden_activation=activation) if config.post_norms else dict(hidden_act=activation)
+    if scaling:
+        out["rope_scaling"] = dict(
+            rope_type="llama3",
+            factor=scaling.factor,
+            low_freq_factor=scaling.low_freq_factor,
+            high_freq_factor=scaling.high_freq_factor,
+            original_max_position_embeddings=scaling.original_context,
+        )
+        out["max_position_embeddings"] = int(scaling.factor * scaling.original_context)
+    if config.post_norms:
+        whole = round(config.attention_scale**-2)  # as published, where rounding is all that keeps it from that
+        out |= dict(
+            query_pre_attn_scalar=whole if whole**-0.5 == config.attention_scale else config.attention_scale**-2,
+            attn_logit_softcapping=config.attention_softcap,
+            final_logit_softcapping=config.final_softcap,
+            sliding_window=next((window for window in windows if window), 4096),
+            layer_types=["sliding_attention" if window else "full_attention" for window in windows],
+        )
+    back = from_hf_config(out)
+    if dataclasses.replace(back, windows=windows) != dataclasses.replace(config, windows=windows) or (
+        back.windows * (config.L // len(back.windows)) != windows
+    ):
+        raise UserError(f"this model is neither a Llama nor a Gemma2 and has no config.json: {config}")
+    return out
 
 
 def _llama(config: Mapping) -> dict:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from premem_jax import sharding
+from premem_jax.data import tasks
 from premem_jax.evaluators.accuracy import sample_and_grade
 from premem_jax.models.config import ModelConfig, preset
 from premem_jax.models.decoder import Model, build
@@ -89,7 +90,7 @@ def lower(config, mesh, name: str) -> tuple[jax.stages.Lowered, int]:
 
 def _sample(config, model: Model, mesh, params):
     """The sampling program of the accuracy evaluators, and its arguments."""
-    batch, rules = sizes(config).sample, config.data.task  # the rules are called like the task
+    batch, rules = sizes(config).sample, tasks.RULES[config.data.task]
     half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params)
     # Real vocabularies are of this size; their bytes are in no file here, and what they are changes no shape but a few.
     tokens = [bytes([i]) for i in range(256)] + [b" " * 128] + [b""] * (model.config.V - 257)

@@ -1,17 +1,21 @@
 """Published `config.json` files, published sizes, and what is refused before anything is loaded."""
 
 import dataclasses
+import json
 import re
 
 import jax
 import numpy as np
 import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from premem_jax import sharding
 from premem_jax.errors import UserError
-from premem_jax.models.config import PRESETS, ModelConfig, RopeScaling, preset
+from premem_jax.models.config import GEMMA2, PRESETS, ModelConfig, RopeScaling, preset
 from premem_jax.models.decoder import init
-from premem_jax.models.hf import from_hf_config, from_hf_state, tensors, to_hf_state
+from premem_jax.models.hf import from_hf_config, from_hf_state, tensors, to_hf_config, to_hf_state
 from tests import tiny
 
 LLAMA3_2_1B = dict(
@@ -75,6 +79,58 @@ def test_published_sizes(name):
 @pytest.mark.parametrize(("published", "name"), [(LLAMA3_2_1B, "llama3_2_1b"), (GEMMA2_9B, "gemma2_9b")])
 def test_published_configs(published, name):
     assert from_hf_config(published) == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_config_of_a_preset_is_read_back(name):
+    assert from_hf_config(json.loads(json.dumps(to_hf_config(PRESETS[name])))) == PRESETS[name]
+
+
+sizes = st.integers(1, 8)
+shapes = st.builds(
+    dict,
+    V=st.integers(3, 99),
+    D=sizes,
+    K=sizes,
+    F=sizes,
+    H=sizes.map(lambda half: 2 * half),
+    rope_theta=st.floats(1, 1e6),
+    norm_eps=st.floats(1e-9, 1e-3),
+    tied_embedding=st.booleans(),
+    rope_scaling=st.none()
+    | st.builds(RopeScaling, st.floats(1, 64), st.floats(0.5, 1), st.floats(2, 8), st.integers(1, 9000)),
+)
+gemmas = st.builds(
+    dict,
+    attention_softcap=st.none() | st.floats(1, 99),
+    final_softcap=st.none() | st.floats(1, 99),
+    query_scale=st.integers(100, 999).map(lambda scalar: scalar**-0.5),
+    windows=st.sampled_from([(None,), (7,), (7, None), (None, 7), (7, 7, None)]),
+    activation=st.sampled_from(["gelu_tanh", "silu"]),
+)
+
+
+@settings(deadline=None, max_examples=40)  # the first use of transformers imports the half of it
+@given(shape=shapes, gemma=st.none() | gemmas, layers=st.integers(1, 3), groups=st.integers(1, 4))
+def test_any_config_of_a_family_is_read_back(shape, gemma, layers, groups):
+    """And by transformers to the same as well."""
+    own = {} if gemma is None else GEMMA2 | gemma
+    shape = own | shape
+    L = 6 * layers
+    N = groups * shape["K"]
+    config = ModelConfig(L=L, N=N, **shape | dict(D=N * shape["D"]))  # transformers insists on whole multiples
+    written = json.loads(json.dumps(to_hf_config(config)))
+    assert from_hf_config(written) == config
+    kind = {"llama": transformers.LlamaConfig, "gemma2": transformers.Gemma2Config}[written["model_type"]]
+    assert from_hf_config(kind(**written).to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "change", [dict(windows=(4, None)), dict(norm_offset=1.0), dict(post_norms=True), dict(final_softcap=3.0)]
+)
+def test_a_mixture_of_the_families_has_no_config(change):
+    with pytest.raises(UserError, match="neither a Llama nor a Gemma2"):
+        to_hf_config(dataclasses.replace(tiny.CONFIG, **change))
 
 
 def test_rotary_settings_of_transformers_5():

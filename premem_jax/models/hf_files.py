@@ -1,0 +1,291 @@
+"""Hugging Face folders: read onto a mesh, tensor by tensor, and written from one."""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors import SafetensorError, safe_open
+
+from premem_jax import atomic, progress, sharding
+from premem_jax.errors import UserError
+from premem_jax.models import hf
+from premem_jax.models.config import ModelConfig
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+PIECE_BYTES = 2**23
+SHARD_BYTES = 5 * 10**9
+
+
+class Checkpoint:
+    """A folder with `config.json` and safetensors, of which every header has been checked, and nothing else been read.
+
+    Attributes:
+      folder: where it is.
+      description: what its config.json says.
+      config: the shape that this describes.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Reads config.json, the index and the headers.
+
+        Raises:
+          UserError: no such folder, no or another family's config.json, a pickled checkpoint, a missing, truncated or
+            corrupt shard, or tensors that are not those that config.json asks for.
+        """
+        self.folder = folder = Path(folder)
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise UserError(f"model.path={folder} {what}; give the folder that holds config.json and *.safetensors")
+        self.description = _json(folder / CONFIG)
+        self.files = _shards(folder)
+        self._file_of, dtypes, shapes = {}, {}, {}
+        for file in self.files:
+            for name, dtype, shape in _header(file):
+                if name in self._file_of:
+                    raise UserError(f"{folder}: {name} is in {self._file_of[name].name} and again in {file.name}")
+                self._file_of[name], dtypes[name], shapes[name] = file, dtype, shape
+        try:
+            self.config = hf.from_hf_config(self.description)
+            hf.check(shapes, self.config)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+        for tensor in hf.tensors(self.config):
+            if dtypes[tensor.name] not in DTYPES.values():
+                raise UserError(
+                    f"{folder}: {tensor.name} is stored as {dtypes[tensor.name]}; there is {', '.join(DTYPES.values())}"
+                )
+
+    def load(self, mesh: Mesh, dtype="float32") -> dict:
+        """The parameters in `dtype`, laid out over `mesh`.
+
+        Each process reads the parts of its own devices, one tensor after the other. Beside the parameters its host
+        holds one tensor in `dtype` and a piece of 8 MiB of the file, and its devices hold one layer twice.
+        """
+        stacked = {path: shape for path, shape in hf.shapes(self.config).items() if path[0] == "layers"}
+        layout = {
+            path: NamedSharding(mesh, sharding.spec("/".join(path), shape, mesh))
+            for path, shape in hf.shapes(self.config).items()
+        }
+        of_layers = {path: layout[path] for path in stacked}
+        of_one = {path: NamedSharding(mesh, P(*where.spec[1:])) for path, where in of_layers.items()}
+        params = jax.jit(
+            lambda: {path: jnp.zeros(shape, dtype) for path, shape in stacked.items()}, out_shardings=of_layers
+        )()
+        put = jax.jit(_put, donate_argnums=0, out_shardings=of_layers)
+        table = hf.tensors(self.config)
+        with progress.bar(len(table), f"reading {self.folder.name}", "tensor") as bar:
+            for layer, tensors in itertools.groupby(table, lambda tensor: tensor.layer):
+                wanted = layout if layer is None else of_one
+                arrays = {}
+                for tensor in tensors:
+                    # Without this stop, tensors would pile up on the host where the device is slower than the disk.
+                    arrays[tensor.path] = jax.block_until_ready(self._array(tensor, wanted[tensor.path], dtype))
+                    bar.update()
+                if layer is None:
+                    params |= arrays
+                else:
+                    stacks = put({path: params.pop(path) for path in stacked}, arrays, layer)
+                    params |= jax.block_until_ready(stacks)
+        return unflatten_dict(params)
+
+    def companions(self) -> dict[str, bytes]:
+        """The files of the tokenizer and of the settings for sampling that lie beside the weights, by name."""
+        found = (path for pattern in COMPANIONS for path in sorted(self.folder.glob(pattern)) if path.is_file())
+        return {path.name: path.read_bytes() for path in found}
+
+    def _array(self, tensor: hf.Tensor, where: NamedSharding, dtype) -> jax.Array:
+        parts: dict[tuple, np.ndarray] = {}
+
+        def part(index):
+            key = tuple((s.start, s.stop) for s in index)  # devices that hold the same part share what was read
+            if key not in parts:
+                parts[key] = self._read(tensor, index, dtype)
+            return parts[key]
+
+        return jax.make_array_from_callback(tensor.ours, where, part, dtype=jnp.dtype(dtype))
+
+    def _read(self, tensor: hf.Tensor, index: tuple[slice, ...], dtype) -> np.ndarray:
+        """A part of our array. The file is mapped anew for each piece, so that no more than one is held in memory."""
+        rows, *columns = tensor.stored(index)
+        out = np.empty([len(range(*s.indices(n))) for s, n in zip(index, tensor.ours, strict=True)], jnp.dtype(dtype))
+        theirs = tensor.theirs(out)
+        for piece in _pieces(rows.start, rows.stop, tensor.shape):
+            with safe_open(self._file_of[tensor.name], framework="numpy") as shard:
+                stored = shard.get_slice(tensor.name)[(piece, *columns)]
+                theirs[piece.start - rows.start : piece.stop - rows.start] = stored
+                del stored  # it may be a view of the mapped file
+        return out
+
+
+def _pieces(start: int, stop: int, shape: tuple[int, ...]) -> Iterable[slice]:
+    """The rows from `start` to `stop` of an array of this shape, a few MB at a time."""
+    step = max(1, PIECE_BYTES // (4 * int(np.prod(shape[1:]))))
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
+
+
+def _put(stacks: dict, arrays: dict, layer) -> dict:
+    """One layer into the stacks of all."""
+    into = lambda stack, one: jax.lax.dynamic_update_index_in_dim(stack, one, layer, 0)
+    return {path: into(stack, arrays[path]) for path, stack in stacks.items()}
+
+
+# ---- What a folder must have ----------------------------------------------------------------------------------------
+
+
+def _json(path: Path) -> dict:
+    try:
+        read = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"not whole JSON: {error}"
+        raise UserError(f"{path}: cannot be read ({why}); it is part of every Hugging Face checkpoint") from error
+    if not isinstance(read, dict):
+        raise UserError(f"{path}: JSON, but no object")
+    return read
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of the weights, in the order of their names."""
+    index, found = folder / INDEX, sorted(folder.glob("*.safetensors"))
+    if index.exists():
+        names = _json(index).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise UserError(f"{index}: weight_map does not say which tensor is in which file")
+        names = sorted(set(names.values()))
+        if strange := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{index}: {strange[0]!r} is not the name of a file beside it")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            shown = ", ".join(missing[:3])
+            raise UserError(f"{folder}: {len(missing)} of {len(names)} shards named in {INDEX} are missing: {shown}")
+        return [folder / name for name in names]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if len(found) == 1:
+        return found
+    if found:
+        raise UserError(f"{folder}: {len(found)} safetensors files, but no {INDEX} that says which belong together")
+    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+        raise UserError(
+            f"{folder}: {pickled[0]} is a pickle, which can run code when it is loaded, and is not read here; where "
+            "you trust it, convert it with save_pretrained(..., safe_serialization=True) of transformers"
+        )
+    raise UserError(f"{folder}: no {SINGLE} and no {INDEX}")
+
+
+def _header(file: Path) -> Iterable[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of each tensor of a shard; the library holds the offsets against the size of the file."""
+    try:
+        with safe_open(file, framework="numpy") as shard:
+            stored = {name: shard.get_slice(name) for name in shard.offset_keys()}
+            return [(name, part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()]
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not a whole safetensors file ({error}); fetch it again") from error
+
+
+# ---- Export ---------------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: Path,
+    params: Mapping,
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    description: Mapping,
+    files: Mapping[str, bytes],
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads; it appears under its name once it is whole.
+
+    Every process takes part, and the first one writes. It holds one layer, or one tensor outside of them, at a time,
+    since the tensors of a shard go to its file one after the other.
+
+    Args:
+      params: laid out on `mesh`; written in `dtype`.
+      description: what config.json says, beside the dtype.
+      files: others to write, by name.
+      shard_bytes: tensors of at most so many bytes share a file; a larger one has its own.
+
+    Raises:
+      UserError: there is something at `folder` already, or `dtype` is none of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"checkpoint.export_dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
+    if folder.exists():
+        raise UserError(f"{folder} exists already; move it away, or choose another folder")
+    leaves, size = flatten_dict(params), jnp.dtype(dtype).itemsize
+    table = hf.tensors(config)
+    shards = _divide(table, size, shard_bytes)
+    plan = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
+    here = lambda tree, i: {path: (x if i is None else x[i]).astype(dtype) for path, x in tree.items()}
+    take = jax.jit(here, out_shardings=sharding.replicated(mesh))
+
+    def arrays(tensors, bar):
+        for layer, group in itertools.groupby(tensors, lambda tensor: tensor.layer):
+            group = list(group)
+            taken = take({t.path: leaves[t.path] for t in group}, None if layer is None else np.int32(layer))
+            for tensor in group:
+                yield tensor.theirs(np.asarray(taken.pop(tensor.path)))
+                bar.update()
+
+    with progress.bar(len(table), f"writing {folder.name}", "tensor") as bar:
+        if jax.process_index() > 0:  # computes what the first process writes
+            for tensors in shards.values():
+                for _ in arrays(tensors, bar):
+                    pass
+            return
+        with atomic.whole_folder(folder) as unfinished:
+            for name, tensors in shards.items():
+                _write_shard(unfinished / name, tensors, arrays(tensors, bar), dtype)
+            if len(shards) > 1:
+                total = size * sum(int(np.prod(tensor.shape)) for tensor in table)
+                text = json.dumps({"metadata": {"total_size": total}, "weight_map": plan}, indent=2)
+                (unfinished / INDEX).write_text(text + "\n")
+            for name, data in files.items():
+                (unfinished / name).write_bytes(data)
+            # Read by all versions of transformers, of which the newer write `dtype`.
+            said = {key: value for key, value in description.items() if key != "dtype"} | {"torch_dtype": dtype}
+            (unfinished / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
+
+
+def _divide(table: list[hf.Tensor], size: int, limit: int) -> dict[str, list[hf.Tensor]]:
+    """The tensors of each file, by its name: as many as fit `limit` bytes, in order."""
+    shards, room = [], 0
+    for tensor in table:
+        need = size * int(np.prod(tensor.shape))
+        if not shards or need > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(tensor)
+        room -= need
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": tensors for i, tensors in enumerate(shards, start=1)}
+
+
+def _write_shard(file: Path, tensors: list[hf.Tensor], arrays: Iterable[np.ndarray], dtype: str) -> None:
+    """A safetensors file: length of the header (8 bytes), the header as JSON, the arrays.
+
+    Format: https://github.com/huggingface/safetensors. Its own writer wants all arrays of a file at once.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for tensor in tensors:
+        start, end = end, end + jnp.dtype(dtype).itemsize * int(np.prod(tensor.shape))
+        header[tensor.name] = dict(dtype=DTYPES[dtype], shape=tensor.shape, data_offsets=(start, end))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    with open(file, "xb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays:
+            for piece in _pieces(0, len(array), array.shape):  # a transposed array is put in order piece by piece
+                out.write(np.ascontiguousarray(array[piece]).reshape(-1).view(np.uint8))
