@@ -39,9 +39,9 @@ def last_of_runs(p: Points) -> Points:
 
 
 def r2_identity(x: np.ndarray, y: np.ndarray) -> float:
-    """1 - sum (y - x)² / sum (y - mean y)²: the share of variance explained by y = x, without a fit; NaN for constant y.
+    """1 - sum (y - x)² / sum (y - mean y)²: the share of variance that y = x explains without a fit.
 
-    It is below 0 where the mean of y would be the better prediction. Source: the paper's R².
+    Below 0 where the mean of y would be the better prediction; NaN for constant y. Source: the paper's R².
     """
     total = np.sum((y - np.mean(y)) ** 2) if len(y) else 0.0
     return float(1 - np.sum((y - x) ** 2) / total) if total > 0 else np.nan

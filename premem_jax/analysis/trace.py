@@ -134,12 +134,12 @@ def read_trace(folder: str | os.PathLike, up_to: int | None = None) -> Trace:
     )
 
 
-def line_up(parts: Sequence[Mapping[str, np.ndarray]], where: str) -> SplitTrace:
+def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | os.PathLike) -> SplitTrace:
     """Lines up the rows of one split over M evaluations, by example id.
 
     Args:
       parts: of each evaluation, in order, the columns that `write_evaluation` takes.
-      where: begins the message about evaluations that do not belong together, such as "In FOLDER, split 'train'".
+      name, source: the split and the folder or file, for messages.
 
     Raises:
       UserError: an example whose number of target tokens changes.
@@ -158,8 +158,8 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], where: str) -> SplitTrace
     odd = np.any((tokens_ME != tokens) & (tokens_ME != 0), axis=0)
     if odd.any():
         raise UserError(
-            f"{where}: example {example[odd][0]} changes its number of target tokens between evaluations. They are of "
-            "runs with different data or tokenizers; keep one run per folder."
+            f"In {source}, example {example[odd][0]} of split {name!r} changes its number of target tokens between "
+            "evaluations: it mixes runs with different data or tokenizers. Keep one run per folder."
         )
     return SplitTrace(example, nll, tokens, counts["samples"], counts["correct"], counts["unparsed"])
 
@@ -224,4 +224,4 @@ def _join(folder: str | os.PathLike, name: str, tables: list[pa.Table]) -> Split
     for table in tables:
         rows = table.filter(pc.equal(table["split"].cast(pa.string()), name))
         parts.append({key: rows[key].to_numpy() for key in ("example", "target_nll", *_COUNTS)})
-    return line_up(parts, f"In {folder}, split {name!r}")
+    return line_up(parts, name, folder)

@@ -113,8 +113,7 @@ def _run(file: Path, name: str, columns: Mapping[str, np.ndarray]) -> Run:
         return {ours: columns[theirs][here] for ours, theirs in names.items()}
 
     splits = {
-        which: line_up([rows(which, m) for m in range(len(steps))], f"{file}, run {name!r}")
-        for which in np.unique(split)
+        str(which): line_up([rows(which, m) for m in range(len(steps))], which, file) for which in np.unique(split)
     }
     epochs = per_step("epoch") if "epoch" in columns else np.arange(1, 1 + len(steps))
     tasks = np.unique(columns["task"].astype(str)) if "task" in columns else ["table"]
