@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from premem_jax.analysis import agreement, calibration, predictors, premem, threshold
+from premem_jax.analysis import agreement, calibration, predictors, threshold
 from premem_jax.analysis.agreement import Points
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
@@ -94,7 +94,7 @@ def threshold_table(runs: Sequence[Run], chosen: Threshold, sensitivity: calibra
         add("published", [*published] * len(runs))
     if chosen.rule == "given":
         add("given", [chosen.perplexity] * len(runs))
-    if any(_enough(run) for run in runs):
+    if _reference(runs) is not None:
         for name, rule in calibration.RULES.items():
             for quantile in QUANTILES:
                 add(name, rule(runs, quantile), quantile)
@@ -117,9 +117,9 @@ def heldout_error(
     Of the quantile itself and of the fitted one; intervals hold 95 % of the draws, and R² is read off the sensitivity
     curve. Empty where nothing is held out.
     """
-    if not any(_enough(run) for run in runs):
+    nll_E = _reference(runs)
+    if nll_E is None:
         return []
-    nll_E, _, _ = threshold.reference([run.heldout_nll for run in runs if run.heldout_nll is not None])
     r2_G = sensitivity.r2()
     rows = []
     for name, estimate in (("heldout_quantile", np.quantile), ("heldout_fit", calibration.fitted_quantile)):
@@ -206,10 +206,9 @@ def _rule_row(
     }
 
 
-def _enough(run: Run) -> bool:
-    """Whether the run has enough held-out examples for a quantile."""
-    nll_ME = run.heldout_nll
-    if nll_ME is None:
-        return False
-    mean_M = premem.measured_mean(nll_ME)
-    return bool(np.isfinite(mean_M).any()) and np.isfinite(nll_ME).sum(axis=1).max() >= threshold.MIN_EXAMPLES
+def _reference(runs: Sequence[Run]) -> np.ndarray | None:
+    """The held-out NLL (E,) that the rules read the quantile off; None where there is too little of it."""
+    try:
+        return threshold.reference([run.heldout_nll for run in runs if run.heldout_nll is not None])[0]
+    except UserError:
+        return None
