@@ -158,6 +158,16 @@ def run_table(runs: Sequence[Run], chosen: Threshold) -> list[dict]:
     ]
 
 
+def note_table(runs: Sequence[Run]) -> list[dict]:
+    """Each note once, with the runs it is about."""
+    about: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run.notes:
+            about.setdefault(note, []).append(run.name)
+    names = {note: "all runs" if len(of) == len(runs) > 1 else ", ".join(of) for note, of in about.items()}
+    return [{"note": note, "runs": names[note]} for note in about]
+
+
 def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -> Threshold:
     """The memorization threshold of a set of runs.
 

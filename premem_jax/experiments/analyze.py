@@ -15,7 +15,7 @@ from premem_jax.analysis.threshold import Threshold
 from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
 from premem_jax.report import study_figures
-from premem_jax.report.study_page import headline, run_notes, write_study
+from premem_jax.report.study_page import headline, write_study
 
 
 def run(config, folder: Path) -> dict:
@@ -70,7 +70,6 @@ def check(config) -> None:
 def study_task(runs: Sequence[Run], chosen: Threshold, config) -> dict:
     """Everything that is computed about the runs of one task."""
     sensitivity = calibration.Sensitivity(runs)
-    table = study.run_table(runs, chosen)
     name = "given" if config.threshold.rule == "given" else "heldout_quantile" if chosen.detail else "published"
     return {
         "runs": len(runs),
@@ -88,8 +87,8 @@ def study_task(runs: Sequence[Run], chosen: Threshold, config) -> dict:
             "r2_identity": sensitivity.r2().tolist(),
             "r2_linear": sensitivity.r2(agreement.r2_linear).tolist(),
         },
-        "run_table": table,
-        "notes": run_notes(table),
+        "run_table": study.run_table(runs, chosen),
+        "notes": study.note_table(runs),
     }
 
 

@@ -21,7 +21,7 @@ def scatter_figure(runs: Sequence[Mapping], table: Mapping[str, Mapping], path: 
 
     `runs` and `table` are what `analysis.study.run_table` and `predictor_table` return.
     """
-    figure = Figure(figsize=(11.5, 5.4), layout="constrained")
+    figure = Figure(figsize=(11.5, 4.7), layout="constrained")
     panels = figure.subplots(1, 2)
     colors = _run_colors(len(runs))
     labels = short_names([run["run"] for run in runs])
@@ -103,7 +103,7 @@ def sensitivity_figure(
       path: of the PNG.
       quantile: marks the rule of the held-out quantile with this one.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5.8), layout="constrained")
     axes = figure.subplots()
     nll = np.array(curve["nll"])
     axes.plot(nll, curve["r2_linear"], color=TRAIN, linewidth=1.6, label="best line")
@@ -113,20 +113,18 @@ def sensitivity_figure(
         label = f"held-out threshold, 95 % of draws of {row['examples']:,}"
         low, high = (max(value, nll[0]) for value in row["nll_interval"])
         axes.axvspan(low, high, color=MEMORIZED, alpha=alpha, linewidth=0, label=label)
-    marks = {"published": ("D", INK, "published"), "tuned": ("*", TEST, "tuned on test accuracy")}
-    marks |= {
-        "given": ("P", INK, "given"),
-        "heldout_quantile": ("o", MEMORIZED, f"{quantile:.3g} quantile of held-out NLL"),
-    }
+    marks = {"published": ("D", INK, 13, "published"), "given": ("D", INK, 13, "given")}
+    marks["tuned"] = ("o", TEST, 9, "tuned on test accuracy")
+    marks["heldout_quantile"] = ("o", MEMORIZED, 5, f"{quantile:.3g} quantile of held-out NLL")
     for row in rules:
         if row["rule"] in marks and row["quantile"] in (None, quantile) and row["nll_lowest"] == row["nll_highest"]:
-            marker, color, label = marks[row["rule"]]
-            size = 15 if marker == "*" else 8
-            style = dict(markersize=size, color=color, markeredgecolor="white", linestyle="none", zorder=5)
+            marker, color, size, label = marks[row["rule"]]
+            style = dict(markersize=size, color=color, markerfacecolor="none", markeredgewidth=1.8, linestyle="none")
             label = f"{label}: {row['nll_lowest']:.4f}, R² {row['r2_identity']:.4f}"
-            axes.plot([row["nll_lowest"]], [row["r2_identity"]], marker, label=label, **style)
-    good = nll[np.nan_to_num(np.array(curve["r2_linear"], float)) > 0.3]
-    span = (good[0], good[-1]) if len(good) > 1 else (nll[0], nll[-1])
+            axes.plot([row["nll_lowest"]], [row["r2_identity"]], marker, label=label, zorder=5, **style)
+    r2 = np.array(curve["r2_identity"], float)
+    best = nll[np.nanargmax(r2)]
+    span = (max(best / 6, nll[0]), min(best * 4, nll[-1]))
     axes.set_xscale("log")
     axes.set(xlim=span, ylim=(0, 1.02), xlabel="threshold on the target NLL (mean nats per token)", ylabel="R²")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -141,7 +139,7 @@ def sensitivity_figure(
     perplexity.xaxis.set_minor_locator(ticker.NullLocator())
     perplexity.tick_params(colors=INK, labelsize=10, length=3)
     perplexity.spines["top"].set_visible(False)
-    axes.legend(fontsize=9, framealpha=0.9, edgecolor="none", loc="lower left")
+    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=2, markerscale=0.7)
     drawing.save(figure, path)
 
 
@@ -219,7 +217,7 @@ def _interval(axes: Axes, height: float, row: Mapping, name: str, color: str, ma
             va="center",
             fontsize=8,
             color=color,
-            arrowprops=dict(arrowstyle="<-", color=color, shrinkA=0, shrinkB=0),
+            arrowprops=dict(arrowstyle="->", color=color, shrinkA=0, shrinkB=0),
         )
         return
     face = color if marker == "o" else "white"

@@ -1,7 +1,7 @@
 """One HTML file about a set of runs: result, pictures, tables."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from premem_jax import atomic
@@ -12,10 +12,10 @@ from premem_jax.report import page
 CAPTIONS = {
     "scatter": "Each point is an evaluation of a run, joined along the run. On the dashed line the predictor, which is "
     "measured on training examples alone, equals the test accuracy.",
-    "predictors": "Predictors side by side. The circle asks whether the predictor is the test accuracy, the diamond only "
-    "whether a line through it would do. Points along a run depend on each other, so the intervals resample runs.",
-    "sensitivity": "How much hangs on the threshold. Shaded: where the threshold lands when it is read off a few hundred "
-    "held-out solutions; the fewer they are, the less it is known.",
+    "predictors": "Predictors side by side. The circle asks whether the predictor is the test accuracy, the diamond "
+    "only whether a line through it would do. Points along a run depend on each other, so the intervals resample runs.",
+    "sensitivity": "How much hangs on the threshold. Shaded: where the threshold lands when it is read off a few "
+    "hundred held-out solutions; the fewer they are, the less it is known.",
     "likelihood": "How likely the model finds solutions that it was trained on, and those that it has never seen.",
 }
 
@@ -155,9 +155,9 @@ def _rules(task: Mapping) -> dict:
         )
     return {
         "title": "Rules for the threshold",
-        "note": "Of pre-memorization accuracy. Behind the best: how far R² falls short of the best that any one threshold "
-        "reaches on the same points. A rule that needs held-out solutions of each run is scored on the runs that have "
-        "them.",
+        "note": "Of pre-memorization accuracy. Behind the best: how far R² falls short of the best that any one "
+        "threshold reaches on the same points. A rule that needs held-out solutions of each run is scored on the runs "
+        "that have them.",
         "columns": [
             "rule",
             "mean NLL",
@@ -238,13 +238,3 @@ def _known(value: float | None) -> bool:
 
 def _text(value: float | None, form: str) -> str:
     return format(value, form) if _known(value) else "–"
-
-
-def run_notes(runs: Sequence[Mapping]) -> list[dict]:
-    """Each note once, with the runs it is about."""
-    about: dict[str, list[str]] = {}
-    for run in runs:
-        for note in run["notes"]:
-            about.setdefault(note, []).append(run["run"])
-    names = {note: "all runs" if len(of) == len(runs) > 1 else ", ".join(of) for note, of in about.items()}
-    return [{"note": note, "runs": names[note]} for note in about]
