@@ -206,6 +206,7 @@ def test_small_and_large_sets_of_runs_are_studied(tmp_path, runs, evaluations):
     assert task["predictors"]["train_accuracy"]["n_points"] == runs * evaluations
     html = (tmp_path / "run" / "report.html").read_text()
     assert "<b>" not in html and Page(html).open == []
+    assert ("always the same" in html) == (runs == 1)
 
 
 @pytest.mark.filterwarnings("error")

@@ -183,13 +183,15 @@ def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -
     published = {run.published for run in runs} - {None}
     if rule == "published" and len(published) == 1:
         return Threshold(*published, "published by the authors, who tuned it on test accuracy", {})
-    nlls = [run.heldout_nll for run in runs if run.heldout_nll is not None]
-    if not nlls:
+    heldout = [run for run in runs if run.heldout_nll is not None]
+    if not heldout:
         raise UserError(
             f"Task {runs[0].task!r}: no run has held-out examples with a target NLL to take the threshold from. Add "
             "some (split 'heldout'), or set threshold.rule=given and threshold.perplexity."
         )
-    return threshold.heldout_quantile(nlls, quantile)
+    chosen = threshold.heldout_quantile([run.heldout_nll for run in heldout], quantile)
+    reference = {"run": heldout[chosen.detail.get("run", 0)].name}
+    return Threshold(chosen.perplexity, chosen.rule, {**chosen.detail, **reference})
 
 
 def _scores(p: Points, statistics: list[str]) -> dict:

@@ -18,7 +18,7 @@ class Threshold:
 
     perplexity: float
     rule: str  # one line for people
-    detail: Mapping[str, int | float]  # the numbers the rule used
+    detail: Mapping[str, int | float | str]  # what the rule used
 
     def __post_init__(self):
         premem.log_threshold(self.perplexity)

@@ -64,11 +64,13 @@ def headline(task: Mapping) -> str:
             f"{task['runs']} runs, but no evaluation has test accuracy, samples and likelihoods at once: there is "
             "nothing to compare."
         )
+    where = f"Over {row['n_points']} evaluations of {row['n_runs']} {'run' if row['n_runs'] == 1 else 'runs'}"
+    if not _known(row["r2_identity"]):
+        return f"{where}, test accuracy is always the same: no predictor of it can be told from another."
     low, high = row["interval"]["r2_identity"]
     interval = f" (95 % interval over runs {low:.2f} to {high:.2f})" if _known(low) else ""
     text = (
-        f"Over {row['n_points']} evaluations of {row['n_runs']} {'run' if row['n_runs'] == 1 else 'runs'}, "
-        f"pre-memorization accuracy follows test accuracy with R² = {_text(row['r2_identity'], '.4f')} against y = x"
+        f"{where}, pre-memorization accuracy follows test accuracy with R² = {row['r2_identity']:.4f} against y = x"
         f"{interval} and is off by {100 * row['mae']:.1f} points on average"
     )
     if naive:

@@ -131,7 +131,10 @@ def test_which_threshold_is_chosen(runs):
     assert study.choose(runs, "given", Q, 1.3).perplexity == 1.3
     expected = calibration.reference_run(runs, Q)[0]
     for rule in ("heldout_quantile", "published"):  # nobody published these runs
-        assert study.choose(runs, rule, Q, 0.0).perplexity == pytest.approx(expected)
+        chosen = study.choose(runs, rule, Q, 0.0)
+        assert chosen.perplexity == pytest.approx(expected)
+        lowest = {run.name: run.heldout_nll.mean(axis=1).min() for run in runs if run.heldout_nll is not None}
+        assert chosen.detail["run"] == min(lowest, key=lowest.get)
     with pytest.raises(UserError, match="no run has held-out examples"):
         study.choose([runs[2]], "heldout_quantile", Q, 0.0)
     with pytest.raises(UserError, match="'tuned'"):
