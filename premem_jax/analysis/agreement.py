@@ -43,15 +43,15 @@ def r2_identity(x: np.ndarray, y: np.ndarray) -> float:
 
     Below 0 where the mean of y would be the better prediction; NaN for constant y. Source: the paper's R².
     """
-    total = np.sum((y - np.mean(y)) ** 2) if len(y) else 0.0
-    return float(1 - np.sum((y - x) ** 2) / total) if total > 0 else np.nan
+    return float(1 - np.sum((y - x) ** 2) / np.sum((y - np.mean(y)) ** 2)) if _varies(y) else np.nan
 
 
 def r2_linear(x: np.ndarray, y: np.ndarray) -> float:
     """The squared Pearson correlation, which is R² of the best line; NaN where x or y is constant."""
-    x, y = (v - np.mean(v) if len(v) else v for v in (x, y))
-    scale = np.sum(x**2) * np.sum(y**2)
-    return float(np.sum(x * y) ** 2 / scale) if scale > 0 else np.nan
+    if not (_varies(x) and _varies(y)):
+        return np.nan
+    x, y = x - np.mean(x), y - np.mean(y)
+    return float(np.sum(x * y) ** 2 / (np.sum(x**2) * np.sum(y**2)))
 
 
 def mean_absolute_error(x: np.ndarray, y: np.ndarray) -> float:
@@ -61,9 +61,18 @@ def mean_absolute_error(x: np.ndarray, y: np.ndarray) -> float:
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's: the correlation of the ranks, ties with their mean rank; NaN where x or y is constant."""
+    if not (_varies(x) and _varies(y)):
+        return np.nan
     x, y = (stats.rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
-    scale = np.sum(x**2) * np.sum(y**2)
-    return float(np.sum(x * y) / np.sqrt(scale)) if scale > 0 else np.nan
+    return float(np.sum(x * y) / np.sqrt(np.sum(x**2) * np.sum(y**2)))
+
+
+def _varies(values: np.ndarray) -> bool:
+    """Asked of the values, since deviations from the mean of equal ones may be off zero by rounding.
+
+    Deviations whose squares underflow to 0 are no variation either.
+    """
+    return len(values) > 0 and np.ptp(values) > 1e-150
 
 
 STATISTICS = {
@@ -122,9 +131,8 @@ def r2_left_out(p: Points) -> float:
     for run in np.unique(p.run):
         out = p.run == run
         x, y = p.x[~out], p.y[~out]
-        spread = np.sum((x - np.mean(x)) ** 2) if len(x) else 0.0
-        if spread > 0:
-            slope = np.sum((x - np.mean(x)) * (y - np.mean(y))) / spread
+        if _varies(x):
+            slope = np.sum((x - np.mean(x)) * (y - np.mean(y))) / np.sum((x - np.mean(x)) ** 2)
             predicted[out] = np.mean(y) + slope * (p.x[out] - np.mean(x))
     return r2_identity(predicted, p.y) if len(np.unique(p.run)) > 2 else np.nan
 

@@ -49,9 +49,12 @@ def test_statistics_are_their_formulas(p):
 
 
 def test_what_is_undefined_is_nan():
-    one, two = np.array([0.3, 0.3]), np.array([0.1, 0.4])
+    one, two = np.full(3, 0.2), np.array([0.1, 0.4, 0.3])
+    assert np.mean(one) != 0.2  # the deviations of equal values are not all 0
     assert math.isnan(agreement.r2_identity(two, one)) and math.isnan(agreement.r2_linear(one, two))
     assert math.isnan(agreement.rank_correlation(one, two))
+    same_x = Points(one, two, np.arange(3))
+    assert math.isnan(agreement.r2_left_out(same_x))
     nothing = np.array([])
     assert all(math.isnan(statistic(nothing, nothing)) for statistic in agreement.STATISTICS.values())
 
