@@ -15,7 +15,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["premem_jax", "premem_jax.*"]),
-    package_data={"premem_jax.report": ["*.html"]},
+    package_data={"premem_jax.report": ["*.html", "*.css"]},
     python_requires=">=3.11",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={

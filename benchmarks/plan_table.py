@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/plans"))
     workdir = parser.parse_args().workdir.absolute()
     lines = [
-        "| model | chips | program | fits | GiB per chip | s per call at best | chip-hours of all calls | compiled in, s |",
+        "| model | chips | program | fits | GiB per chip | s per call at best | chip-hours in all | compiled, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     plans = []

@@ -101,6 +101,20 @@ def evaluate() -> ConfigDict:
     return c
 
 
+def analyze() -> ConfigDict:
+    """A study of finished runs, see `experiments/analyze.py`."""
+    c = ConfigDict()
+    c.experiment = "analyze"
+    c.seed = 0
+    c.cache = "runs/cache"
+    c.traces = ""  # folder or file of the runs
+    # published (by the runs' authors; the held-out quantile for runs that have none), heldout_quantile, given
+    c.threshold = ConfigDict(dict(rule="published", quantile=0.01, perplexity=0.0))
+    c.release = ConfigDict(dict(train_samples="fewest", test_samples="most", subset="repaired"))
+    c.draws = 1000  # bootstrap draws of runs, and of held-out examples
+    return c
+
+
 def likelihood(split: str, epochs: tuple[float, ...], **options) -> ConfigDict:
     """An evaluator of target likelihood on `split`, after each of `epochs` and at the end."""
     return ConfigDict(dict(type="likelihood", split=split, epochs=epochs, batch=64) | options)

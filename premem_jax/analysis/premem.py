@@ -4,7 +4,8 @@ Source: Kang et al., "What Do Learning Dynamics Reveal About Generalization in L
 their release, which counts perplexity below the threshold (a tie is not below) as memorized and takes the minimum with
 the current accuracy at every checkpoint.
 
-All arrays are (M, E): M evaluations in order of training, E examples. NaN means "not measured".
+All arrays are (M, E): M evaluations in order of training, E examples. NaN means "not measured". The threshold is one
+perplexity, or (M,) of them, one per evaluation.
 """
 
 import math
@@ -14,14 +15,19 @@ import numpy as np
 from premem_jax.errors import UserError
 
 
-def log_threshold(perplexity: float) -> float:
-    """The mean target NLL, in nats per token, at which the perplexity is `perplexity`; a UserError below 1."""
+def log_threshold(perplexity: float | np.ndarray) -> float | np.ndarray:
+    """The mean target NLL, in nats per token, at which the perplexity is `perplexity`; a UserError below 1.
+
+    Of one number a number; of (M,), a threshold per evaluation, an array (M, 1).
+    """
+    if np.ndim(perplexity):
+        return np.array([[log_threshold(float(p))] for p in perplexity])
     if not (math.isfinite(perplexity) and perplexity >= 1):
         raise UserError(f"The memorization threshold is a perplexity of at least 1, and {perplexity} is not.")
     return math.log(perplexity)
 
 
-def masked_accuracy(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
+def masked_accuracy(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np.ndarray:
     """(M, E) float64: the accuracy where the target is not memorized (exp(nll) >= perplexity), 0 where it is.
 
     NaN where either the accuracy or the NLL was not measured. The comparison is `nll >= log(perplexity)` in float64.
@@ -32,7 +38,9 @@ def masked_accuracy(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: flo
     return np.where(np.isnan(accuracy_ME) | np.isnan(nll_ME), np.nan, masked_ME)
 
 
-def pre_memorization_accuracy(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
+def pre_memorization_accuracy(
+    accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float | np.ndarray
+) -> np.ndarray:
     """(M, E) float64: min(accuracy at m, the highest masked accuracy at any evaluation up to and including m).
 
     Where the accuracy or the NLL of an example was not measured at evaluation m, the result is NaN at m, and m adds
@@ -43,7 +51,7 @@ def pre_memorization_accuracy(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perpl
     return np.where(np.isnan(masked_ME), np.nan, np.minimum(accuracy_ME, best_ME))
 
 
-def fraction_memorized(nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
+def fraction_memorized(nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np.ndarray:
     """(M,) float64: the share of examples with exp(nll) < perplexity among those measured; NaN where none was."""
     nll_ME = np.asarray(nll_ME, np.float64)
     memorized_ME = np.where(np.isnan(nll_ME), np.nan, nll_ME < log_threshold(perplexity))

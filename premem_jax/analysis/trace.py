@@ -7,7 +7,7 @@ Training writes it, analysis reads it, and neither knows the other. A trace from
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +137,37 @@ def read_trace(folder: str | os.PathLike, up_to: int | None = None) -> Trace:
     )
 
 
+def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | os.PathLike) -> SplitTrace:
+    """Lines up the rows of one split over M evaluations, by example id.
+
+    Args:
+      parts: of each evaluation, in order, the columns that `write_evaluation` takes.
+      name, source: the split and the folder or file, for messages.
+
+    Raises:
+      UserError: an example whose number of target tokens changes.
+    """
+    example = np.unique(np.concatenate([np.asarray(part["example"], np.int64) for part in parts]))
+    shape = (len(parts), len(example))
+    nll = np.full(shape, np.nan)
+    counts = {key: np.zeros(shape, np.int64) for key in _COUNTS}
+    for m, part in enumerate(parts):
+        at = np.searchsorted(example, part["example"])
+        nll[m, at] = part.get("target_nll", np.nan)
+        for key, count in counts.items():
+            count[m, at] = part.get(key, 0)
+    tokens_ME = counts["target_tokens"]
+    tokens = tokens_ME.max(axis=0, initial=0)
+    odd = np.any((tokens_ME != tokens) & (tokens_ME != 0), axis=0)
+    if odd.any():
+        raise UserError(
+            f"In {source}, example {example[odd][0]} of split {name!r} changes its number of target tokens between "
+            "evaluations: it mixes runs with different data or tokenizers. Keep one run per folder."
+        )
+    del counts["target_tokens"]
+    return SplitTrace(example, nll, tokens, **counts)
+
+
 def _split_table(step: int, epoch: float, name: str, columns: Mapping[str, np.ndarray]) -> pa.Table:
     arrays = {key: np.asarray(value) for key, value in columns.items()}
     unknown = set(arrays) - {"example", "target_nll", *_COUNTS}
@@ -193,27 +224,8 @@ def _read_evaluation(path: Path) -> pa.Table:
 
 
 def _join(folder: str | os.PathLike, name: str, tables: list[pa.Table]) -> SplitTrace:
-    """Lines up the rows of one split over the evaluations, by example id."""
     parts = []
     for table in tables:
         rows = table.filter(pc.equal(table["split"].cast(pa.string()), name))
         parts.append({key: rows[key].to_numpy() for key in ("example", "target_nll", *_COUNTS)})
-    example = np.unique(np.concatenate([part["example"] for part in parts]))
-    shape = (len(tables), len(example))
-    nll = np.full(shape, np.nan)
-    counts = {key: np.zeros(shape, np.int64) for key in _COUNTS}
-    for m, part in enumerate(parts):
-        at = np.searchsorted(example, part["example"])
-        nll[m, at] = part["target_nll"]
-        for key, count in counts.items():
-            count[m, at] = part[key]
-    tokens_ME = counts["target_tokens"]
-    tokens = tokens_ME.max(axis=0, initial=0)
-    odd = np.any((tokens_ME != tokens) & (tokens_ME != 0), axis=0)
-    if odd.any():
-        raise UserError(
-            f"In {folder}, example {example[odd][0]} of split {name!r} changes its number of target tokens between "
-            "evaluations: the folder mixes runs with different data or tokenizers. Keep one run per folder."
-        )
-    del counts["target_tokens"]
-    return SplitTrace(example, nll, tokens, **counts)
+    return line_up(parts, name, folder)

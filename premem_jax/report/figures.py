@@ -1,28 +1,20 @@
-"""The two pictures of a run: its curves, and its examples one by one.
+"""The two pictures of a run: its curves, and its examples one by one."""
 
-Drawn on `Figure` objects, never through pyplot, so that nothing is kept between calls and no display is needed.
-"""
-
-import io
 import os
 
 import numpy as np
 from matplotlib import colormaps, ticker
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from premem_jax import atomic
 from premem_jax.analysis import premem
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import SplitTrace, Trace
 from premem_jax.errors import UserError
-
-TRAIN, PREMEM, TEST, MEMORIZED = "#8a94a3", "#0b6e99", "#d1622b", "#c2185b"
-INK, FAINT, UNKNOWN = "#22272e", "#d7dce2", "#eceff2"
-DPI = 150
+from premem_jax.report import drawing
+from premem_jax.report.drawing import INK, MEMORIZED, PREMEM, TEST, TRAIN, UNKNOWN
 
 
 def curves_figure(curves: dict[str, np.ndarray], path: str | os.PathLike) -> None:
@@ -39,16 +31,16 @@ def curves_figure(curves: dict[str, np.ndarray], path: str | os.PathLike) -> Non
     )
     for name, label, color, marker, style in lines:
         _line(top, curves["epoch"], curves[name], label, color, marker, style)
-    _style(top, "Accuracy before memorization, against accuracy on the test set")
+    drawing.style(top, "Accuracy before memorization, against accuracy on the test set")
     top.set(ylabel="accuracy (mean over examples)", ylim=(0, 1.02))
     top.legend(frameon=False, loc="best")
     epoch, memorized = _measured(curves["epoch"], curves["fraction_memorized"])
     bottom.fill_between(epoch, memorized, color=MEMORIZED, alpha=0.18, linewidth=0)
     bottom.plot(epoch, memorized, color=MEMORIZED, marker=".", linewidth=1.5)
-    _style(bottom)
+    drawing.style(bottom)
     bottom.set(xlabel="epochs", ylabel="memorized\nfraction", ylim=(0, 1.06), yticks=(0, 0.5, 1))
     bottom.xaxis.set_major_locator(ticker.MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
-    _save(figure, path)
+    drawing.save(figure, path)
 
 
 def examples_figure(trace: Trace, threshold: Threshold, path: str | os.PathLike, train: str = "train") -> None:
@@ -78,7 +70,7 @@ def examples_figure(trace: Trace, threshold: Threshold, path: str | os.PathLike,
     _accuracy_bars(axes["bars"], split, premem_ME, last, trace.epochs[last])
     count = f"{len(split.example):,} training examples"
     figure.suptitle(f"{count}: what was solved before it was memorized", color=INK, fontsize=14, weight="bold")
-    _save(figure, path)
+    drawing.save(figure, path)
 
 
 def first_crossing(nll_ME: np.ndarray, threshold: Threshold) -> np.ndarray:
@@ -102,7 +94,7 @@ def _heat_map(
     strip.set(xticks=[0], xticklabels=["pre-\nmem."], yticks=[])
     strip.tick_params(length=0, labelsize=9, colors=INK)
     strip.spines[:].set_visible(False)
-    _style(axes, "Sample accuracy, example by example")
+    drawing.style(axes, "Sample accuracy, example by example")
     axes.grid(False)
     ticks = _thinned(len(epochs), 9)
     axes.set_xticks(ticks, [f"{epochs[tick]:.3g}" for tick in ticks])
@@ -161,7 +153,7 @@ def _nll_histogram(axes: Axes, nll_ME: np.ndarray, epochs: np.ndarray, threshold
     axes.axvspan(bins[0], threshold.nll, color=MEMORIZED, alpha=0.06, linewidth=0)
     axes.set_xscale("log")
     axes.set(xlim=(bins[0], bins[-1]), xlabel="target NLL (mean nats per token)", ylabel="examples")
-    _style(axes, "Target likelihood (shaded: memorized)")
+    drawing.style(axes, "Target likelihood (shaded: memorized)")
     axes.set_ylim(top=1.4 * axes.get_ylim()[1])
     axes.legend(
         ncols=3, framealpha=0.9, edgecolor="none", loc="upper left", fontsize=9, columnspacing=1, handlelength=1.2
@@ -181,7 +173,7 @@ def _accuracy_bars(axes: Axes, split: SplitTrace, premem_ME: np.ndarray, last: i
         axes.bar(np.arange(steps + 1) / steps + shift, counts, width=width, color=color, label=label)
     axes.set(xlabel="accuracy of an example", ylabel="examples", xticks=np.arange(steps + 1) / steps)
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%.3g"))
-    _style(axes, f"Where the examples end, at epoch {epoch:.3g}")
+    drawing.style(axes, f"Where the examples end, at epoch {epoch:.3g}")
     axes.set_ylim(top=1.15 * axes.get_ylim()[1])
     axes.legend(framealpha=0.85, edgecolor="none", loc="upper left", fontsize=9)
 
@@ -200,22 +192,3 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, label: str, color: str, mark
     x, y = _measured(x, y)
     last = f"{label}: {y[-1]:.3f} at the end" if len(y) else f"{label}: not measured"
     axes.plot(x, y, style, marker=marker, markersize=5.5, linewidth=2.2, color=color, label=last)
-
-
-def _style(axes: Axes, title: str | None = None) -> None:
-    if title:
-        axes.set_title(title, loc="left", fontsize=11, color=INK, weight="bold")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.grid(axis="y", color=FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=10, length=3)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
-    atomic.write_bytes(path, buffer.getvalue())

@@ -60,22 +60,30 @@ def write_report(
     folder = workdir / "figures"
     figures.curves_figure(curves, folder / "curves.png")
     figures.examples_figure(trace, threshold, folder / "examples.png", train)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    html = environment.get_template("page.html").render(
-        headline=headline(curves),
-        figures=[{"caption": text, "data": _base64(folder / name)} for name, text in _CAPTIONS.items()],
-        columns=[title for _, title, _ in _COLUMNS],
-        rows=_rows(curves),
-        threshold=_facts({"perplexity": threshold.perplexity, "mean NLL": threshold.nll, "rule": threshold.rule})
-        | _facts(threshold.detail),
-        summary=_facts(summary),
-        groups=groups,
+    html = (
+        environment()
+        .get_template("page.html")
+        .render(
+            headline=headline(curves),
+            figures=[{"caption": text, "data": as_base64(folder / name)} for name, text in _CAPTIONS.items()],
+            columns=[title for _, title, _ in _COLUMNS],
+            rows=_rows(curves),
+            threshold=facts({"perplexity": threshold.perplexity, "mean NLL": threshold.nll, "rule": threshold.rule})
+            | facts(threshold.detail),
+            summary=facts(summary),
+            groups=groups,
+        )
     )
     path = workdir / "report.html"
     atomic.write_text(path, html)
     return path
+
+
+def environment() -> jinja2.Environment:
+    """Templates beside this file, with everything that is put into them escaped."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
 
 
 def headline(curves: Mapping[str, np.ndarray]) -> str:
@@ -114,7 +122,7 @@ def _number(value: float, form: str) -> str:
     return "–" if math.isnan(value) else form.format(value)
 
 
-def _facts(values: Mapping[str, object]) -> dict[str, str]:
+def facts(values: Mapping[str, object]) -> dict[str, str]:
     """Names and values as text: underscores to spaces, floats to six digits."""
     floats = (float, np.floating)
     return {
@@ -123,7 +131,8 @@ def _facts(values: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def _base64(path: Path) -> str:
+def as_base64(path: Path) -> str:
+    """The bytes of a file as base64 text."""
     return base64.b64encode(path.read_bytes()).decode("ascii")
 
 

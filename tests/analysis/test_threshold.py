@@ -12,7 +12,7 @@ def test_heldout_quantile_takes_the_evaluation_with_the_lowest_mean():
     draw = np.random.default_rng(0)
     nll_ME = draw.uniform(0.2, 1.0, (4, 101)) + np.array([0.3, 0.0, 0.1, np.nan])[:, None]
     nll_ME[1, 100] = np.nan
-    chosen = threshold.heldout_quantile(nll_ME, quantile=0.02)
+    chosen = threshold.heldout_quantile([nll_ME], quantile=0.02)
     ordered = sorted(nll_ME[1, :100])  # the 0.02 quantile of 100 values lies between the second and the third
     assert math.log(chosen.perplexity) == pytest.approx(ordered[1] + 0.98 * (ordered[2] - ordered[1]))
     assert chosen.nll == pytest.approx(math.log(chosen.perplexity))
@@ -22,7 +22,7 @@ def test_heldout_quantile_takes_the_evaluation_with_the_lowest_mean():
 
 def test_heldout_quantile_finds_the_tuned_threshold_of_the_released_half_run():
     run = released_run("6ep half lr2e-05")
-    chosen = threshold.heldout_quantile(run["train_nll"][:, ~run["trained"]])
+    chosen = threshold.heldout_quantile([run["train_nll"][:, ~run["trained"]]])
     assert chosen.detail["evaluation"] == 1
     assert chosen.nll == pytest.approx(0.1003, abs=1e-3)  # facts/threshold.md: published 0.1003, the quantile 0.100
 
@@ -38,12 +38,12 @@ def test_heldout_quantile_finds_the_tuned_threshold_of_the_released_half_run():
 )
 def test_heldout_quantile_says_what_it_needs(nll_ME, quantile, message):
     with pytest.raises(UserError, match=message):
-        threshold.heldout_quantile(nll_ME, quantile)
+        threshold.heldout_quantile([nll_ME], quantile)
 
 
 def test_a_diverged_evaluation_is_not_chosen():
     nll_ME = np.stack([np.full(60, np.inf), np.full(60, 0.4), np.full(60, np.nan)])
-    assert threshold.heldout_quantile(nll_ME).nll == pytest.approx(0.4)
+    assert threshold.heldout_quantile([nll_ME]).nll == pytest.approx(0.4)
 
 
 def test_given_keeps_the_perplexity_and_refuses_less_than_one():

@@ -1,0 +1,65 @@
+"""Our own runs: folders with a trace and the `config.json` beside it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from premem_jax.analysis import premem
+from premem_jax.analysis.runs import Run
+from premem_jax.analysis.trace import read_trace
+from premem_jax.errors import UserError
+
+
+def find(path: Path) -> list[Path]:
+    """The folders of runs at or below `path`."""
+    if path.is_file():
+        return []
+    if any(path.glob("step-*.parquet")):  # the trace folder itself
+        return [path.parent]
+    return sorted({file.parent.parent for file in path.rglob("trace/step-*.parquet")})
+
+
+def read(folders: list[Path]) -> list[Run]:
+    """Reads each folder; runs of different models on one task become tasks of their own."""
+    configs = [_config(folder / "config.json") for folder in folders]
+    names = _names(folders)
+    models: dict[str, set] = {}
+    for task, model in configs:
+        models.setdefault(task, set()).add(model)
+    return [
+        _read(folder, name, f"{task} {model}" if len(models[task]) > 1 else task)
+        for folder, name, (task, model) in zip(folders, names, configs, strict=True)
+    ]
+
+
+def _read(folder: Path, name: str, task: str) -> Run:
+    trace = read_trace(folder / "trace")
+    if "train" not in trace.splits:
+        raise UserError(f"{folder}: the trace has no split 'train', it has {', '.join(trace.splits)}.")
+    unknown = np.full(len(trace.steps), np.nan)
+    test = premem.measured_mean(trace.split("test").accuracy) if "test" in trace.splits else unknown
+    return Run(name, task, trace, test)
+
+
+def _config(path: Path) -> tuple[str, str]:
+    """Task and model of a run."""
+    try:
+        config = json.loads(path.read_text())
+        return config["data"]["task"], config["model"]["preset"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(
+            f"{path} should tell of which task and model the trace beside it is, and cannot be used ({why}). "
+            "Put the run's own back, or bring the trace as a table."
+        ) from error
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The last part of each folder, or of as many parents as it takes to tell them apart."""
+    folders = [folder.absolute() for folder in folders]
+    for depth in range(1, 1 + max(len(folder.parts) for folder in folders)):
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("two folders have the same path")

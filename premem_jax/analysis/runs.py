@@ -1,0 +1,34 @@
+"""What the study of many runs works on: a trace with its test accuracy, whoever trained it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from premem_jax.analysis.trace import SplitTrace, Trace
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finetuning run over M evaluations.
+
+    The trace's split `train` holds the examples trained on; `heldout`, where there is one, examples of the same kind
+    that were not.
+    """
+
+    name: str
+    task: str  # runs of one task, data and model, are studied together
+    trace: Trace
+    test_accuracy: np.ndarray  # (M,) float64, mean over the test questions; NaN where not measured
+    measures: Mapping[str, np.ndarray] = field(default_factory=dict)  # (M,) each: predictors measured while training
+    published: float | None = None  # the threshold on perplexity that the run's authors used
+    notes: tuple[str, ...] = ()  # what was odd about the files, and what was done about it
+
+    @property
+    def train(self) -> SplitTrace:
+        return self.trace.split("train")
+
+    @property
+    def heldout_nll(self) -> np.ndarray | None:
+        """(M, E) nats per token of the examples that were not trained on; None where there are none."""
+        return self.trace.split("heldout").nll if "heldout" in self.trace.splits else None

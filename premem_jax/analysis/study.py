@@ -1,0 +1,226 @@
+"""The study of a set of runs of one task: predictors side by side, and the rules for the threshold.
+
+Everything here is plain numbers in dicts and lists, as they go into `summary.json`; NaN is None there.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from premem_jax.analysis import agreement, calibration, predictors, threshold
+from premem_jax.analysis.agreement import Points
+from premem_jax.analysis.runs import Run
+from premem_jax.analysis.threshold import Threshold
+from premem_jax.errors import UserError
+
+QUANTILES = (0.005, 0.01, 0.02, 0.05)
+HELDOUT_SIZES = (200, 500)
+
+RULE_TITLES = {
+    "published": "the authors'",
+    "given": "given by hand",
+    "heldout_quantile": "quantile of held-out NLL, run with the lowest mean",
+    "heldout_fit": "same, off a curve through the cube roots",
+    "median_over_runs": "median of the runs' own quantiles",
+    "each_run": "each run its own quantile",
+    "lowest_so_far": "each run its own, lowest mean so far",
+    "each_evaluation": "each evaluation its own quantile",
+    "first_epoch_fraction": f"{calibration.FIRST_EPOCH_FRACTION} x lowest first-epoch median train NLL",
+    "tuned": "tuned on test accuracy, all runs",
+    "tuned_on_other_runs": "tuned on test accuracy, other runs",
+}
+
+
+def predictor_table(runs: Sequence[Run], chosen: Threshold, draws: int, seed: int) -> dict[str, dict]:
+    """Of each predictor: how it follows test accuracy over all evaluations, the last ones, within equal size.
+
+    Args:
+      runs: of one task and model.
+      chosen: the memorization threshold.
+      draws: bootstrap draws over runs.
+      seed: of the draws.
+
+    Returns:
+      Predictor name to r2_identity, r2_linear, mae, rank_correlation (the first and third None for a predictor that is
+      no accuracy), n_points, n_runs, threshold (perplexity, None where none is used), `interval` with a 95 % interval
+      of each statistic over runs, r2_left_out, `without_a_run` [lowest, highest] R², and `final` and `within_size` with
+      the statistics over those points. A predictor measured in no run is left out.
+    """
+    values = [predictors.evaluate(run, chosen.perplexity) for run in runs]
+    names = [*predictors.PREDICTORS, *sorted({name for row in values for name in row} - predictors.PREDICTORS.keys())]
+    sizes = np.array([len(run.train.example) for run in runs])
+    table = {}
+    for name in names:
+        xs = [row.get(name, np.full(len(run.trace.steps), np.nan)) for row, run in zip(values, runs, strict=True)]
+        p = agreement.points(xs, [run.test_accuracy for run in runs])
+        if not len(p.x):
+            continue
+        kind = predictors.of(name)
+        statistics = [s for s in agreement.STATISTICS if kind.is_accuracy or s not in agreement.IN_UNITS_OF_ACCURACY]
+        final = agreement.last_of_runs(p)
+        r2 = statistics[0]
+        table[name] = {
+            **_scores(p, statistics),
+            "threshold": chosen.perplexity if kind.uses_threshold else None,
+            "interval": agreement.bootstrap_interval(p, statistics, draws, seed),
+            "r2_left_out": agreement.r2_left_out(p),
+            "without_a_run": agreement.range_without_a_run(p, r2),
+            "final": {
+                **_scores(final, statistics),
+                "interval": agreement.bootstrap_interval(final, statistics, draws, seed),
+            },
+            "within_size": _scores(agreement.centered_within(p, sizes), statistics),
+        }
+    return table
+
+
+def threshold_table(runs: Sequence[Run], chosen: Threshold, sensitivity: calibration.Sensitivity) -> list[dict]:
+    """Of each rule: the thresholds it gives and how pre-memorization accuracy follows test accuracy with them.
+
+    `r2_tuned` is the best R² that any one threshold reaches on the points that the rule could be scored on, and
+    `behind_tuned` how far the rule falls short of it. `looks_at_test` marks rules that see test accuracy.
+    """
+    rows = []
+
+    def add(name: str, thresholds: calibration.Thresholds, quantile: float | None = None, looks: bool = False) -> None:
+        p = calibration.points(runs, thresholds)
+        if len(p.x):
+            nll = [np.log(t) for t in thresholds if t is not None]
+            rows.append(_rule_row(name, quantile, looks, p, np.concatenate([np.ravel(x) for x in nll]), sensitivity))
+
+    published = {run.published for run in runs} - {None}
+    if len(published) == 1:
+        add("published", [*published] * len(runs))
+    if chosen.rule == "given":
+        add("given", [chosen.perplexity] * len(runs))
+    if _reference(runs) is not None:
+        for name, rule in calibration.RULES.items():
+            for quantile in QUANTILES:
+                add(name, rule(runs, quantile), quantile)
+    add("first_epoch_fraction", calibration.first_epoch_fraction(runs))
+    nll, _ = sensitivity.tuned()
+    if not math.isnan(nll):
+        add("tuned", [math.exp(nll)] * len(runs), looks=True)
+        p, nlls = sensitivity.tuned_on_other_runs()
+        if len(p.x):
+            known = np.array([x for x in nlls if not math.isnan(x)])
+            rows.append(_rule_row("tuned_on_other_runs", None, True, p, known, sensitivity))
+    return rows
+
+
+def heldout_error(
+    runs: Sequence[Run], quantile: float, sensitivity: calibration.Sensitivity, draws: int, seed: int
+) -> list[dict]:
+    """How far the held-out threshold, and R² with it, depend on which examples were held out: 200, 500 or all of them.
+
+    Of the quantile itself and of the fitted one; intervals hold 95 % of the draws, and R² is read off the sensitivity
+    curve. Empty where nothing is held out.
+    """
+    nll_E = _reference(runs)
+    if nll_E is None:
+        return []
+    r2_G = sensitivity.r2()
+    rows = []
+    for name, estimate in (("heldout_quantile", np.quantile), ("heldout_fit", calibration.fitted_quantile)):
+        for examples in [*(n for n in HELDOUT_SIZES if n < len(nll_E)), len(nll_E)]:
+            drawn = calibration.quantile_error(nll_E, quantile, examples, draws, seed, estimate)
+            r2 = np.interp(np.log(np.maximum(drawn, sensitivity.nll[0])), np.log(sensitivity.nll), r2_G)
+            rows.append(
+                {
+                    "rule": name,
+                    "examples": examples,
+                    "nll": float(np.mean(drawn)),
+                    "standard_error": float(np.std(drawn)),
+                    "nll_interval": np.percentile(drawn, [2.5, 97.5]).tolist(),
+                    "r2_identity_median": float(np.median(r2)),
+                    "r2_identity_interval": np.percentile(r2, [2.5, 97.5]).tolist(),
+                }
+            )
+    return rows
+
+
+def run_table(runs: Sequence[Run], chosen: Threshold) -> list[dict]:
+    """Of each run: what it is, and every predictor and the test accuracy along it."""
+    return [
+        {
+            "run": run.name,
+            "evaluations": len(run.trace.steps),
+            "train_examples": len(run.train.example),
+            "heldout_examples": 0 if run.heldout_nll is None else run.heldout_nll.shape[1],
+            "step": run.trace.steps.tolist(),
+            "epoch": run.trace.epochs.tolist(),
+            "test_accuracy": run.test_accuracy.tolist(),
+            **{name: values.tolist() for name, values in predictors.evaluate(run, chosen.perplexity).items()},
+            "notes": list(run.notes),
+        }
+        for run in runs
+    ]
+
+
+def note_table(runs: Sequence[Run]) -> list[dict]:
+    """Each note once, with the runs it is about."""
+    about: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run.notes:
+            about.setdefault(note, []).append(run.name)
+    names = {note: "all runs" if len(of) == len(runs) > 1 else ", ".join(of) for note, of in about.items()}
+    return [{"note": note, "runs": names[note]} for note in about]
+
+
+def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -> Threshold:
+    """The memorization threshold of a set of runs.
+
+    `published` is that of the runs' authors, and the held-out quantile for runs that have none.
+
+    Raises:
+      UserError: a rule that there is not, or that these runs do not have what it takes for.
+    """
+    if rule not in ("published", "heldout_quantile", "given"):
+        raise UserError(f"threshold.rule={rule!r}: choose published, heldout_quantile or given.")
+    if rule == "given":
+        return threshold.given(perplexity)
+    published = {run.published for run in runs} - {None}
+    if rule == "published" and len(published) == 1:
+        return Threshold(*published, "published by the authors, who tuned it on test accuracy", {})
+    heldout = [run for run in runs if run.heldout_nll is not None]
+    if not heldout:
+        raise UserError(
+            f"Task {runs[0].task!r}: no run has held-out examples with a target NLL to take the threshold from. Add "
+            "some (split 'heldout'), or set threshold.rule=given and threshold.perplexity."
+        )
+    chosen = threshold.heldout_quantile([run.heldout_nll for run in heldout], quantile)
+    reference = {"run": heldout[chosen.detail.get("run", 0)].name}
+    return Threshold(chosen.perplexity, chosen.rule, {**chosen.detail, **reference})
+
+
+def _scores(p: Points, statistics: list[str]) -> dict:
+    undefined = dict.fromkeys(agreement.STATISTICS)
+    scores = {name: agreement.STATISTICS[name](p.x, p.y) for name in statistics}
+    return undefined | scores | {"n_points": len(p.x), "n_runs": len(np.unique(p.run))}
+
+
+def _rule_row(
+    name: str, quantile: float | None, looks: bool, p: Points, nll: np.ndarray, sensitivity: calibration.Sensitivity
+) -> dict:
+    _, best = sensitivity.tuned(runs=np.unique(p.run))
+    scores = _scores(p, list(agreement.STATISTICS))
+    return {
+        "rule": name,
+        "quantile": quantile,
+        "looks_at_test": looks,
+        "nll_lowest": float(np.min(nll)),
+        "nll_highest": float(np.max(nll)),
+        "threshold": float(np.exp(np.median(nll))),
+        **scores,
+        "r2_tuned": best,
+        "behind_tuned": best - scores["r2_identity"],
+    }
+
+
+def _reference(runs: Sequence[Run]) -> np.ndarray | None:
+    """The held-out NLL (E,) that the rules read the quantile off; None where there is too little of it."""
+    try:
+        return threshold.reference([run.heldout_nll for run in runs if run.heldout_nll is not None])[0]
+    except UserError:
+        return None

@@ -1,0 +1,133 @@
+"""Study runs that were trained elsewhere or before: does pre-memorization accuracy predict test accuracy?"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from premem_jax import progress, workdir
+from premem_jax.analysis import agreement, calibration, study, threshold
+from premem_jax.analysis.readers import read_runs
+from premem_jax.analysis.runs import Run
+from premem_jax.analysis.threshold import Threshold
+from premem_jax.atomic import write_text
+from premem_jax.errors import UserError
+from premem_jax.report import study_figures
+from premem_jax.report.study_page import headline, write_study
+
+
+def run(config, folder: Path) -> dict:
+    """Reads the runs at `config.traces` and writes `summary.json`, `figures/` and `report.html` into `folder`.
+
+    Raises:
+      UserError: no traces, traces that cannot be used, or a threshold rule that they have not what it takes for.
+    """
+    check(config)
+    by_task: dict[str, list[Run]] = {}
+    for one in read_runs(config.traces, **config.release):
+        by_task.setdefault(one.task, []).append(one)
+    chosen = {task: study.choose(runs, **config.threshold) for task, runs in by_task.items()}
+    workdir.claim(folder, config.to_dict())
+
+    tasks, figures = {}, {}
+    with progress.bar(2 * len(by_task), "study", "part") as bar:
+        for task, runs in by_task.items():
+            tasks[task] = study_task(runs, chosen[task], config)
+            bar.update()
+            figures[task] = draw(runs, chosen[task], tasks[task], folder / "figures", task)
+            bar.update()
+
+    summary = {
+        "experiment": config.experiment,
+        "traces": str(Path(config.traces).absolute()),
+        "choices": {**config.release.to_dict(), "threshold": config.threshold.to_dict(), "draws": config.draws},
+        "tasks": tasks,
+        "workdir": str(folder.absolute()),
+        "report": str((folder / "report.html").absolute()),
+        **workdir.facts(),
+    }
+    flat = {name: value for name, value in summary.items() if not isinstance(value, dict)}
+    write_study(folder, tasks, figures, flat | {f"choice {k}": v for k, v in summary["choices"].items()})
+    write_text(folder / "summary.json", json.dumps(without_nan(summary), indent=2, allow_nan=False) + "\n")
+    for task, result in tasks.items():
+        progress.say(f"\n{task}: {headline(result)}")
+    progress.say(f"Look at {summary['report']}")
+    return summary
+
+
+def check(config) -> None:
+    """Raises UserError for settings that make no sense, before any file is read."""
+    if not config.traces:
+        raise UserError("--config.traces is missing: the folder (or file) of the runs to study")
+    if config.draws < 1:
+        raise UserError(f"draws={config.draws}: must be at least 1")
+    if config.threshold.rule == "given" and config.threshold.perplexity <= 1:
+        raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
+
+
+def study_task(runs: Sequence[Run], chosen: Threshold, config) -> dict:
+    """Everything that is computed about the runs of one task."""
+    sensitivity = calibration.Sensitivity(runs)
+    name = "given" if config.threshold.rule == "given" else "heldout_quantile" if chosen.detail else "published"
+    return {
+        "runs": len(runs),
+        "threshold": chosen.perplexity,
+        "threshold_nll": chosen.nll,
+        "threshold_rule": chosen.rule,
+        "threshold_name": name,
+        "threshold_quantile": config.threshold.quantile,
+        "threshold_detail": dict(chosen.detail),
+        "predictors": study.predictor_table(runs, chosen, config.draws, config.seed),
+        "thresholds": study.threshold_table(runs, chosen, sensitivity),
+        "heldout_error": study.heldout_error(runs, config.threshold.quantile, sensitivity, config.draws, config.seed),
+        "sensitivity": {
+            "nll": sensitivity.nll.tolist(),
+            "r2_identity": sensitivity.r2().tolist(),
+            "r2_linear": sensitivity.r2(agreement.r2_linear).tolist(),
+        },
+        "run_table": study.run_table(runs, chosen),
+        "notes": study.note_table(runs),
+    }
+
+
+def draw(runs: Sequence[Run], chosen: Threshold, result: dict, folder: Path, task: str) -> dict[str, Path]:
+    """The figures of one task that there are numbers for: kind to PNG."""
+    paths = {}
+
+    def path(kind: str) -> Path:
+        paths[kind] = folder / f"{task.replace('/', '-').replace(' ', '-')}_{kind}.png"
+        return paths[kind]
+
+    if result["predictors"]:
+        study_figures.scatter_figure(result["run_table"], result["predictors"], path("scatter"))
+        study_figures.predictors_figure(result["predictors"], path("predictors"))
+    if np.isfinite(result["sensitivity"]["r2_identity"]).any():
+        quantile = result["threshold_quantile"]
+        study_figures.sensitivity_figure(
+            result["sensitivity"], result["thresholds"], result["heldout_error"], path("sensitivity"), quantile
+        )
+    heldout_E, shown, m = None, runs[-1], -1
+    with_heldout = [one for one in runs if one.heldout_nll is not None]
+    if result["heldout_error"]:
+        heldout_E, at, m = threshold.reference([one.heldout_nll for one in with_heldout])
+        shown = with_heldout[at]
+    epochs, nll_ME = shown.trace.epochs, shown.train.nll
+    train = {f"trained on, epoch {epochs[i]:.3g}": nll_ME[i] for i in sorted({m % len(epochs), len(epochs) - 1})}
+    train = {label: nll_E for label, nll_E in train.items() if np.isfinite(nll_E).any()}
+    if train:
+        title = f"Target likelihood in run {study_figures.short_names([one.name for one in runs])[runs.index(shown)]}"
+        if heldout_E is not None:
+            title += f" (held out: epoch {epochs[m]:.3g})"
+        study_figures.likelihood_figure(heldout_E, train, chosen.nll, title, path("likelihood"))
+    return paths
+
+
+def without_nan(tree):
+    """`tree` with None in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(tree, dict):
+        return {key: without_nan(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_nan(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -1,0 +1,38 @@
+"""The look of all figures.
+
+Drawn on `Figure` objects, never through pyplot, so that nothing is kept between calls and no display is needed.
+"""
+
+import io
+import os
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from premem_jax import atomic
+
+TRAIN, PREMEM, TEST, MEMORIZED = "#8a94a3", "#0b6e99", "#d1622b", "#c2185b"
+INK, FAINT, UNKNOWN = "#22272e", "#d7dce2", "#eceff2"
+DPI = 150
+
+
+def style(axes: Axes, title: str | None = None) -> None:
+    """Gives `axes` the look of all figures, and a title."""
+    if title:
+        axes.set_title(title, loc="left", fontsize=11, color=INK, weight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.grid(axis="y", color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=10, length=3)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+
+
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes `figure` as a PNG."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    atomic.write_bytes(path, buffer.getvalue())

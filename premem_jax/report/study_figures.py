@@ -1,0 +1,235 @@
+"""The pictures of a set of runs: predictors against test accuracy, and the threshold."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps, ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from premem_jax.analysis import predictors
+from premem_jax.report import drawing
+from premem_jax.report.drawing import FAINT, INK, MEMORIZED, PREMEM, TEST, TRAIN
+
+MOST_NAMED = 16  # more runs than that have no legend
+
+
+def scatter_figure(runs: Sequence[Mapping], table: Mapping[str, Mapping], path: str | os.PathLike) -> None:
+    """Writes a PNG of pre-memorization accuracy, and beside it train accuracy, against test accuracy, with y = x.
+
+    `runs` and `table` are what `analysis.study.run_table` and `predictor_table` return.
+    """
+    figure = Figure(figsize=(11.5, 4.7), layout="constrained")
+    panels = figure.subplots(1, 2)
+    colors = _run_colors(len(runs))
+    labels = short_names([run["run"] for run in runs])
+    for axes, name in zip(panels, ("pre_memorization_accuracy", "train_accuracy"), strict=True):
+        limit = 0.0
+        for run, color, label in zip(runs, colors, labels, strict=True):
+            x, y = np.array(run[name], float), np.array(run["test_accuracy"], float)
+            known = np.isfinite(x) & np.isfinite(y)
+            if not known.any():
+                continue
+            x, y = x[known], y[known]
+            axes.plot(x, y, "-", color=color, linewidth=1, alpha=0.6, zorder=2)
+            axes.scatter(x[:-1], y[:-1], s=22, color="white", edgecolor=color, linewidth=1.3, zorder=3)
+            axes.scatter(x[-1:], y[-1:], s=46, color=color, edgecolor="white", linewidth=0.7, zorder=4, label=label)
+            limit = max(limit, x.max(), y.max())
+        top = min(1.03, 1.08 * limit)
+        axes.plot([0, top], [0, top], "--", color=INK, linewidth=1, zorder=1)
+        axes.set(xlim=(0, top), ylim=(0, top), aspect="equal", ylabel="test accuracy")
+        axes.set_xlabel(f"{predictors.of(name).title} (train)" if name.startswith("pre") else "train accuracy")
+        row = table.get(name)
+        drawing.style(axes, f"{predictors.of(name).title[0].upper()}{predictors.of(name).title[1:]}")
+        axes.grid(axis="x", color=FAINT, linewidth=0.7)
+        if row:
+            text = (
+                f"R² (y = x)  {_r2(row['r2_identity'])}\nR² (line)    {_r2(row['r2_linear'])}\n{row['n_points']} points"
+            )
+            axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=10.5, color=INK, linespacing=1.5)
+    if len(runs) <= MOST_NAMED:
+        handles, names = panels[0].get_legend_handles_labels()
+        legend = figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9)
+        legend.set_title("run (filled: its last evaluation)", prop={"size": 9})
+    drawing.save(figure, path)
+
+
+def predictors_figure(table: Mapping[str, Mapping], path: str | os.PathLike) -> None:
+    """Writes a PNG of R² of every predictor with its interval over runs, at all evaluations and at the last ones."""
+    names = sorted(table, key=lambda name: _sort_key(table[name]))
+    figure = Figure(figsize=(11, 1.5 + 0.42 * len(names)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, which in zip(panels, ("all", "final"), strict=True):
+        for at, name in enumerate(names):
+            row = table[name] if which == "all" else table[name]["final"]
+            _interval(axes, at + 0.14, row, "r2_identity", PREMEM, "o")
+            _interval(axes, at - 0.14, row, "r2_linear", TEST, "D")
+        drawing.style(axes, "All evaluations" if which == "all" else "Last evaluation of each run")
+        axes.set(xlim=(-0.32, 1.03), ylim=(-0.6, len(names) - 0.4), xlabel="R² with test accuracy")
+        axes.set_yticks(range(len(names)), [predictors.of(name).title for name in names])
+        axes.tick_params(axis="y", length=0)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.grid(axis="x", color=FAINT, linewidth=0.7)
+        axes.grid(axis="y", visible=False)
+    panels[0].plot([], [], "o-", color=PREMEM, label="against y = x")
+    panels[0].plot([], [], "D-", color=TEST, markerfacecolor="white", label="best line")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=10,
+        title="lines: 95 % intervals over runs; an arrow: below the scale",
+        title_fontsize=9,
+    )
+    drawing.save(figure, path)
+
+
+def sensitivity_figure(
+    curve: Mapping[str, Sequence[float]],
+    rules: Sequence[Mapping],
+    errors: Sequence[Mapping],
+    path: str | os.PathLike,
+    quantile: float = 0.01,
+) -> None:
+    """Writes a PNG of R² against the threshold, where the rules put it, and how sure the held-out one is.
+
+    Args:
+      curve: nll (mean nats per token), r2_identity and r2_linear, one value per threshold.
+      rules: what `analysis.study.threshold_table` returns; those of one threshold for all runs are marked.
+      errors: what `analysis.study.heldout_error` returns.
+      path: of the PNG.
+      quantile: marks the rule of the held-out quantile with this one.
+    """
+    figure = Figure(figsize=(8, 5.8), layout="constrained")
+    axes = figure.subplots()
+    nll = np.array(curve["nll"])
+    axes.plot(nll, curve["r2_linear"], color=TRAIN, linewidth=1.6, label="best line")
+    axes.plot(nll, curve["r2_identity"], color=PREMEM, linewidth=2.4, label="against y = x")
+    plain = [row for row in errors if row["rule"] == "heldout_quantile"]
+    for row, alpha in zip(plain, np.linspace(0.06, 0.16, max(len(plain), 1)), strict=False):
+        label = f"held-out threshold, 95 % of draws of {row['examples']:,}"
+        low, high = (max(value, nll[0]) for value in row["nll_interval"])
+        axes.axvspan(low, high, color=MEMORIZED, alpha=alpha, linewidth=0, label=label)
+    marks = {"published": ("D", INK, 13, "published"), "given": ("D", INK, 13, "given")}
+    marks["tuned"] = ("o", TEST, 9, "tuned on test accuracy")
+    marks["heldout_quantile"] = ("o", MEMORIZED, 5, f"{quantile:.3g} quantile of held-out NLL")
+    for row in rules:
+        if row["rule"] in marks and row["quantile"] in (None, quantile) and row["nll_lowest"] == row["nll_highest"]:
+            marker, color, size, label = marks[row["rule"]]
+            style = dict(markersize=size, color=color, markerfacecolor="none", markeredgewidth=1.8, linestyle="none")
+            label = f"{label}: {row['nll_lowest']:.4f}, R² {row['r2_identity']:.4f}"
+            axes.plot([row["nll_lowest"]], [row["r2_identity"]], marker, label=label, zorder=5, **style)
+    r2 = np.array(curve["r2_identity"], float)
+    best = nll[np.nanargmax(r2)]
+    span = (max(best / 6, nll[0]), min(best * 4, nll[-1]))
+    axes.set_xscale("log")
+    axes.set(xlim=span, ylim=(0, 1.02), xlabel="threshold on the target NLL (mean nats per token)", ylabel="R²")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    drawing.style(axes)
+    perplexity = axes.secondary_xaxis("top", functions=(np.exp, lambda p: np.log(np.maximum(p, 1 + 1e-12))))
+    perplexity.set_xlabel("threshold on perplexity", color=INK)
+    ticks = [p for p in (1.01, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2, 3, 5) if span[0] <= math.log(p) <= span[1]]
+    perplexity.xaxis.set_major_locator(ticker.FixedLocator(ticks))
+    perplexity.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    perplexity.xaxis.set_minor_locator(ticker.NullLocator())
+    perplexity.tick_params(colors=INK, labelsize=10, length=3)
+    perplexity.spines["top"].set_visible(False)
+    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=2, markerscale=0.7)
+    drawing.save(figure, path)
+
+
+def likelihood_figure(
+    heldout_E: np.ndarray | None, train: Mapping[str, np.ndarray], nll: float, title: str, path: str | os.PathLike
+) -> None:
+    """Writes a PNG of the distribution of target NLL, with the threshold.
+
+    Args:
+      heldout_E: (E,) mean nats per token of examples not trained on; None where there are none.
+      train: label to (E,) of the examples trained on, in the order in which they are drawn.
+      nll: the threshold.
+      title: of the figure.
+      path: of the PNG.
+    """
+    floor = 1e-5  # a target that is certain in float32 has an NLL of 0, which a logarithmic axis cannot show
+    everything = [np.maximum(x[np.isfinite(x)], floor) for x in (*train.values(), heldout_E) if x is not None]
+    joined = np.concatenate([*everything, [nll]])
+    bins = np.geomspace(joined.min() * 0.9, joined.max() * 1.1, 70)
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    shades = colormaps["Blues"](np.linspace(0.4, 0.9, len(train)))
+    for (label, _), values, shade in zip(train.items(), everything, shades, strict=False):
+        weights = np.full(len(values), 1 / len(values))
+        below = np.mean(values < nll)
+        text = f"{label}: {below:.1%} memorized"
+        axes.hist(values, bins, weights=weights, histtype="step", color=shade, linewidth=2, label=text)
+    if heldout_E is not None:
+        values = everything[-1]
+        text = f"held out: {np.mean(values < nll):.1%} below"
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(values, bins, weights=weights, color=TEST, alpha=0.35, label=text)
+    axes.axvline(nll, color=MEMORIZED, linewidth=1.8, label=f"threshold {nll:.4f} (perplexity {math.exp(nll):.4f})")
+    axes.axvspan(bins[0], nll, color=MEMORIZED, alpha=0.06, linewidth=0)
+    axes.set_xscale("log")
+    axes.set(xlim=(bins[0], bins[-1]), xlabel="target NLL (mean nats per token)", ylabel="share of the examples")
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    drawing.style(axes, title)
+    axes.legend(fontsize=9, framealpha=0.9, edgecolor="none", loc="upper left")
+    drawing.save(figure, path)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The names without the parts, between underscores or slashes, that all begin and end with."""
+    if len(names) < 2:
+        return list(names)
+    parts = [name.replace("/", "_").split("_") for name in names]
+    first = next((i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1), 0)
+    backwards = [part[::-1] for part in parts]
+    last = next((i for i, column in enumerate(zip(*backwards, strict=False)) if len(set(column)) > 1), 0)
+    short = [" ".join(part[first : len(part) - last]) for part in parts]
+    return short if all(short) and len(set(short)) == len(set(names)) else list(names)
+
+
+def _run_colors(count: int) -> np.ndarray:
+    if count <= 10:
+        return colormaps["tab10"](np.arange(count))
+    return colormaps["tab20"](np.arange(count)) if count <= 20 else colormaps["turbo"](np.linspace(0.05, 0.95, count))
+
+
+def _interval(axes: Axes, height: float, row: Mapping, name: str, color: str, marker: str) -> None:
+    value = row[name]
+    if value is None or not math.isfinite(value):
+        return
+    low, high = row["interval"][name]
+    left = -0.3
+    if math.isfinite(low):
+        axes.plot([max(low, left), max(high, left)], [height, height], "-", color=color, linewidth=1.6, alpha=0.7)
+    if value < left:
+        axes.annotate(
+            f"{value:.2f}",
+            (left, height),
+            xytext=(16, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=color,
+            arrowprops=dict(arrowstyle="->", color=color, shrinkA=0, shrinkB=0),
+        )
+        return
+    face = color if marker == "o" else "white"
+    axes.plot([value], [height], marker, color=color, markerfacecolor=face, markersize=6, markeredgewidth=1.4)
+
+
+def _sort_key(row: Mapping) -> tuple:
+    """Predictors that are accuracies come on top, by R² against y = x; a picture's rows run upwards."""
+    value = row["r2_identity"]
+    linear = row["r2_linear"] if math.isfinite(row["r2_linear"]) else -1.0
+    return (value is not None, value if value is not None and math.isfinite(value) else linear)
+
+
+def _r2(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"

@@ -1,0 +1,242 @@
+"""One HTML file about a set of runs: result, pictures, tables."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from premem_jax import atomic
+from premem_jax.analysis import predictors
+from premem_jax.analysis.study import RULE_TITLES
+from premem_jax.report import page
+
+CAPTIONS = {
+    "scatter": "Each point is an evaluation of a run, joined along the run. On the dashed line the predictor, which is "
+    "measured on training examples alone, equals the test accuracy.",
+    "predictors": "Predictors side by side. The circle asks whether the predictor is the test accuracy, the diamond "
+    "only whether a line through it would do. Points along a run depend on each other, so the intervals resample runs.",
+    "sensitivity": "How much hangs on the threshold. Shaded: where the threshold lands when it is read off a few "
+    "hundred held-out solutions; the fewer they are, the less it is known.",
+    "likelihood": "How likely the model finds solutions that it was trained on, and those that it has never seen.",
+}
+
+
+def write_study(
+    folder: Path, tasks: Mapping[str, Mapping], figures: Mapping[str, Mapping[str, Path]], facts: Mapping[str, object]
+) -> Path:
+    """Writes a self-contained `report.html` into `folder`; returns its path.
+
+    Args:
+      folder: of the results.
+      tasks: task name to what `experiments.analyze` puts into the summary for it.
+      figures: task name to the PNG of each name in `CAPTIONS` that was drawn.
+      facts: of the whole, name to value, shown in their order.
+    """
+    html = (
+        page.environment()
+        .get_template("study.html")
+        .render(
+            tasks=[
+                {
+                    "name": name,
+                    "headline": headline(task),
+                    "figures": [
+                        {"caption": CAPTIONS[kind], "data": page.as_base64(path)}
+                        for kind, path in figures[name].items()
+                    ],
+                    "tables": _tables(task),
+                    "notes": [f"{row['note']} ({row['runs']})" for row in task["notes"]],
+                }
+                for name, task in tasks.items()
+            ],
+            facts=page.facts(facts),
+        )
+    )
+    path = folder / "report.html"
+    atomic.write_text(path, html)
+    return path
+
+
+def headline(task: Mapping) -> str:
+    """The result for one task in two or three sentences."""
+    row, naive = task["predictors"].get("pre_memorization_accuracy"), task["predictors"].get("train_accuracy")
+    if not row:
+        return (
+            f"{task['runs']} runs, but no evaluation has test accuracy, samples and likelihoods at once: there is "
+            "nothing to compare."
+        )
+    where = f"Over {row['n_points']} evaluations of {row['n_runs']} {'run' if row['n_runs'] == 1 else 'runs'}"
+    if not _known(row["r2_identity"]):
+        return f"{where}, test accuracy is always the same: no predictor of it can be told from another."
+    low, high = row["interval"]["r2_identity"]
+    interval = f" (95 % interval over runs {low:.2f} to {high:.2f})" if _known(low) else ""
+    text = (
+        f"{where}, pre-memorization accuracy follows test accuracy with R² = {row['r2_identity']:.4f} against y = x"
+        f"{interval} and is off by {100 * row['mae']:.1f} points on average"
+    )
+    if naive:
+        text += f"; train accuracy has R² = {_text(naive['r2_identity'], '.2f')}"
+    text += (
+        f". An example counts as memorized below perplexity {task['threshold']:.4f}, by this rule: "
+        f"{task['threshold_rule']}."
+    )
+    for rule in task["thresholds"]:
+        if (rule["rule"], rule["quantile"]) == ("heldout_quantile", 0.01) and task["threshold_name"] != rule["rule"]:
+            text += (
+                f" With the rule that looks at no accuracy, the 0.01 quantile of held-out likelihoods "
+                f"(perplexity {rule['threshold']:.4f}), R² is {_text(rule['r2_identity'], '.4f')}."
+            )
+    return text
+
+
+def _tables(task: Mapping) -> list[dict]:
+    return [table for table in (_predictors(task), _rules(task), _errors(task), _runs(task)) if table["rows"]]
+
+
+def _predictors(task: Mapping) -> dict:
+    rows = []
+    for name, row in task["predictors"].items():
+        final, within = row["final"], row["within_size"]
+        key = "r2_identity" if row["r2_identity"] is not None else "r2_linear"
+        low, high = row["without_a_run"]
+        rows.append(
+            [
+                _cell(predictors.of(name).title),
+                _with_interval(row, "r2_identity"),
+                _with_interval(row, "r2_linear"),
+                _with_interval(row, "mae"),
+                _with_interval(row, "rank_correlation"),
+                _cell(_text(row["r2_left_out"], ".3f")),
+                _cell(f"{_text(low, '.3f')} … {_text(high, '.3f')}"),
+                _with_interval(final, key),
+                _cell(_text(within[key], ".3f")),
+            ]
+        )
+    return {
+        "title": "Predictors side by side",
+        "note": "R² against y = x where the predictor is an accuracy; R² of the best line; mean absolute error; "
+        "Spearman's rank correlation; R² of a line fitted on the other runs; the range of R² when any one run is left "
+        "out; R² at the last evaluations; R² within equal training-set size (sizes with two runs or more, both "
+        "centered). The last three are of y = x for accuracies, of a line for the others. Small: 95 % intervals over "
+        "runs.",
+        "columns": [
+            "predictor",
+            "R² (y = x)",
+            "R² (line)",
+            "MAE",
+            "rank corr.",
+            "line of other runs",
+            "without a run",
+            "last only",
+            "equal size",
+        ],
+        "rows": rows,
+        "marked": [list(task["predictors"]).index("pre_memorization_accuracy")] if rows else [],
+    }
+
+
+def _rules(task: Mapping) -> dict:
+    rows, marked = [], []
+    for row in task["thresholds"]:
+        quantile = "" if row["quantile"] is None else f" ({100 * row['quantile']:g} %)"
+        if row["rule"] == task["threshold_name"] and row["quantile"] in (None, task["threshold_quantile"]):
+            marked.append(len(rows))
+        spread = f"{row['nll_lowest']:.4f}"
+        if row["nll_highest"] > row["nll_lowest"]:
+            spread += f" … {row['nll_highest']:.4f}"
+        rows.append(
+            [
+                _cell(RULE_TITLES[row["rule"]] + quantile),
+                _cell(spread),
+                _cell(_text(row["r2_identity"], ".4f")),
+                _cell(_text(row["r2_linear"], ".4f")),
+                _cell(_text(row["mae"], ".4f")),
+                _cell(f"{row['n_points']} / {row['n_runs']}"),
+                _cell(_text(row["behind_tuned"], ".4f")),
+                _cell("yes" if row["looks_at_test"] else ""),
+            ]
+        )
+    return {
+        "title": "Rules for the threshold",
+        "note": "Of pre-memorization accuracy. Behind the best: how far R² falls short of the best that any one "
+        "threshold reaches on the same points. A rule that needs held-out solutions of each run is scored on the runs "
+        "that have them.",
+        "columns": [
+            "rule",
+            "mean NLL",
+            "R² (y = x)",
+            "R² (line)",
+            "MAE",
+            "points / runs",
+            "behind the best",
+            "looks at test accuracy",
+        ],
+        "rows": rows,
+        "marked": marked,
+    }
+
+
+def _errors(task: Mapping) -> dict:
+    rows = [
+        [
+            _cell(RULE_TITLES[row["rule"]]),
+            _cell(f"{row['examples']:,}"),
+            _cell(f"{row['nll']:.4f}"),
+            _cell(f"{row['standard_error']:.4f}"),
+            _cell("{:.4f} … {:.4f}".format(*row["nll_interval"])),
+            _cell(_text(row["r2_identity_median"], ".3f")),
+            _cell(f"{_text(row['r2_identity_interval'][0], '.3f')} … {_text(row['r2_identity_interval'][1], '.3f')}"),
+        ]
+        for row in task["heldout_error"]
+    ]
+    return {
+        "title": "How many held-out solutions the threshold needs",
+        "note": "Thresholds from so many held-out solutions, drawn again and again with replacement, and R² with them.",
+        "columns": [
+            "rule",
+            "held out",
+            "mean NLL",
+            "standard error",
+            "95 % of draws",
+            "median R²",
+            "R², 95 % of draws",
+        ],
+        "rows": rows,
+        "marked": [],
+    }
+
+
+def _runs(task: Mapping) -> dict:
+    keys = ("train_nll", "fraction_memorized", "train_accuracy", "pre_memorization_accuracy", "test_accuracy")
+    rows = [
+        [
+            _cell(run["run"]),
+            _cell(str(run["evaluations"])),
+            _cell(f"{run['train_examples']:,}"),
+            *(_cell(_text(run[key][-1], ".4f")) for key in keys),
+        ]
+        for run in task["run_table"]
+    ]
+    return {
+        "title": "Runs, at their last evaluation",
+        "note": "Unweighted means over the examples trained on; NLL in nats per target token.",
+        "columns": ["run", "evaluations", "examples", "train NLL", "memorized", "train", "pre-memorization", "test"],
+        "rows": rows,
+        "marked": [],
+    }
+
+
+def _cell(text: str, interval: str = "") -> dict:
+    return {"text": text, "interval": interval}
+
+
+def _with_interval(row: Mapping, name: str) -> dict:
+    low, high = row["interval"].get(name, (None, None))
+    return _cell(_text(row[name], ".3f"), f"{low:.3f} … {high:.3f}" if _known(low) and _known(high) else "")
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _text(value: float | None, form: str) -> str:
+    return format(value, form) if _known(value) else "–"
