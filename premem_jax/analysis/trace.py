@@ -50,7 +50,7 @@ class SplitTrace:
     samples: np.ndarray  # (M, E) int64, responses sampled
     correct: np.ndarray  # (M, E) int64
     unparsed: np.ndarray  # (M, E) int64, responses in which no answer was found
-    decided_on_host: np.ndarray  # (M, E) int64, responses that the device could not decide exactly
+    decided_on_host: np.ndarray | int = 0  # (M, E) int64, responses that the device could not decide exactly
 
     @property
     def accuracy(self) -> np.ndarray:

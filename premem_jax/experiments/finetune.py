@@ -5,6 +5,8 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
+
 from premem_jax import progress, sharding, workdir
 from premem_jax.analysis import threshold
 from premem_jax.analysis.curves import run_curves
@@ -204,7 +206,7 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
         "steps": steps,
         "epochs": config.train.epochs,
         "train_examples": len(trace.split("train").example),
-        "decided_on_host": int(sum(split.decided_on_host.sum() for split in trace.splits.values())),
+        "decided_on_host": int(sum(np.sum(split.decided_on_host) for split in trace.splits.values())),
         "evaluations": len(evaluation_steps(folder / "trace")),
         **seconds,
         "seconds_total": round(sum(seconds.values()), 3),
