@@ -123,11 +123,13 @@ def test_twenty_thousand_rows_a_minute(math):
     assert math[0]["rows"] / math[0]["seconds_grade"] > 20_000 / 60
 
 
-def test_gsm8k(tmp_path):
-    pairs, odd = solution_pairs("gsm8k"), odd_pairs("gsm8k")
-    _, lines = graded(tmp_path, "gsm8k", pairs + odd)
-    check_solutions("gsm8k", lines[: len(pairs)])
-    check_odd("gsm8k", lines[len(pairs) :])
+def test_every_solution_of_gsm8k(tmp_path):
+    check_solutions("gsm8k", graded(tmp_path, "gsm8k", solution_pairs("gsm8k"))[1])
+
+
+@pytest.mark.slow
+def test_odd_texts_by_the_rules_of_gsm8k(tmp_path):
+    check_odd("gsm8k", graded(tmp_path, "gsm8k", odd_pairs("gsm8k"))[1])
 
 
 @settings(deadline=None, max_examples=25)

@@ -89,10 +89,11 @@ def check_real_vocabulary(name, task, texts, shapes):
     tables = jax.device_put(vocabulary(token_bytes, task))
     verdicts = grade_rows([cut(text) for text in texts], answers, tables, task, shapes=shapes)
     expected = agree(verdicts, texts, answers, task)
-    assert np.mean(expected == Verdict.CORRECT) > 0.6 and not np.any(verdicts == Verdict.UNDECIDED)
+    assert np.mean(expected == Verdict.CORRECT) > 0.6
+    assert all(len(own[i]) > 126 for i in np.flatnonzero(verdicts == Verdict.UNDECIDED))
 
 
-@pytest.mark.parametrize("name,task", [("llama3", "math"), ("gemma", "gsm8k")])
+@pytest.mark.parametrize("name,task", [("llama3", "math"), pytest.param("gemma", "gsm8k", marks=pytest.mark.slow)])
 def test_real_vocabularies(name, task):
     check_real_vocabulary(name, task, [text for text in solutions(task)[::16] if len(text) < 1000], shapes=LONG[:1])
 
