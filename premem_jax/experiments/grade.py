@@ -105,7 +105,7 @@ def grade_rows(
     """The verdict of each row, and whether the host had to decide it; `told` hears of the rows as they are done."""
     program = Program(lambda *arrays: grade(*arrays, rules), clock)
     tables = jax.device_put(vocabulary(BYTES, rules))
-    verdicts = np.zeros(len(rows), np.int8)
+    verdicts = np.full(len(rows), Verdict.UNDECIDED, np.int8)
     for index, tokens_BT, length_B in batches(rows):
         answers = [rows[i].answer for i in index] + [None] * (len(length_B) - len(index))
         with clock("grade"):

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs import grade as config
 from premem_jax.errors import UserError
@@ -34,51 +36,113 @@ def graded(folder, task, rows):
     return summary, lines
 
 
-@pytest.mark.parametrize("task, row", [("gsm8k", "answer"), ("math", "solution")])
-def test_every_solution_answers_itself_and_not_the_next(task, row, tmp_path):
-    """Whole solutions as answers; the answers that are extracted are those of the data."""
-    rows = jsonl(f"data/{task}/train.jsonl")
-    texts = [row_[row] for row_ in rows]
-    finals = [r["answer"] if task == "math" else r["answer"].rpartition("#### ")[2].replace(",", "") for r in rows]
-    pairs = [*zip(texts, texts, strict=True), *zip(texts, texts[1:] + texts[:1], strict=True)]
-    summary, lines = graded(tmp_path, task, pairs)
-    odd = [i for i, line in enumerate(lines[: len(texts)]) if line["extracted"] != finals[i]]
-    assert len(odd) == {"gsm8k": 0, "math": 2}[task]  # boxes without braces
-    assert [i for i, line in enumerate(lines[: len(texts)]) if line["verdict"] != "correct"] == odd
-    assert summary["correct"] < 1.05 * len(texts) and summary["decided_on_host"] == {"gsm8k": 0, "math": 6}[task]
-    assert len(rows) * 2 / summary["seconds_grade"] > 20_000 / 60
+def solution_pairs(task):
+    """Every training solution against itself, and against that of the next problem."""
+    texts = [row[{"gsm8k": "answer", "math": "solution"}[task]] for row in jsonl(f"data/{task}/train.jsonl")]
+    return [*zip(texts, texts, strict=True), *zip(texts, texts[1:] + texts[:1], strict=True)]
 
 
-def test_published_labels_of_hendrycks_rule(tmp_path):
-    rows = [row for row in jsonl("data/outputs/math_pairs.jsonl") if row["pred"].count("{") == row["pred"].count("}")]
-    _, lines = graded(tmp_path, "math", [(rf"So $\boxed{{{row['pred']}}}$.", row["gt"]) for row in rows])
-    assert len(rows) > 430
-    assert [line["verdict"] == "correct" for line in lines] == [row["hendrycks_is_equiv"] for row in rows]
-
-
-@pytest.mark.parametrize("task", [pytest.param("gsm8k", marks=pytest.mark.slow), "math"])
-def test_odd_texts_get_the_verdict_of_the_plain_rules(task, tmp_path):
-    """Mutated texts of any length, also far beyond what other tests give the kernel, against final answers."""
+def odd_pairs(task):
+    """Mutated texts, some of them far beyond the lengths that other tests give the kernel, and final answers."""
     texts, answers = Mutator(solutions(task)[:500], task, seed=4).pairs(2000)
     texts = [text.decode(errors="ignore") for text in texts]
     texts[:40] = [12 * i * "long words " + text for i, text in enumerate(texts[:40])]
     answers = [(answer or b"").decode(errors="ignore").replace("#", "").replace("box", "") for answer in answers]
-    summary, lines = graded(tmp_path, task, list(zip(texts, answers, strict=True)))
-    for line, text, answer in zip(lines, texts, answers, strict=True):
-        expected = grade_bytes(text.encode(), answer.encode(), task)
-        assert line["verdict"] == expected.name.lower(), (text, answer)
-    assert 0 < summary["decided_on_host"] < 0.1 * len(texts) and summary["unparsed"] and summary["correct"] > 300
+    return list(zip(texts, answers, strict=True))
 
 
-def test_a_line_says_what_was_compared(tmp_path):
-    rows = [(r"\boxed{\frac12}", r"thus $\boxed{0.5}$"), ("none", "1"), (r"\boxed{\sqrt}", "é")]
-    _, lines = graded(tmp_path, "math", rows)
+def labelled_pairs():
+    """The balanced pairs whose verdicts by Hendrycks' rule are published, and these."""
+    rows = [row for row in jsonl("data/outputs/math_pairs.jsonl") if row["pred"].count("{") == row["pred"].count("}")]
+    pairs = [(rf"So $\boxed{{{row['pred']}}}$.", row["gt"]) for row in rows]
+    return pairs, [row["hendrycks_is_equiv"] for row in rows]
+
+
+EXAMPLES = [
+    (r"\boxed{\frac12}", r"thus $\boxed{0.5}$"),
+    ("none", "1"),
+    (r"\boxed{\sqrt}", "é"),
+]
+
+
+@pytest.fixture(scope="module")
+def math(tmp_path_factory):
+    """One run over all of these: its summary, and its lines by kind."""
+    kinds = dict(
+        solutions=solution_pairs("math"), odd=odd_pairs("math"), labelled=labelled_pairs()[0], examples=EXAMPLES
+    )
+    summary, lines = graded(
+        tmp_path_factory.mktemp("math"), "math", [pair for pairs in kinds.values() for pair in pairs]
+    )
+    rest = iter(lines)
+    return summary, {kind: [next(rest) for _ in pairs] for kind, pairs in kinds.items()}
+
+
+def check_solutions(task, lines):
+    """A solution is its own answer, which is that of the data; few have the answer of the next one."""
+    rows = jsonl(f"data/{task}/train.jsonl")
+    finals = [r["answer"] if task == "math" else r["answer"].rpartition("#### ")[2].replace(",", "") for r in rows]
+    odd = [i for i, final in enumerate(finals) if lines[i]["extracted"] != final]
+    assert len(odd) == {"gsm8k": 0, "math": 2}[task]  # boxes without braces
+    assert [i for i in range(len(rows)) if lines[i]["verdict"] != "correct"] == odd
+    assert sum(line["verdict"] == "correct" for line in lines) < 1.05 * len(rows)
+    assert sum(line["decided_by"] == "host" for line in lines) == {"gsm8k": 0, "math": 6}[task]
+
+
+def check_odd(task, lines):
+    pairs = odd_pairs(task)
+    for line, (text, answer) in zip(lines, pairs, strict=True):
+        assert line["verdict"] == grade_bytes(text.encode(), answer.encode(), task).name.lower(), (text, answer)
+    assert {line["verdict"] for line in lines} == {"correct", "wrong", "unparsed"}
+    assert 0 < sum(line["decided_by"] == "host" for line in lines) < 0.1 * len(lines)
+
+
+def test_every_solution_of_math(math):
+    check_solutions("math", math[1]["solutions"])
+
+
+def test_odd_texts_get_the_verdict_of_the_plain_rules(math):
+    check_odd("math", math[1]["odd"])
+
+
+def test_published_labels_of_hendrycks_rule(math):
+    labels = labelled_pairs()[1]
+    assert len(labels) > 430 and [line["verdict"] == "correct" for line in math[1]["labelled"]] == labels
+
+
+def test_a_line_says_what_was_compared(math):
     names = ("verdict", "extracted", "normalised", "reference", "reference_normalised", "decided_by")
-    assert [tuple(line[name] for name in names) for line in lines] == [
+    assert [tuple(line[name] for name in names) for line in math[1]["examples"]] == [
         ("correct", r"\frac12", r"\frac{1}{2}", "0.5", r"\frac{1}{2}", "device"),
         ("unparsed", None, None, "1", "1", "device"),
         ("wrong", r"\sqrt", None, "é", "é", "device"),
     ]
+
+
+def test_twenty_thousand_rows_a_minute(math):
+    assert math[0]["rows"] / math[0]["seconds_grade"] > 20_000 / 60
+
+
+def test_every_solution_of_gsm8k(tmp_path):
+    check_solutions("gsm8k", graded(tmp_path, "gsm8k", solution_pairs("gsm8k"))[1])
+
+
+@pytest.mark.slow
+def test_odd_texts_by_the_rules_of_gsm8k(tmp_path):
+    check_odd("gsm8k", graded(tmp_path, "gsm8k", odd_pairs("gsm8k"))[1])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.sampled_from([0, 1, 511, 512, 513, 2048, 2049, 9000]), min_size=1, max_size=40))
+def test_batches_hold_each_row_once(sizes):
+    rows = [grade.Row(bytes([i]) * size, b"") for i, size in enumerate(sizes, start=1)]
+    seen = {}
+    for index, tokens_BT, length_B in grade.batches(rows):
+        assert len(index) <= len(tokens_BT) == len(length_B) and not length_B[len(index) :].any()
+        for i, row, length in zip(index, tokens_BT, length_B, strict=False):
+            assert i not in seen and not row[length:].any()
+            seen[i] = bytes(row[:length].astype("uint8"))
+    assert seen == {i: row.output for i, row in enumerate(rows)}
 
 
 GOOD = '{"output": "#### 1", "answer": "1"}'

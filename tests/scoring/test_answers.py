@@ -17,6 +17,7 @@ from tests.scoring.mutations import LONG, Mutator, atoms
 from tests.scoring.vocabularies import (
     GRADE,
     REAL,
+    SHAPES,
     SINGLE_BYTES,
     agree,
     byte_vocabulary,
@@ -74,8 +75,8 @@ def test_normal_forms():
 
 def test_the_unseen_rest_takes_no_more_than_the_slack():
     """Any text that goes on: its normal form is at least as long as what is left of its start, less the slack."""
-    starts = [text[: WIDTH - 1] for text in atoms(4000, seed=6, most=60) if len(text) >= WIDTH - 1]
-    ends = [*atoms(200, seed=8), *LONG, b"ft", rb"ircirc}", b"ext{ ", b"=", rb"\text{ "]
+    starts = [text[: WIDTH - 1] for text in atoms(2500, seed=6, most=60) if len(text) >= WIDTH - 1]
+    ends = [*atoms(100, seed=8), *LONG, b"ft", rb"ircirc}", b"ext{ ", b"=", rb"\text{ "]
     rows = np.stack([np.frombuffer(text.ljust(WIDTH, b"\0"), np.uint8) for text in starts])
     least_B = np.asarray(jax.jit(normalise)(Text(rows.T, np.full(len(rows), WIDTH - 1, np.int32))).least_B)
     assert len(starts) > 500 and np.mean(least_B > SLACK) > 0.5
@@ -121,34 +122,34 @@ def test_mutated_texts_in_real_vocabularies(rules, name):
     agree(verdicts, [b"".join(token_bytes[i] for i in cut(text)) for text in texts], answers, rules)
 
 
-def mutated_batch(rules, rows, seed=3):
-    texts, answers = Mutator(solutions("math")[:300], rules, seed).pairs(rows)
-    texts = [text[:240] for text in texts]
-    return texts, answers, *pad_tokens(texts, (rows, 256), 256, seed), answer_bytes(answers, rules)
+def mutated_batch(rules, shape, most, seed=3):
+    """Texts of at most `most` bytes, one for each row of `shape`, and what `grade` takes of them."""
+    texts, answers = Mutator(solutions("math")[:300], rules, seed).pairs(shape[0])
+    texts = [text[:most] for text in texts]
+    return texts, answers, *pad_tokens(texts, shape, 256, seed), answer_bytes(answers, rules)
 
 
 @pytest.mark.parametrize("rules", RULES)
 def test_place_padding_and_order_never_matter(rules):
-    _, _, tokens_BT, length_B, answers = mutated_batch(rules, 512)
+    _, _, tokens_BT, length_B, answers = mutated_batch(rules, SHAPES[0], most=1000)
     tables = byte_vocabulary(rules)
     verdict_B = np.asarray(GRADE(tokens_BT, length_B, tables, answers, rules=rules))
     assert set(verdict_B) >= {0, 1, 2}
     rng = np.random.default_rng(0)
-    order = rng.permutation(512)
-    garbage = rng.integers(-(2**31), 2**31, (512, 320), dtype=np.int32)
-    kept = np.arange(320) < length_B[:, None]
-    wide_BT = np.where(kept, np.pad(tokens_BT, ((0, 0), (0, 64))), garbage)[order]
+    order = rng.permutation(len(length_B))
+    garbage = rng.integers(-(2**31), 2**31, SHAPES[0], dtype=np.int32)
+    moved_BT = np.where(np.arange(SHAPES[0][1]) < length_B[:, None], tokens_BT, garbage)[order]
     moved = Answers(*(x[order] for x in answers))
-    again_B = np.asarray(GRADE(wide_BT, length_B[order], tables, moved, rules=rules))
+    again_B = np.asarray(GRADE(moved_BT, length_B[order], tables, moved, rules=rules))
     np.testing.assert_array_equal(again_B, verdict_B[order])
 
 
 @pytest.mark.parametrize("rules", RULES)
 def test_tokens_without_text_never_matter(rules):
     """Ids outside the vocabulary between any two bytes; four in five tokens are such, so windows show fewer bytes."""
-    texts, answers, tokens_BT, length_B, packed = mutated_batch(rules, 256)
-    spread_BT = np.full((256, 1280), -1, np.int32)
-    spread_BT[:, 1::5] = tokens_BT
+    texts, answers, tokens_BT, length_B, packed = mutated_batch(rules, SHAPES[0], most=200)
+    spread_BT = np.full(SHAPES[0], -1, np.int32)
+    spread_BT[:, 1:1000:5] = tokens_BT[:, :200]
     spread_BT[:, ::5] = 256
     verdict_B = np.asarray(GRADE(spread_BT, 5 * length_B, byte_vocabulary(rules), packed, rules=rules))
     agree(verdict_B, texts, answers, rules)
@@ -156,18 +157,18 @@ def test_tokens_without_text_never_matter(rules):
 
 
 def test_vmap_over_samples():
-    _, _, tokens_BT, length_B, answers = mutated_batch("math", 128)
-    tables, answers = byte_vocabulary("math"), Answers(*(x[:32] for x in answers))
-    tokens_RBT, length_RB = tokens_BT.reshape(4, 32, 256), length_B.reshape(4, 32)
+    _, _, tokens_BT, length_B, answers = mutated_batch("math", SHAPES[0], most=240)
+    tables, answers = byte_vocabulary("math"), Answers(*(x[:256] for x in answers))
     mapped = jax.jit(jax.vmap(grade, in_axes=(0, 0, None, None, None)), static_argnums=4)
-    verdict_RB = mapped(tokens_RBT, length_RB, tables, answers, "math")
-    for r in range(4):
-        np.testing.assert_array_equal(verdict_RB[r], GRADE(tokens_RBT[r], length_RB[r], tables, answers, rules="math"))
+    verdict_RB = mapped(tokens_BT[:, :240].reshape(4, 256, 240), length_B.reshape(4, 256), tables, answers, "math")
+    repeated = Answers(*(np.concatenate([x] * 4) for x in answers))
+    verdict_B = GRADE(tokens_BT, length_B, tables, repeated, rules="math")
+    np.testing.assert_array_equal(verdict_RB.reshape(-1), verdict_B)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_sharded_batch_is_the_batch(devices):
-    _, _, tokens_BT, length_B, answers = mutated_batch("math", 64)
+    _, _, tokens_BT, length_B, answers = mutated_batch("math", SHAPES[0], most=240)
     tables = byte_vocabulary("math")
     single = np.asarray(GRADE(tokens_BT, length_B, tables, answers, rules="math"))
 
@@ -176,7 +177,7 @@ def test_sharded_batch_is_the_batch(devices):
     arguments = jax.device_put((tokens_BT, length_B, tables, answers), (rows, rows, everywhere, rows))
     compiled = jax.jit(grade, static_argnums=4, out_shardings=rows).lower(*arguments, "math").compile()
     verdict_B = compiled(*arguments)
-    assert verdict_B.addressable_shards[0].data.shape == (64 // devices,)
+    assert verdict_B.addressable_shards[0].data.shape == (SHAPES[0][0] // devices,)
     np.testing.assert_array_equal(verdict_B, single)
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in compiled.as_text()
@@ -185,7 +186,7 @@ def test_sharded_batch_is_the_batch(devices):
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 def test_nothing_is_asked_of_the_host(platform):
     """Of the whole program, likelihood and verdicts."""
-    _, _, tokens_BT, length_B, answers = mutated_batch("math", 8)
+    _, _, tokens_BT, length_B, answers = mutated_batch("math", (8, 256), most=240)
     targets = np.zeros((8, 5, 7), np.float32), np.zeros((8, 5), np.int32), np.ones((8, 5), np.float32)
     sampled = tokens_BT, length_B, byte_vocabulary("math"), answers, "math"
     traced = jax.jit(score, static_argnums=7).trace(*targets, *sampled)
@@ -213,9 +214,8 @@ def test_bounds_are_flagged_and_settled():
     inside, long = rb"\boxed{" + b"1" * most + b"}", rb"\boxed{" + b"1" * (most + 1) + b"}"
     texts = [inside, long, rb"\boxed{" + b"x" * 400, rb"\boxed{1" + b"x" * 100, b"answer" + b"word " * 200, b"answer 1"]
     answers = ["1" * most, "1" * (most + 1), "1", "1", "1", "1"]
+    verdict_B = grade_rows(texts, answers, byte_vocabulary("math"), "math")
     tokens_BT, length_B = pad_tokens(texts, (6, 1024), 256)
-    packed = answer_bytes(answers, "math")
-    verdict_B = np.asarray(GRADE(tokens_BT, length_B, byte_vocabulary("math"), packed, rules="math"))
     assert verdict_B.tolist() == [0, 3, 3, 2, 1, 0]
     settled, count = resolve(verdict_B, tokens_BT, length_B, SINGLE_BYTES, answers, "math")
     assert settled.tolist() == [0, 0, 2, 2, 1, 0] and count == 2
@@ -249,7 +249,7 @@ def test_wrong_arguments_are_named():
         vocabulary([], "math")
     with pytest.raises(ValueError, match="no grading rules 'maths'"):
         answer_bytes(["18"], "maths")
-    _, _, tokens_BT, length_B, answers = mutated_batch("math", 8)
+    _, _, tokens_BT, length_B, answers = mutated_batch("math", (8, 256), most=240)
     with pytest.raises(ValueError, match="made for other grading rules"):
         GRADE(tokens_BT, length_B, byte_vocabulary("math"), answers, rules="gsm8k")
     assert find_answer(b"", "math") is None
