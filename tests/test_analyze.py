@@ -5,11 +5,13 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs import analyze as config_file
+from premem_jax.analysis.predictors import of
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.study import choose
 from premem_jax.errors import UserError
@@ -122,7 +124,42 @@ def test_the_rule_that_looks_at_no_accuracy_is_behind_the_tuned_one_by_little(de
     rule = rules["heldout_quantile", 0.01]
     assert not rule["looks_at_test"] and rule["n_points"] == 51
     assert best["r2_identity"] - rule["r2_identity"] < 0.02 < rules["heldout_quantile", 0.02]["behind_tuned"]
-    assert {row["n_points"] for row in task["thresholds"] if row["rule"] == "each_run"} == {12}
+    own = rules["each_run", 0.01]
+    assert own["n_points"] == 12
+    assert [own["nll_lowest"], own["nll_highest"]] == pytest.approx([0.100, 0.124], abs=0.6e-3)
+
+
+def test_within_equal_size_only_the_eleven_full_runs_count(release_order):
+    """Each of the two subsets has a size of its own; runs of one size are centered, by a loop over section 7a."""
+    rows = []
+    for name, text in RELEASED.items():
+        if "full" in name:
+            rows += [[float(x) for x in triple.split("/")][1:] for triple in text.split()]
+    x, y = np.array(rows).T
+    x, y = x - x.mean(), y - y.mean()
+    row = release_order["predictors"]["pre_memorization_accuracy"]["within_size"]
+    assert (row["n_points"], row["n_runs"]) == (39, 11)
+    assert row["r2_identity"] == pytest.approx(1 - np.sum((x - y) ** 2) / np.sum(y**2), abs=1e-3)
+    assert row["r2_linear"] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2, abs=1e-3)
+    assert release_order["predictors"]["log_train_examples"]["within_size"]["r2_linear"] is None
+
+
+def test_the_documentation_states_these_results(default):
+    """The tables of docs/study.md, but for the intervals, which depend on the number of draws."""
+    text = (Path(__file__).parents[1] / "docs" / "study.md").read_text()
+    task = default[0]["tasks"]["gsm8k"]
+    rows = {cells[0]: cells[1:] for cells in (re.split(r" *\| *", line.strip("|* ")) for line in text.splitlines())}
+    for name, row in task["predictors"].items():
+        stated = [cell.strip("* ") for cell in rows[of(name).title + "**" * name.startswith("pre_mem")]]
+        key = "r2_linear" if row["r2_identity"] is None else "r2_identity"
+        values = [row["r2_identity"], row["r2_linear"], row["r2_left_out"], row["final"][key]]
+        for cell, value in zip([stated[0], *stated[2:]], values, strict=True):
+            assert cell == "–" if value is None else float(cell.split()[0]) == pytest.approx(value, abs=0.6e-3), name
+    stated = text[text.index("### The threshold, chosen") : text.index("What to make of it")]
+    rules = ("published", "heldout_quantile", "heldout_fit", "first_epoch_fraction", "tuned_on_other_runs")
+    for row in task["thresholds"]:
+        if row["rule"] in rules and row["quantile"] in (None, 0.01):
+            assert f"{row['nll_lowest']:.4f}" in stated and f"{row['r2_identity']:.4f}" in stated, row["rule"]
 
 
 # ---- What is written -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The worked example of docs/study.md, run as it stands, and the figures that the page states."""
+"""The worked example of docs/study.md, run as it stands, and links of the pages."""
 
 import json
 import re

@@ -98,7 +98,8 @@ def sensitivity_figure(
 
     Args:
       curve: nll (mean nats per token), r2_identity and r2_linear, one value per threshold.
-      rules: what `analysis.study.threshold_table` returns; those of one threshold for all runs are marked.
+      rules: what `analysis.study.threshold_table` returns; the published or given one, the
+        held-out quantile and the tuned one are marked.
       errors: what `analysis.study.heldout_error` returns.
       path: of the PNG.
       quantile: marks the rule of the held-out quantile with this one.
@@ -117,7 +118,7 @@ def sensitivity_figure(
     marks["tuned"] = ("o", TEST, 9, "tuned on test accuracy")
     marks["heldout_quantile"] = ("o", MEMORIZED, 5, f"{quantile:.3g} quantile of held-out NLL")
     for row in rules:
-        if row["rule"] in marks and row["quantile"] in (None, quantile) and row["nll_lowest"] == row["nll_highest"]:
+        if row["rule"] in marks and row["quantile"] in (None, quantile):
             marker, color, size, label = marks[row["rule"]]
             style = dict(markersize=size, color=color, markerfacecolor="none", markeredgewidth=1.8, linestyle="none")
             label = f"{label}: {row['nll_lowest']:.4f}, R² {row['r2_identity']:.4f}"

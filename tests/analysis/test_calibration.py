@@ -71,12 +71,12 @@ def test_rules_of_single_runs_are_their_loops(runs):
             assert (got is None) if want is None else got.tolist() == want
 
 
-def test_an_evaluation_without_held_out_values_keeps_the_threshold_before_it(runs):
-    run = made_up(1)
-    nll = run.heldout_nll.copy()
-    run.heldout_nll[0], run.heldout_nll[2] = np.nan, np.nan
+def test_an_evaluation_without_held_out_values_keeps_the_threshold_before_it():
+    run = made_up(1, evaluations=4)
+    run.heldout_nll[[0, 3]] = np.nan
+    second, third = map(own, run.heldout_nll[1:3])
     [got] = calibration.each_evaluation([run], Q)
-    assert got.tolist() == [own(nll[1])] * 3
+    assert second != third and got.tolist() == [second, second, third, third]
 
 
 def test_the_fraction_of_the_first_epoch_takes_the_lowest_median(runs):
@@ -131,7 +131,7 @@ def test_which_threshold_is_chosen(runs):
     assert study.choose(runs, "given", Q, 1.3).perplexity == 1.3
     expected = calibration.reference_run(runs, Q)[0]
     for rule in ("heldout_quantile", "published"):  # nobody published these runs
-        chosen = study.choose(runs, rule, Q, 0.0)
+        chosen = study.choose([runs[2], *runs], rule, Q, 0.0)  # the first has nothing held out
         assert chosen.perplexity == pytest.approx(expected)
         lowest = {run.name: run.heldout_nll.mean(axis=1).min() for run in runs if run.heldout_nll is not None}
         assert chosen.detail["run"] == min(lowest, key=lowest.get)

@@ -184,7 +184,7 @@ def test_a_renamed_file_and_mixed_runs_are_refused(tmp_path):
 
 
 def test_analysis_needs_no_jax():
-    modules = ["trace", "premem", "threshold", "curves"]
+    modules = ["trace", "premem", "threshold", "curves", "study", "readers"]
     code = f"import sys; {'; '.join(f'import premem_jax.analysis.{name}' for name in modules)}; "
     code += "print([name for name in sys.modules if name.split('.')[0] in ('jax', 'jaxlib', 'flax', 'matplotlib')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
