@@ -223,10 +223,8 @@ def save(
         raise UserError(f"checkpoint.export_dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     if folder.exists():
         raise UserError(f"{folder} exists already; move it away, or choose another folder")
-    leaves, size = flatten_dict(params), jnp.dtype(dtype).itemsize
-    table = hf.tensors(config)
+    leaves, table, size = flatten_dict(params), hf.tensors(config), jnp.dtype(dtype).itemsize
     shards = _divide(table, size, shard_bytes)
-    plan = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
     here = lambda tree, i: {path: (x if i is None else x[i]).astype(dtype) for path, x in tree.items()}
     take = jax.jit(here, out_shardings=sharding.replicated(mesh))
 
@@ -248,9 +246,7 @@ def save(
             for name, tensors in shards.items():
                 _write_shard(unfinished / name, tensors, arrays(tensors, bar), dtype)
             if len(shards) > 1:
-                total = size * sum(int(np.prod(tensor.shape)) for tensor in table)
-                text = json.dumps({"metadata": {"total_size": total}, "weight_map": plan}, indent=2)
-                (unfinished / INDEX).write_text(text + "\n")
+                (unfinished / INDEX).write_text(_index(shards, size))
             for name, data in files.items():
                 (unfinished / name).write_bytes(data)
             # Read by all versions of transformers, of which the newer write `dtype`.
@@ -271,6 +267,13 @@ def _divide(table: list[hf.Tensor], size: int, limit: int) -> dict[str, list[hf.
     if len(shards) == 1:
         return {SINGLE: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": tensors for i, tensors in enumerate(shards, start=1)}
+
+
+def _index(shards: Mapping[str, list[hf.Tensor]], size: int) -> str:
+    """Which tensor is in which file."""
+    placed = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
+    total = size * sum(int(np.prod(tensor.shape)) for tensors in shards.values() for tensor in tensors)
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": placed}, indent=2) + "\n"
 
 
 def _write_shard(file: Path, tensors: list[hf.Tensor], arrays: Iterable[np.ndarray], dtype: str) -> None:

@@ -220,6 +220,7 @@ def test_there_and_back_is_exact_and_transformers_reads_it(folder, dtype, shard_
     save(out, checkpoint.load(mesh, dtype), checkpoint.config, mesh, shard_bytes=shard_bytes, **options)
     assert (out / hf_files.INDEX).exists() == (shard_bytes < 10**9) and len(shards(out)) > (shard_bytes < 10**9)
     assert (out / "note.txt").read_bytes() == b"x" and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == dtype
     model, state = state_of(out)
     assert str(model.dtype) == f"torch.{dtype}"
     expected = state_of(folder, getattr(torch, dtype))[1]
@@ -264,6 +265,7 @@ def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
     (tmp_path / ".out.tmp" / "model-00007-of-00009.safetensors").write_text("left by a kill")
     write(tmp_path / "out", shard_bytes=40_000)
     names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "model-00007-of-00009.safetensors" not in names
     assert names == {"config.json", hf_files.INDEX, *(path.name for path in shards(tmp_path / "out"))}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(UserError, match="exists already"):
