@@ -1,6 +1,7 @@
 """Compiled programs and an honest clock: what is compiled, what is run, and how long each takes."""
 
 import contextlib
+import functools
 import time
 
 import jax
@@ -37,12 +38,15 @@ class Clock:
 
 
 class Program:
-    """A jitted function that compiles once per argument shapes, in the phase `compile` of the clock."""
+    """A jitted function that compiles once per argument shapes, in the phase `compile` of the clock.
+
+    Programs made of the same function, with equal hashable arguments bound by `functools.partial`, share what they have
+    compiled: in a process that finetunes many times, each shape is compiled once.
+    """
 
     def __init__(self, function, clock: Clock, **jit_options):
-        self.jitted = jax.jit(function, **jit_options)
         self._clock = clock
-        self._compiled = {}
+        self.jitted, self._compiled = _shared(function, jit_options)
 
     def __call__(self, *args):
         key = jax.tree.structure(args), tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
@@ -50,3 +54,16 @@ class Program:
             with self._clock("compile"):
                 self._compiled[key] = self.jitted.lower(*args).compile()
         return self._compiled[key](*args)
+
+
+_programs: dict = {}
+
+
+def _shared(function, options: dict) -> tuple:
+    """The jitted function, and what it has compiled so far by the shapes of its arguments."""
+    if isinstance(function, functools.partial):
+        leaves, structure = jax.tree.flatten(options)
+        bound = function.func, function.args, tuple(sorted(function.keywords.items()))
+        with contextlib.suppress(TypeError):  # something that is bound has no hash
+            return _programs.setdefault((bound, structure, tuple(leaves)), (jax.jit(function, **options), {}))
+    return jax.jit(function, **options), {}

@@ -1,6 +1,7 @@
 """The clock with a time source that the test turns by hand, and programs that count how often they are traced."""
 
 import types
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +94,32 @@ def test_a_program_compiles_once_per_shapes(time):
         program({"x": x[:2]}, x[:2])
     assert len(compiled) == 4
     assert clock.read() == {"other": 0, "train": 0, "compile": 40}
+
+
+def scale(factor, traced, x):
+    traced.append(factor)
+    return factor * x
+
+
+class Traced(list):
+    """A list that may be bound: it is itself alone."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+def test_programs_of_the_same_parts_share_what_is_compiled():
+    traced, x = Traced(), np.arange(3.0, dtype=np.float32)
+    make = lambda factor, **options: Program(partial(scale, factor, traced), Clock(), **options)
+    for factor in 2.0, 3.0, 2.0:
+        np.testing.assert_array_equal(make(factor)(x), factor * x)
+    assert traced == [2.0, 3.0]
+    np.testing.assert_array_equal(make(2.0, donate_argnums=0)(x), 2 * x)
+    assert traced == [2.0, 3.0, 2.0]
+
+
+def test_programs_with_something_that_has_no_hash_are_compiled_each():
+    traced, x = [], np.arange(3.0, dtype=np.float32)
+    for _ in range(2):
+        np.testing.assert_array_equal(Program(partial(scale, 2.0, traced), Clock())(x), 2 * x)
+    assert traced == [2.0, 2.0]

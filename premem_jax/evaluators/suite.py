@@ -1,6 +1,7 @@
 """All evaluators of a run: which are due when, and one trace file per evaluation."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -78,8 +79,12 @@ class Suite:
     def _to_decode_layout(self, params):
         """Weights in the compute dtype and the sampling layout, resharded once per evaluation."""
         if self._decode_layout is None:
-            cast = lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree)
             layout = sharding.shardings(self._decode_mesh, params)
-            self._decode_layout = Program(cast, self._clock, out_shardings=layout)
+            self._decode_layout = Program(partial(cast, self._dtype), self._clock, out_shardings=layout)
         with self._clock("sample"):
             return self._decode_layout(params)
+
+
+def cast(dtype, tree):
+    """The arrays of `tree` in `dtype`."""
+    return jax.tree.map(lambda x: x.astype(dtype), tree)

@@ -12,7 +12,7 @@ and caches are stacked along L all the same, so that their layout does not depen
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -302,6 +302,7 @@ class Model(NamedTuple):
         return nnx.merge(self.graphdef, params)
 
 
+@cache
 def build(
     config: ModelConfig,
     *,
@@ -311,7 +312,7 @@ def build(
     attention: str = "auto",
     mesh: Mesh | None = None,
 ) -> Model:
-    """The model without parameters; nothing is allocated.
+    """The model without parameters; nothing is allocated, and the same arguments give the same object.
 
     Args:
       dtype: of activations and of the weights' copies that meet them.

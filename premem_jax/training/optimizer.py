@@ -1,11 +1,16 @@
 """AdamW and its schedule. The learning rate is an argument of the step, so one compiled step serves every schedule."""
 
+from functools import cache
+
 import jax
 import optax
 
 
+@cache
 def adamw(*, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
     """Descent direction of AdamW after clipping by the global norm; multiply by minus the learning rate.
+
+    The same settings give the same object, so that updates compiled with it can be shared.
 
     Weight decay is decoupled (Loshchilov & Hutter, arXiv 1711.05101) and applies to matrices, not to norm scales.
     """

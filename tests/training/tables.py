@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class _Bound(NamedTuple):
@@ -10,6 +11,10 @@ class _Bound(NamedTuple):
 
     def __call__(self, tokens_BT):
         return tokens_BT, None
+
+    def next_token_nll(self, hidden, next_BT):
+        logp = jax.nn.log_softmax(self.logits(hidden))
+        return -jnp.take_along_axis(logp, next_BT[..., None], axis=-1)[..., 0]
 
     def logits(self, hidden):
         return self.logits_BTV
