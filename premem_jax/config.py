@@ -34,6 +34,26 @@ def finetune() -> ConfigDict:
     return c
 
 
+def arithmetic() -> ConfigDict:
+    """A small Llama on the arithmetic task: a base phase on its texts, cached, then a finetune on word problems."""
+    c = finetune()
+    c.data.update(task="arithmetic", train=256, heldout=256, test=192, context=96, buckets=(72, 88))
+    c.tokenizer.update(kind="word", vocab_size=512)
+    c.model.preset = "llama_tiny"
+    c.base.update(steps=600, learning_rate=6e-3)
+    c.train.update(epochs=16, batch=16, learning_rate=3e-3, warmup_steps=10)
+    c.optimizer.update(b2=0.98, weight_decay=0.0, clip_norm=1.0)
+    early = (0, 1, 2, 4, 7, 11)
+    sampling = dict(batch=128, max_new_tokens=44)
+    c.evals = dict(
+        train_likelihood=likelihood("train", early),
+        heldout_likelihood=likelihood("heldout", early),
+        train_accuracy=accuracy("train", early, samples=10, **sampling),
+        test_accuracy=accuracy("test", early, samples=5, **sampling),
+    )
+    return c
+
+
 # Learning rates of the middle groups of Kang et al.; the others are reached with `:lr=`.
 RATES = {"llama3_8b": 2e-5, "gemma2_9b": 5e-5}
 # Examples of the published splits, train and test.
@@ -99,6 +119,13 @@ def evaluate() -> ConfigDict:
     del c.sampling["keep_texts"]
     c.mesh = like.mesh
     return c
+
+
+def sweep(base: ConfigDict, runs) -> ConfigDict:
+    """Finetunes like `base` with the settings of each of `runs`: name → {key: value}."""
+    base.experiment = "sweep"
+    base.sweep = ConfigDict(dict(runs=tuple((name, tuple(changes.items())) for name, changes in runs.items())))
+    return base
 
 
 def analyze() -> ConfigDict:

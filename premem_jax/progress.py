@@ -1,5 +1,6 @@
 """What people see while a run goes: bars, lines, and a table line per evaluation. Only process 0 talks."""
 
+import contextlib
 import math
 import sys
 
@@ -15,18 +16,20 @@ COLUMNS = {
     "fraction_memorized": "memorized",
 }
 
+_quiet = False
+
 
 def bar(total: int, name: str, unit: str, *, initial: int = 0, leave: bool = True) -> tqdm:
     """A progress bar; where stderr is a file, short-lived bars are left out and long ones write a line now and then."""
-    terminal = sys.stderr.isatty()
-    quiet = jax.process_index() > 0 or not (terminal or leave)
+    terminal, leave = sys.stderr.isatty(), leave and not _quiet
+    hidden = jax.process_index() > 0 or not (terminal or leave)
     return tqdm(
         total=total,
         desc=name,
         unit=unit,
         initial=initial,
         leave=leave,
-        disable=quiet,
+        disable=hidden,
         mininterval=0.5 if terminal else 15,
         maxinterval=0.5 if terminal else 15,
         dynamic_ncols=terminal,
@@ -35,8 +38,19 @@ def bar(total: int, name: str, unit: str, *, initial: int = 0, leave: bool = Tru
 
 def say(text: str) -> None:
     """A line on stdout that does not break the bars."""
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not _quiet:
         tqdm.write(text)
+
+
+@contextlib.contextmanager
+def quiet():
+    """While it lasts nothing is said, and bars vanish when they are done: for work that is a part of other work."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
 
 
 class Table:

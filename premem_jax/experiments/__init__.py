@@ -1,3 +1,3 @@
 """What a user can run: `experiment` in a config names the file here whose `run` is called."""
 
-EXPERIMENTS = ("analyze", "evaluate", "finetune", "grade", "plan")
+EXPERIMENTS = ("analyze", "evaluate", "finetune", "grade", "plan", "sweep")
