@@ -47,7 +47,9 @@ def nll_of(folder, tokenizer, example) -> float:
 def test_from_a_folder_to_a_folder(base, tmp_path):
     """The first evaluation is that of the folder's weights, the last that of the export's, both by transformers."""
     run = Run(tmp_path / "run", tmp_path / "cache")
-    run.finish(f"--config.model.path={base}", "--config.base.steps=0", "--config.checkpoint.export=True")
+    options = dict(train=dict(epochs=1), base=dict(steps=0), checkpoint=dict(export=True))  # one epoch has 4 updates
+    flags = [f"--config.{group}.{key}={x}" for group, keys in options.items() for key, x in keys.items()]
+    run.finish(f"--config.model.path={base}", *flags)
     tokenizer = SentencePiece((base / "tokenizer.model").read_bytes())
     assert (run.workdir / "tokenizer.model").read_bytes() == tokenizer.model
     out = run.workdir / "export"
@@ -57,7 +59,7 @@ def test_from_a_folder_to_a_folder(base, tmp_path):
     assert ours.pop("torch_dtype") == theirs.pop("dtype") == "float32" and ours == theirs
 
     trained = transformers.AutoModelForCausalLM.from_pretrained(out).state_dict()
-    params = run.checkpoint(LAST)
+    params = run.checkpoint(4)
     embedding = next(x for name, x in params.items() if name.endswith("['params']['embedding']"))
     np.testing.assert_array_equal(trained["model.embed_tokens.weight"].numpy(), embedding)
 
