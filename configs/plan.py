@@ -10,6 +10,7 @@ changed, such as --config.train.micro_batches=8. Options after the colon: model,
 """
 
 from premem_jax import config as defaults
+from premem_jax.planning.topology import topology
 
 
 def get_config(arg=None):
@@ -17,5 +18,6 @@ def get_config(arg=None):
     c = defaults.paper(options.model, options.task, None)
     c.experiment = "plan"
     c.mesh.data = options.slices
+    c.mesh.decode_tensor = min(c.mesh.decode_tensor, topology(options.topology, options.slices).chips)
     c.plan = dict(topology=options.topology, slices=options.slices, search=options.search)
     return c

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from premem_jax import progress, sharding, workdir
+from premem_jax import progress, workdir
 from premem_jax.atomic import write_text
 from premem_jax.config import EXAMPLES
 from premem_jax.planning import costs, search
@@ -34,7 +34,7 @@ def run(config, folder: Path) -> dict:
         for name in NAMES:
             programs[name] = result = _compile(config, folder, place, name, {})
             if not result["fits"] and config.plan.search:
-                path = search.smaller(config, name, _rows(config, place, name))
+                path = search.smaller(config, name, result["rows"])
                 found = search.first_that_fits(path, lambda change, n=name: _compile(config, folder, place, n, change))
                 nearest[name] = found and {"change": found[0], "peak_hbm_bytes_per_chip": _peak(found[1])}
             bar.update()
@@ -77,17 +77,6 @@ def _compile(config, folder: Path, place: Topology, name: str, change: dict) -> 
 def _peak(result: dict) -> int:
     """Bytes per chip while the program runs, with what lies beside it."""
     return result["peak_hbm_bytes_per_chip"] + result["resident_bytes_per_chip"]
-
-
-def _rows(config, place: Topology, name: str) -> int:
-    """Into how many parts the program's batch is cut."""
-    if name == "sample":
-        return place.chips // (config.mesh.decode_tensor or max(config.mesh.tensor, 1))
-    known = {axis: config.mesh[axis] for axis in sharding.AXES}
-    rest = place.chips
-    for size in known.values():
-        rest //= max(size, 1)
-    return max(known["data"], rest if known["data"] < 0 else 1) * (rest if known["fsdp"] < 0 else known["fsdp"])
 
 
 def _price(config, place: Topology, programs: dict) -> dict:

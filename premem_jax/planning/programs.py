@@ -63,6 +63,11 @@ def cost(config, topology: Topology, mesh, name: str) -> costs.Cost:
     return costs.sample(shape(config), layout(sharding.decode_mesh(mesh, config.mesh.decode_tensor)), **batch)
 
 
+def rows(config, mesh, name: str) -> int:
+    """Into how many parts the batch of the program `name` is cut."""
+    return sharding.rows(sharding.decode_mesh(mesh, config.mesh.decode_tensor) if name == "sample" else mesh)
+
+
 def lower(config, mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     """The program `name` lowered for TPUs, and the bytes per chip that lie beside its arguments while it runs.
 
@@ -75,12 +80,11 @@ def lower(config, mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     trainer = Trainer(model, mesh, Clock(), config.optimizer.to_dict(), config.train.micro_batches)
     state = sharding.abstract(mesh, trainer.abstract_state)
     batch = getattr(sizes(config), name)
-    rows = lambda mesh, *shape, dtype: sharding.abstract_batch(mesh, shape, dtype)
     if name == "sample":
         mesh = sharding.decode_mesh(mesh, config.mesh.decode_tensor)
         return _lower(*_sample(config, model.on(mesh=mesh), mesh, state["params"])), _bytes(state)
-    text = {"tokens": rows(mesh, batch["B"], batch["T"], dtype=jnp.int32)}
-    text["weights"] = rows(mesh, batch["B"], batch["T"], dtype=jnp.float32)
+    text = {"tokens": jnp.int32, "weights": jnp.float32}
+    text = {key: sharding.abstract_batch(mesh, (batch["B"], batch["T"]), dtype) for key, dtype in text.items()}
     if name == "score":
         program = jax.jit(partial(target_nll, model))
         return _lower(program, (state["params"], *text.values())), _bytes(state) - _bytes(state["params"])
@@ -98,12 +102,12 @@ def _sample(config, model: Model, mesh, params):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), tree
     )
     answers = answer_bytes([b"0"] * batch["B"], rules)
-    rows = lambda *shape: sharding.abstract_batch(mesh, (batch["B"], *shape), jnp.int32)
+    integers = lambda *shape: sharding.abstract_batch(mesh, (batch["B"], *shape), jnp.int32)
     args = (
         sharding.abstract(mesh, half),
-        rows(batch["P"]),
-        rows(),
-        rows(),
+        integers(batch["P"]),
+        integers(),
+        integers(),
         jax.tree.map(lambda x: sharding.abstract_batch(mesh, x.shape, x.dtype), answers),
         replicated(vocabulary(tokens, rules)),
         replicated(jax.eval_shape(jax.random.key, 0)),

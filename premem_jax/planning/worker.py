@@ -40,14 +40,16 @@ def compile_apart(config, name: str) -> dict:
 def answer(config, name: str) -> dict:
     """Bytes per chip of the program's arguments, of its peak and of what lies beside it, and seconds to compile.
 
-    `compiles` is false where the compiler finds too little memory; `message` then is its first line.
+    `compiles` is false where the compiler finds too little memory; `message` then is its first line, and the bytes are
+    None. `rows` is the number of parts that the batch is cut into.
     """
     from premem_jax import sharding
     from premem_jax.planning import programs
 
     place = topology(config.plan.topology, config.plan.slices)
     mesh = sharding.make_mesh(config.mesh, devices(place))
-    found = {"cost": programs.cost(config, place, mesh, name)._asdict()}
+    found = {"cost": programs.cost(config, place, mesh, name)._asdict(), "rows": programs.rows(config, mesh, name)}
+    found |= dict.fromkeys(("argument_bytes_per_chip", "peak_hbm_bytes_per_chip", "resident_bytes_per_chip"))
     lowered, beside = programs.lower(config, mesh, name)
     begun = time.perf_counter()
     try:
