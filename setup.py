@@ -15,12 +15,12 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["premem_jax", "premem_jax.*"]),
-    package_data={"premem_jax.report": ["*.html", "*.css"]},
+    package_data={"premem_jax.report": ["*.html", "*.css", "*.js"]},
     python_requires=">=3.11",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
         "plan": PLAN,
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "torch==2.13.0", "transformers", *PLAN, *VERIFY],
+        "test": ["hypothesis", "playwright", "pytest", "pytest-xdist", "ruff", "torch==2.13.0", "transformers", *PLAN, *VERIFY],
         "verify": VERIFY,
     },
 )

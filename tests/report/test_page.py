@@ -137,12 +137,6 @@ def test_an_unknown_verdict_is_refused(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_first_crossing_is_the_first_memorized_evaluation():
-    nll_ME = np.array([[0.5, 0.1, 0.5, np.nan], [0.1, 0.5, 0.5, np.nan], [0.1, 0.1, 0.4, 0.2]])
-    chosen = threshold.Threshold(np.exp(0.3), "given", {})
-    np.testing.assert_array_equal(figures.first_crossing(nll_ME, chosen), [1, 0, 3, 2])
-
-
 def test_rows_are_averaged_only_with_their_neighbours():
     axes = figures.Figure().subplots()
     values = np.repeat(np.arange(10) / 10, 3)[:, None] * [1, 0.5]
