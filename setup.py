@@ -20,7 +20,17 @@ setup(
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
         "plan": PLAN,
-        "test": ["hypothesis", "playwright", "pytest", "pytest-xdist", "ruff", "torch==2.13.0", "transformers", *PLAN, *VERIFY],
+        "test": [
+            "hypothesis",
+            "playwright",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "torch==2.13.0",
+            "transformers",
+            *PLAN,
+            *VERIFY,
+        ],
         "verify": VERIFY,
     },
 )

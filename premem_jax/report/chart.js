@@ -65,10 +65,10 @@ function chart(epochs, curves, threshold) {
   const [top, bottom] = PANEL.tops;
   const accuracyY = (value) => top + (1 - value) * PANEL.heights[0];
   for (const value of [0, 0.5, 1]) gridline(svg, accuracyY(value), value);
-  const said = (m) => `epoch ${epochs[m]}: accuracy ${percent(curves.accuracy[m])}${note(m)}`;
-  series(svg, "accuracy", curves.accuracy, x, accuracyY, memorized, said);
   const before = (m) => `epoch ${epochs[m]}: pre-memorization accuracy ${percent(curves.premem[m])}`;
   series(svg, "premem", curves.premem, x, accuracyY, () => false, before);
+  const said = (m) => `epoch ${epochs[m]}: accuracy ${percent(curves.accuracy[m])}${note(m)}`;
+  series(svg, "accuracy", curves.accuracy, x, accuracyY, memorized, said);
 
   const floor = 1e-5; // a target that is certain in float32 has an NLL of 0, which a logarithmic axis cannot show
   const nll = curves.nll.map((value) => Math.max(value, floor));

@@ -5,14 +5,18 @@ const TYPES = { f4: Float32Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Arr
 const COLUMNS = [
   { key: "example", title: "id" },
   { key: "text", title: "question" },
-  { key: "premem", title: "pre-mem. accuracy", hint: "pre-memorization accuracy at the last evaluation" },
+  { key: "premem", title: "pre\u2011mem. accuracy", hint: "pre-memorization accuracy at the last evaluation" },
   { key: "accuracy", title: "accuracy", hint: "accuracy of the samples at the last evaluation" },
   { key: "nll", title: "NLL", hint: "of the target at the last evaluation, mean nats per token" },
-  { key: "memorized", title: "memorized", hint: "epochs at the first evaluation below the threshold" },
+  { key: "memorized", title: "memorized at epoch", hint: "the first evaluation at which the target is below the threshold" },
   { key: "tokens", title: "tokens", hint: "of the target" },
 ];
 
 const percent = (value) => (Number.isFinite(value) ? `${Number((100 * value).toFixed(1))} %` : "–");
+const short = (value) => {
+  if (!Number.isFinite(value)) return "–";
+  return value === 0 || value >= 1e-3 ? value.toPrecision(3) : value.toExponential(1);
+};
 const byId = (id) => document.getElementById(id);
 
 /** A new element with a class and children; strings become text, never markup. */
@@ -170,8 +174,8 @@ class Explorer {
       element("td", "text", this.text(prompt[row]).slice(0, 160)),
       share("premem"),
       share("accuracy"),
-      element("td", "nll", Number.isFinite(columns.nll[row]) ? columns.nll[row].toPrecision(3) : "–"),
-      element("td", "memorized", epoch === undefined ? "–" : `epoch ${epoch}`),
+      element("td", "nll", short(columns.nll[row])),
+      element("td", "memorized", epoch === undefined ? "–" : String(epoch)),
       element("td", "tokens", columns.tokens[row] ? String(columns.tokens[row]) : "–"),
     );
     line.onclick = () => this.select(row);
@@ -208,14 +212,14 @@ class Explorer {
     const [samples, correct] = [over("samples"), over("correct")];
     const accuracy = samples.map((n, m) => (n ? correct[m] / n : NaN));
     const tags = groups.slice(1).filter((group) => group.members[row]);
-    const legend = element("p", "legend", element("i", "accuracy"), "accuracy");
-    if (this.split.trained) legend.append(element("i", "premem"), "pre-memorization accuracy");
-    legend.append(element("i", "nll"), "target NLL", element("i", "threshold"), `perplexity ${this.data.perplexity.toPrecision(4)}`);
+    const lines = { accuracy: "accuracy", premem: "pre-memorization accuracy", nll: "target NLL", threshold: "threshold" };
+    if (!this.split.trained) delete lines.premem;
+    const keys = Object.entries(lines).map(([kind, title]) => element("span", "", element("i", kind), title));
     const { epochs, nll } = this.data;
     return [
       element("h3", "", `${name} example ${example[row]} `, ...tags.map((group) => element("span", "tag", group.name))),
       chart(epochs, { accuracy, premem: over("premem"), nll: over("nll") }, nll),
-      legend,
+      element("p", "legend", ...keys),
       ...this.passage("prompt", prompt[row]),
       ...this.passage("reference solution", reference[row]),
       element("p", "label", "sampled answers"),

@@ -1,7 +1,7 @@
 """The data behind the explorer of single examples: every quantity is computed here, the page only shows it.
 
-Numbers travel as base64 of little-endian arrays and each text once, so that 8,000 examples and ten evaluations are a few
-megabytes, most of them the texts themselves.
+Numbers travel as base64 of little-endian arrays and each text once, so that 8,000 examples and ten evaluations are a
+few megabytes, most of them the texts themselves.
 """
 
 import base64

@@ -136,4 +136,3 @@ def facts(values: Mapping[str, object]) -> dict[str, str]:
 def as_base64(path: Path) -> str:
     """The bytes of a file as base64 text."""
     return base64.b64encode(path.read_bytes()).decode("ascii")
-
