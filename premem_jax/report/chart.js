@@ -28,13 +28,16 @@ function gridline(svg, y, text) {
   draw(svg, "text", { x: PANEL.left - 7, y: y + 4, class: "tick end" }, text);
 }
 
-/** Ticks of a logarithmic axis: powers of ten, or 1-2-5 steps where there are few of them. */
+/** At most four or so ticks of a logarithmic axis: as many per power of ten as there is room for. */
 function logTicks(low, high) {
-  const ticks = [];
-  const steps = Math.log10(high / low) > 2.2 ? [1] : [1, 2, 5];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
-    for (const step of steps) ticks.push(step * 10 ** power);
-  const within = ticks.filter((tick) => tick >= low && tick <= high);
+  let within = [];
+  for (const steps of [[1, 2, 5], [1, 3], [1]]) {
+    const ticks = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
+      for (const step of steps) ticks.push(step * 10 ** power);
+    within = ticks.filter((tick) => tick >= low && tick <= high);
+    if (within.length <= 4) return within;
+  }
   return within.filter((_, i) => i % Math.ceil(within.length / 4) === 0);
 }
 
