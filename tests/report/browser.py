@@ -29,15 +29,18 @@ def launched():
 
 
 @contextmanager
-def opened(browser, path: Path, **options):
-    """The page of a file. Ends in a failed assertion if it asked for another file, complained, or opened a dialog."""
+def opened(browser, path: Path, fragment: str = "", **options):
+    """The page of a file, at a fragment such as `#train/3`.
+
+    Ends in a failed assertion if the page asked for another file, complained, or opened a dialog.
+    """
     page = browser.new_page(viewport={"width": 1440, "height": 950}, **options)
     heard, asked = [], []
     page.on("console", lambda message: heard.append(message.text))
     page.on("pageerror", lambda error: heard.append(str(error)))
     page.on("dialog", lambda dialog: (heard.append(f"dialog {dialog.message}"), dialog.dismiss()))
     page.on("request", lambda request: asked.append(request.url.split("#")[0]))
-    page.goto(path.as_uri())
+    page.goto(path.as_uri() + fragment)
     yield page
     page.close()
     assert heard == []

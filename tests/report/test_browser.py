@@ -14,13 +14,13 @@ from tests.analysis.traces import synthetic_splits
 from tests.report.browser import broken_images, columns, ids, launched, opened
 
 HOSTILE = (
-    "</script><script>alert('script')</script><!-- <script> <img src=x onerror=alert(1)> "
+    "</script><script>alert('script')</script><!-- <script> <img src=x onerror=alert(1)> </script x <!-- <script "
     "\"'`&amp;&lt; {{ 7 * 7 }} \\ \\u003c",
     "Ünïcödé ∑ 数学 עברית 🤖 \u2028 \u202e \ud800 \x00 end",
     "long " + "x" * 60_000 + " end",
 )
 EPOCHS, EXAMPLES, LIMIT = (0.5, 1, 2, 4, 8), 120, 0.1
-NAME = "test </script> <b>&\"'é/1"  # of a split
+NAME = "test 50% </script> <b>&\"'é/1"  # of a split
 
 
 class Made:
@@ -33,7 +33,9 @@ class Made:
             splits["train"]["correct"][::7] = 0  # never solved
             splits["train"]["unparsed"][::7] = 1
             splits["train"]["example"] = 10 + 3 * np.arange(EXAMPLES)
-            trace.write_evaluation(folder / "trace", round(100 * epoch), epoch, splits | {NAME: splits.pop("test")})
+            splits[NAME] = splits.pop("test")
+            splits["watched"] = splits[NAME] | {"target_nll": splits["train"]["target_nll"]}
+            trace.write_evaluation(folder / "trace", round(100 * epoch), epoch, splits)
         self.trace = trace.read_trace(folder / "trace")
         self.train = self.trace.splits["train"]
         for row, id in enumerate(self.train.example.tolist()):
@@ -208,6 +210,14 @@ def test_the_other_split_has_no_memorization(page, made):
     assert page.locator("#detail circle.premem, #detail circle.nll").count() == 0
 
 
+def test_only_the_split_trained_on_has_pre_memorization_accuracy(page):
+    page.select_option("#split", "watched")
+    names = [text.split()[0] for text in page.locator("#groups button").all_text_contents()]
+    assert names == ["all", "memorized", "never"]
+    table = columns(page)
+    assert set(table["premem"]) == {"–"} and "–" not in table["nll"] + table["accuracy"]
+
+
 def test_keys_and_links_lead_to_an_example(browser, page, made):
     page.locator("#rows").focus()
     page.keyboard.press("ArrowDown")
@@ -218,10 +228,11 @@ def test_keys_and_links_lead_to_an_example(browser, page, made):
     assert page.locator("tr.selected").is_visible()
     page.select_option("#split", NAME)
     page.locator("#body tr:not(.space)").nth(2).click()
-    with opened(browser, made.path) as other:
-        other.evaluate("link => { location.hash = link; }", page.evaluate("location.hash"))
-        other.wait_for_function("document.querySelector('#detail h3').textContent.includes(' example 2 ')")
-        assert other.locator("#detail h3").text_content().startswith(NAME)
+    with opened(browser, made.path, page.evaluate("location.hash")) as other:
+        assert other.locator("#detail h3").text_content().startswith(f"{NAME} example 2 ")
+        assert other.input_value("#split") == NAME
+        other.evaluate("location.hash = '#train/13'")
+        other.wait_for_function("document.querySelector('#detail h3').textContent.startsWith('train example 13 ')")
 
 
 def test_dark_and_narrow_pages_stay_readable(browser, made):
