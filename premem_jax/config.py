@@ -172,7 +172,7 @@ def likelihood(split: str, epochs: tuple[float, ...], **options) -> ConfigDict:
 def accuracy(split: str, epochs: tuple[float, ...], **options) -> ConfigDict:
     """An evaluator of sampled answers on `split`, after each of `epochs` and at the end; the paper's 5 at 0.8."""
     sampling = dict(batch=64, samples=5, max_new_tokens=512, temperature=0.8, top_p=1.0)
-    return ConfigDict(dict(type="accuracy", split=split, epochs=epochs, keep_texts=8) | sampling | options)
+    return ConfigDict(dict(type="accuracy", split=split, epochs=epochs, keep_texts=64) | sampling | options)
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:

@@ -96,8 +96,10 @@ class Run:
         return sorted(int(path.name) for path in self.workdir.glob("checkpoints/*") if path.name.isdigit())
 
     def files(self) -> dict[str, bytes]:
-        """What must not depend on interruptions, by name: the trace, the metrics and the sampled texts."""
-        paths = [p for kind in ("trace/*", "metrics.jsonl", "samples/*") for p in self.workdir.glob(kind)]
+        """What must not depend on interruptions, by name: the trace, the metrics and the texts."""
+        paths = [
+            p for kind in ("trace/*", "metrics.jsonl", "samples/*", "examples.jsonl") for p in self.workdir.glob(kind)
+        ]
         return {str(path.relative_to(self.workdir)): path.read_bytes() for path in paths}
 
     def summary(self) -> dict:
@@ -119,7 +121,7 @@ class Run:
 def assert_same(run: Run, straight: Run) -> None:
     """`run` left what `straight` left: files, summary and checkpoints, bit for bit."""
     files = straight.files()
-    assert len(files) == 11  # 5 evaluations, their samples, the metrics
+    assert len(files) == 12  # 5 evaluations, their samples, the metrics, the examples
     assert run.files() == files
     assert run.summary() == straight.summary()
     assert run.saved == straight.saved == [8, LAST]

@@ -1,5 +1,7 @@
 """A killed run continues as if nothing had happened: the same command gives the same files, bit for bit."""
 
+import json
+import re
 import shutil
 import time
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from premem_jax import sharding
+from premem_jax.data import tasks
 from premem_jax.training.checkpoints import Checkpoints
 from tests.processes import LAST, Run, assert_same, finish, interrupt, kill, mistake
 
@@ -72,6 +75,21 @@ def test_a_finished_run_stays_as_it_is(straight, run):
     run.finish()
     assert time.monotonic() - begin < 30
     assert_same(run, straight)
+
+
+def test_the_report_has_the_texts_of_every_example(straight):
+    splits = tasks.load("arithmetic", path="", train=32, heldout=64, test=16, seed=0, cache="").splits
+    expected = [(name, e.id, e.prompt, e.target.strip()) for name in splits for e in splits[name]]
+    rows = [json.loads(line) for line in (straight.workdir / "examples.jsonl").read_text().splitlines()]
+    assert [tuple(row.values()) for row in rows] == expected
+    page = (straight.workdir / "report.html").read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    assert {text for row in expected for text in row[2:]} <= set(data["texts"])
+    assert {split["name"]: split["example"] for split in data["splits"]} == {
+        name: [e.id for e in examples] for name, examples in splits.items()
+    }
+    drawn = [(split["name"], len(kept)) for split in data["splits"] for kept in split["responses"].values()]
+    assert drawn == [("train", 5)] * 32 + [("test", 3)] * 16
 
 
 def damage(run: Run, step: int) -> None:

@@ -58,6 +58,12 @@ def fraction_memorized(nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np
     return measured_mean(memorized_ME)
 
 
+def first_memorized(nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
+    """(E,) int: the first evaluation at which exp(nll) < perplexity; M for the examples that never get there."""
+    memorized_ME = np.asarray(nll_ME, np.float64) < log_threshold(perplexity)
+    return np.where(memorized_ME.any(axis=0), memorized_ME.argmax(axis=0), len(memorized_ME))
+
+
 def measured_mean(values_ME: np.ndarray) -> np.ndarray:
     """(M,) float64: the unweighted mean over the examples measured at each evaluation; NaN where none was."""
     measured_ME = ~np.isnan(values_ME)

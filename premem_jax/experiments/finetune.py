@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ def run(config, folder: Path) -> dict:
     suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
     per_parameter = 12 * (config.checkpoint.keep + 1) + (4 if config.checkpoint.export else 0)
     workdir.check_room(folder, per_parameter * model.config.parameters)
+    write_text(folder / "examples.jsonl", texts_of(splits))
     with clock("checkpoint"):
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
         state = checkpoints.restore(mesh, trainer.abstract_state)
@@ -190,6 +192,21 @@ def curves_of(trace, chosen: threshold.Threshold) -> dict:
     return run_curves(trace, chosen, test="test" if "test" in trace.splits else None)
 
 
+def texts_of(splits: dict[str, Tokenized]) -> str:
+    """JSON lines {split, example, prompt, reference} of all examples, for the report."""
+    rows = (
+        {"split": name, "example": e.id, "prompt": e.prompt, "reference": e.target.strip()}
+        for name, data in splits.items()
+        for e in data.examples
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def rows_of(paths: Iterable[Path]) -> list[dict]:
+    """All rows of some files of JSON lines."""
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
     """Analysis, report and `summary.json` of a finished run, from its files alone."""
     trace = read_trace(folder / "trace")
@@ -214,8 +231,9 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
         "report": str((folder / "report.html").absolute()),
         **workdir.facts(),
     }
-    lines = [json.loads(line) for path in sorted((folder / "samples").glob("*.jsonl")) for line in path.open()]
-    write_report(folder, trace, curves, chosen, summary, lines)
+    examples = rows_of([folder / "examples.jsonl"])
+    samples = rows_of(sorted((folder / "samples").glob("*.jsonl")))
+    write_report(folder, trace, curves, chosen, summary, examples, samples)
     write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     progress.say(f"\n{headline(curves)}\nLook at {summary['report']}")
     return summary

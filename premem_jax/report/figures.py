@@ -73,19 +73,13 @@ def examples_figure(trace: Trace, threshold: Threshold, path: str | os.PathLike,
     drawing.save(figure, path)
 
 
-def first_crossing(nll_ME: np.ndarray, threshold: Threshold) -> np.ndarray:
-    """(E,) int: the first evaluation at which each example is memorized; M for those that never are."""
-    memorized_ME = nll_ME < threshold.nll
-    return np.where(memorized_ME.any(axis=0), memorized_ME.argmax(axis=0), len(nll_ME))
-
-
 def _heat_map(
     axes: Axes, strip: Axes, split: SplitTrace, premem_E: np.ndarray, epochs: np.ndarray, threshold: Threshold
 ) -> AxesImage:
     """Draws the evaluations that sampled; a crossing at one that did not is marked at the next that did."""
     sampled = np.flatnonzero(split.samples.any(axis=1))
     accuracy_ME, epochs = split.accuracy[sampled], epochs[sampled]
-    crossing_E = np.searchsorted(sampled, first_crossing(split.nll, threshold))
+    crossing_E = np.searchsorted(sampled, premem.first_memorized(split.nll, threshold.perplexity))
     total_E = np.nansum(accuracy_ME, axis=0)
     order = np.lexsort((-total_E, -crossing_E, -np.nan_to_num(premem_E, nan=-1.0)))
     image = _rows_image(axes, accuracy_ME[:, order].T)

@@ -1,4 +1,4 @@
-"""One HTML file per run that can be mailed, opened anywhere and read: result, pictures, numbers, sampled texts."""
+"""One HTML file per run that can be mailed, opened anywhere and read: result, pictures, numbers, every example."""
 
 import base64
 import math
@@ -12,8 +12,8 @@ from premem_jax import atomic
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import Trace
 from premem_jax.report import figures
+from premem_jax.report.explorer import explorer
 
-VERDICTS = ("correct", "wrong", "unparsed")
 _COLUMNS = (
     ("epoch", "epoch", "{:.4g}"),
     ("step", "step", "{:,}"),
@@ -37,6 +37,7 @@ def write_report(
     curves: Mapping[str, np.ndarray],
     threshold: Threshold,
     summary: Mapping[str, object],
+    examples: Iterable[Mapping],
     samples: Iterable[Mapping],
     train: str = "train",
 ) -> Path:
@@ -48,14 +49,15 @@ def write_report(
       curves: what `analysis.curves.run_curves` returned for it.
       threshold: the threshold the curves were made with.
       summary: flat facts of the run, name to value, shown in their order.
-      samples: rows {step, split, example, prompt, reference, responses: [{text, verdict}]}, verdicts from `VERDICTS`.
+      examples: rows {split, example, prompt, reference}, the texts of the examples.
+      samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `explorer.VERDICTS`.
       train: the split that was trained on.
 
     Raises:
       UserError: nothing was measured that could be drawn.
       ValueError: an unknown verdict.
     """
-    groups = _by_example(samples)
+    explored = explorer(trace, threshold, examples, samples, train)
     workdir = Path(workdir)
     folder = workdir / "figures"
     figures.curves_figure(curves, folder / "curves.png")
@@ -71,7 +73,7 @@ def write_report(
             threshold=facts({"perplexity": threshold.perplexity, "mean NLL": threshold.nll, "rule": threshold.rule})
             | facts(threshold.detail),
             summary=facts(summary),
-            groups=groups,
+            explorer=explored,
         )
     )
     path = workdir / "report.html"
@@ -134,19 +136,3 @@ def facts(values: Mapping[str, object]) -> dict[str, str]:
 def as_base64(path: Path) -> str:
     """The bytes of a file as base64 text."""
     return base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-def _by_example(samples: Iterable[Mapping]) -> list[dict]:
-    """Groups the rows by (split, example), in the order they come; within an example, by step."""
-    groups: dict[tuple, dict] = {}
-    for row in samples:
-        unknown = {response["verdict"] for response in row["responses"]} - set(VERDICTS)
-        if unknown:
-            raise ValueError(f"Example {row['example']}: verdicts {sorted(unknown)} are not among {VERDICTS}.")
-        shared = {key: row[key] for key in ("split", "example", "prompt", "reference")}
-        group = groups.setdefault((row["split"], row["example"]), {**shared, "evaluations": []})
-        correct = sum(response["verdict"] == "correct" for response in row["responses"])
-        group["evaluations"].append({"step": row["step"], "responses": row["responses"], "correct": correct})
-    for group in groups.values():
-        group["evaluations"].sort(key=lambda evaluation: evaluation["step"])
-    return list(groups.values())

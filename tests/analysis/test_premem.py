@@ -83,6 +83,12 @@ def test_a_senseless_threshold_is_refused(perplexity):
         premem.fraction_memorized(np.zeros((1, 1)), perplexity)
 
 
+def test_first_memorized_is_the_first_evaluation_below_the_threshold():
+    tie = math.log(1.35)
+    nll_ME = np.array([[0.5, 0.1, 0.5, np.nan, tie], [0.1, 0.5, 0.5, np.nan, tie], [0.1, 0.1, 0.4, 0.2, tie]])
+    np.testing.assert_array_equal(premem.first_memorized(nll_ME, 1.35), [1, 0, 3, 2, 3])
+
+
 # facts/premem.md, section 7a: per checkpoint, train accuracy / pre-memorization accuracy / test accuracy at tau = -2.3,
 # means over the examples the run was trained on. The last checkpoints are also the rows of the table above it there.
 RELEASED = """

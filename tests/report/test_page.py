@@ -1,4 +1,6 @@
 import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -29,9 +31,11 @@ class Tags(HTMLParser):
         self.text += data
 
 
+EXAMPLES = [dict(split="train", example=i, prompt=f"prompt {i} {HOSTILE}", reference="ref") for i in range(80)]
+
+
 def sample(step, example=3, text=HOSTILE, verdict="wrong"):
-    fields = dict(prompt=f"prompt {example} {HOSTILE}", reference="the reference")
-    return dict(step=step, split="train", example=example, responses=[dict(text=text, verdict=verdict)], **fields)
+    return dict(step=step, split="train", example=example, responses=[dict(text=text, verdict=verdict)])
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +55,15 @@ def run(tmp_path_factory):
 def report(run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("workdir")
     samples = [sample(2000), sample(1000, text="later in the list", verdict="correct"), sample(1000, example=9)]
-    path = page.write_report(workdir, *run, {"name": HOSTILE, "learning_rate": 2e-5, "model": "tiny"}, samples)
+    summary = {"name": HOSTILE, "learning_rate": 2e-5, "model": "tiny"}
+    path = page.write_report(workdir, *run, summary, EXAMPLES, samples)
     assert path == workdir / "report.html"
     return workdir, path.read_text(encoding="utf-8")
 
 
 def test_the_page_asks_the_network_for_nothing(report):
     for tag, attributes in Tags(report[1]).tags:
-        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form")
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in ("src", "href", "srcset", "data", "action", "poster", "style"):
@@ -80,19 +85,33 @@ def test_the_page_holds_each_picture(report):
     ]
 
 
-def test_text_is_shown_as_it_was_sampled(report):
-    assert "<script" not in report[1]
-    text = Tags(report[1]).text
-    assert text.count(HOSTILE) >= 4  # the name, two prompts, two responses
-    assert f"prompt 3 {HOSTILE}" in text
+def scripts(html):
+    """The text of each script element, as a browser finds its end."""
+    return re.findall(r"<script[^>]*>(.*?)</script", html, re.S | re.I)
 
 
-def test_samples_are_grouped_by_example_and_ordered_by_step(report):
-    text = Tags(report[1]).text
-    assert text.count("prompt 3") == text.count("prompt 9") == 1
-    assert text.index("responses at step 1000") < text.index("later in the list")
-    assert text.index("later in the list") < text.index("responses at step 2000")
-    assert re.search(r"train example 3\s+step 1000: 1/1 correct, step 2000: 0/1 correct", text)
+def test_only_our_script_may_run(report):
+    """One element of data, and one of code, which the policy knows by its SHA-256."""
+    _, code = scripts(report[1])
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    [policy] = [tag["content"] for _, tag in Tags(report[1]).tags if tag.get("http-equiv")]
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" == policy
+    assert HOSTILE in Tags(report[1]).text  # the name of the run
+
+
+def test_the_data_hold_each_text_once_and_as_it_is(report):
+    data = json.loads(scripts(report[1])[0])
+    assert data["texts"] == [
+        "",
+        *sorted({row["prompt"] for row in EXAMPLES} | {"ref", HOSTILE, "later in the list"}, key=data["texts"].index),
+    ]
+    assert [split["name"] for split in data["splits"]] == ["train", "test"]
+    train = data["splits"][0]
+    text = data["texts"].index
+    assert train["responses"] == {
+        "3": {"0": [[text("later in the list"), 0]], "1": [[text(HOSTILE), 1]]},
+        "9": {"0": [[text(HOSTILE), 1]]},
+    }
 
 
 def test_the_tables_hold_the_numbers(report, run):
@@ -133,14 +152,8 @@ def test_the_headline_compares_what_was_measured(premem, test, says):
 
 def test_an_unknown_verdict_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="'maybe'"):
-        page.write_report(tmp_path, *run, {}, [sample(1, verdict="maybe")])
+        page.write_report(tmp_path, *run, {}, [], [sample(1, verdict="maybe")])
     assert not list(tmp_path.iterdir())
-
-
-def test_first_crossing_is_the_first_memorized_evaluation():
-    nll_ME = np.array([[0.5, 0.1, 0.5, np.nan], [0.1, 0.5, 0.5, np.nan], [0.1, 0.1, 0.4, 0.2]])
-    chosen = threshold.Threshold(np.exp(0.3), "given", {})
-    np.testing.assert_array_equal(figures.first_crossing(nll_ME, chosen), [1, 0, 3, 2])
 
 
 def test_rows_are_averaged_only_with_their_neighbours():

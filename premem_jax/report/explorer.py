@@ -1,0 +1,157 @@
+"""The data behind the explorer of single examples: every quantity is computed here, the page only shows it.
+
+Numbers travel as base64 of little-endian arrays and each text once, so that 8,000 examples and ten evaluations are a
+few megabytes, most of them the texts themselves.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from premem_jax.analysis import premem
+from premem_jax.analysis.threshold import Threshold
+from premem_jax.analysis.trace import SplitTrace, Trace
+
+VERDICTS = ("correct", "wrong", "unparsed")
+HIGH, LOW = 2 / 3, 1 / 3  # fragile: solved at least this often in the end, and at most this often before memorization
+SCRIPTS = ("chart.js", "explorer.js")
+
+
+def explorer(
+    trace: Trace, threshold: Threshold, examples: Iterable[Mapping], samples: Iterable[Mapping], train: str
+) -> dict:
+    """What `page.html` needs of the explorer: `data` (a JSON text), `script`, and `digest`, the script's for the CSP.
+
+    Args:
+      trace: the run's trace.
+      threshold: on the perplexity below which an example counts as memorized.
+      examples: rows {split, example, prompt, reference}; an example without one is shown without texts.
+      samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `VERDICTS`.
+      train: the split that was trained on, which is shown first.
+
+    Raises:
+      ValueError: an unknown verdict.
+    """
+    texts = Texts()
+    shown = {(row["split"], row["example"]): (texts[row["prompt"]], texts[row["reference"]]) for row in examples}
+    kept = _responses(samples, texts)
+    order = sorted(trace.splits, key=lambda name: (name != train, not trace.splits[name].samples.any(), name))
+    data = {
+        "steps": trace.steps.tolist(),
+        "epochs": [float(f"{epoch:.4g}") for epoch in trace.epochs],
+        "nll": threshold.nll,
+        "perplexity": threshold.perplexity,
+        "verdicts": VERDICTS,
+        "splits": [_split(name, trace, threshold, shown, kept, texts, name == train) for name in order],
+        "texts": list(texts),
+    }
+    script = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return {"data": in_script(data), "script": Markup(script), "digest": digest}
+
+
+class Texts(dict):
+    """Index of each text, in the order in which they are first asked for; 0 is the empty one."""
+
+    def __init__(self):
+        super().__init__({"": 0})
+
+    def __missing__(self, text: str) -> int:
+        return self.setdefault(text, len(self))
+
+
+def in_script(data: object) -> Markup:
+    """`data` as JSON that may stand in a script element: nothing in it can end the element or open a comment."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def packed(values: np.ndarray) -> list[str]:
+    """[type, base64] of an array in row order: `f4` for floats, for counts the narrowest of `u1`, `u2`, `u4`."""
+    values = np.asarray(values)
+    if values.dtype.kind == "f":
+        kind = "f4"
+    else:
+        kind = next(kind for kind in ("u1", "u2", "u4") if values.max(initial=0) <= np.iinfo(kind).max)
+    return [kind, base64.b64encode(values.astype(f"<{kind}").tobytes()).decode("ascii")]
+
+
+def groups(split: SplitTrace, premem_E: np.ndarray, threshold: Threshold) -> list[dict]:
+    """The filters that make sense for a split: name, what it means, and `members` (E,) bool."""
+    nll_E, accuracy_E = last_known(split.nll), last_known(split.accuracy)
+    solved_E = split.correct.sum(axis=0) > 0
+    found = [("all", "every example of the split", np.ones(len(split.example), bool))]
+    if np.isfinite(nll_E).any():
+        means = f"the target's last perplexity is below the threshold, {threshold.perplexity:.4g}"
+        found.append(("memorized", means, nll_E < threshold.nll))
+    if np.isfinite(premem_E).any():
+        means = "solved in two of three samples or more at the end, in one of three or fewer before memorization"
+        fragile_E = (accuracy_E > HIGH - 1e-9) & (premem_E < LOW + 1e-9)
+        found.append(("fragile", means, fragile_E))
+    if split.samples.any():
+        found.append(("never solved", "no sample of any evaluation was correct", ~solved_E & np.isfinite(accuracy_E)))
+    return [dict(name=name, means=means, members=members) for name, means, members in found]
+
+
+def last_known(values_ME: np.ndarray) -> np.ndarray:
+    """(E,) float: of each example the last value that is not NaN; NaN where there is none."""
+    known_ME = np.isfinite(values_ME)
+    last_E = len(values_ME) - 1 - known_ME[::-1].argmax(axis=0)
+    return np.take_along_axis(values_ME, last_E[None], axis=0)[0]
+
+
+def _split(
+    name: str, trace: Trace, threshold: Threshold, shown: Mapping, kept: Mapping, texts: Texts, trained: bool
+) -> dict:
+    split = trace.splits[name]
+    premem_ME = np.full(split.nll.shape, np.nan)
+    if trained:
+        premem_ME = premem.pre_memorization_accuracy(split.accuracy, split.nll, threshold.perplexity)
+    premem_E = last_known(premem_ME)
+    pairs = [shown.get((name, int(id)), (0, 0)) for id in split.example]
+    at = {int(step): m for m, step in enumerate(trace.steps)}
+    row = {int(id): e for e, id in enumerate(split.example)}
+    responses: dict[int, dict[int, list]] = {}
+    for (of, id, step), drawn in kept.items():
+        if of == name and id in row and step in at:
+            responses.setdefault(row[id], {})[at[step]] = drawn
+    return {
+        "name": name,
+        "trained": trained,
+        "example": split.example.tolist(),
+        "prompt": packed(np.array([pair[0] for pair in pairs], int)),
+        "reference": packed(np.array([pair[1] for pair in pairs], int)),
+        "columns": {
+            "premem": packed(premem_E),
+            "accuracy": packed(last_known(split.accuracy)),
+            "nll": packed(last_known(split.nll)),
+            "memorized": packed(premem.first_memorized(split.nll, threshold.perplexity)),
+            "tokens": packed(split.tokens),
+        },
+        "curves": {
+            "premem": packed(premem_ME),
+            "nll": packed(split.nll),
+            "correct": packed(split.correct),
+            "unparsed": packed(split.unparsed),
+            "samples": packed(split.samples),
+        },
+        "groups": [group | {"members": packed(group["members"])} for group in groups(split, premem_E, threshold)],
+        "responses": responses,
+    }
+
+
+def _responses(samples: Iterable[Mapping], texts: Texts) -> dict[tuple, list]:
+    """(split, example, step) to pairs [text, verdict] of indices."""
+    kept = {}
+    for row in samples:
+        unknown = {response["verdict"] for response in row["responses"]} - set(VERDICTS)
+        if unknown:
+            raise ValueError(f"Example {row['example']}: verdicts {sorted(unknown)} are not among {VERDICTS}.")
+        pairs = [[texts[response["text"]], VERDICTS.index(response["verdict"])] for response in row["responses"]]
+        kept[row["split"], row["example"], row["step"]] = pairs
+    return kept
