@@ -49,11 +49,11 @@ def evaluate(run: Run, perplexity: float | np.ndarray) -> dict[str, np.ndarray]:
       perplexity: the memorization threshold, or (M,), one per evaluation.
     """
     train = run.train
-    accuracy_ME, nll_ME = train.accuracy, train.nll
+    accuracy_ME, nll_ME = train.accuracy_or_skipped, train.nll
     masked_ME = premem.masked_accuracy(accuracy_ME, nll_ME, perplexity)
     best_ME = np.where(np.isnan(masked_ME), np.nan, np.fmax.accumulate(masked_ME, axis=0))
     mean = premem.measured_mean
-    accuracy_M = mean(accuracy_ME)
+    accuracy_M = train.mean_accuracy
     return {
         "pre_memorization_accuracy": mean(premem.pre_memorization_accuracy(accuracy_ME, nll_ME, perplexity)),
         "without_minimum": mean(best_ME),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from premem_jax.analysis import agreement, calibration, predictors, threshold
+from premem_jax.analysis import agreement, calibration, predictors, premem, threshold
 from premem_jax.analysis.agreement import Points
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
@@ -174,8 +174,23 @@ def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -
     `published` is that of the runs' authors, and the held-out quantile for runs that have none.
 
     Raises:
-      UserError: a rule that there is not, or that these runs do not have what it takes for.
+      UserError: a rule that there is not, that these runs do not have what it takes for, or a threshold lower than
+        one that samples were skipped by.
     """
+    chosen = _choose(runs, rule, quantile, perplexity)
+    for run in runs:
+        train = run.train
+        settled_ME = premem.settled(train.accuracy_or_skipped, train.nll, chosen.perplexity)
+        if np.any(train.skipped_ME & ~settled_ME):
+            raise UserError(
+                f"Run {run.name!r} did not sample examples that were memorized by a higher threshold than "
+                f"{chosen.perplexity:.4g} ({chosen.rule}), so the metric is not known at it. Set threshold.rule=given "
+                "and threshold.perplexity to the one that the run was made with."
+            )
+    return chosen
+
+
+def _choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -> Threshold:
     if rule not in ("published", "heldout_quantile", "given"):
         raise UserError(f"threshold.rule={rule!r}: choose published, heldout_quantile or given.")
     if rule == "given":

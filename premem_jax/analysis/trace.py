@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from premem_jax import atomic
+from premem_jax.analysis import premem
 from premem_jax.errors import UserError
 
-FORMAT = b"2"
+FORMAT = b"3"
 _FORMAT_KEY = b"premem_jax.trace.format"
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
-_COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host")
+_COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host", "skipped")
 _SCHEMA = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
@@ -35,6 +36,7 @@ _SCHEMA = pa.schema(
         pa.field("correct", pa.int32(), nullable=False),
         pa.field("unparsed", pa.int32(), nullable=False),
         pa.field("decided_on_host", pa.int32(), nullable=False),
+        pa.field("skipped", pa.int32(), nullable=False),
     ],
     metadata={_FORMAT_KEY: FORMAT},
 )
@@ -51,12 +53,35 @@ class SplitTrace:
     correct: np.ndarray  # (M, E) int64
     unparsed: np.ndarray  # (M, E) int64, responses in which no answer was found
     decided_on_host: np.ndarray | int = 0  # (M, E) int64, responses that the device could not decide exactly
+    skipped: np.ndarray | int = 0  # (M, E) int64, responses not sampled since the metric is 0 whatever they say
 
     @property
     def accuracy(self) -> np.ndarray:
         """(M, E) float64: correct / samples, NaN where nothing was sampled."""
         nothing = np.full(self.samples.shape, np.nan)
         return np.divide(self.correct, self.samples, out=nothing, where=self.samples > 0)
+
+    @property
+    def accuracy_or_skipped(self) -> np.ndarray:
+        """(M, E) float64: the accuracy, and 0 where sampling was skipped: what the metric is computed from.
+
+        Such a row's target is memorized, so any accuracy there gives the same metric, at the threshold that the run
+        skipped by and at every higher one.
+        """
+        return np.where(self.skipped_ME, 0.0, self.accuracy)
+
+    @property
+    def mean_accuracy(self) -> np.ndarray:
+        """(M,) float64: the mean over the examples sampled, NaN where there are none.
+
+        Also NaN where some were skipped. They are memorized ones, so the mean of the others would be too low.
+        """
+        return np.where(self.skipped_ME.any(axis=1), np.nan, premem.measured_mean(self.accuracy))
+
+    @property
+    def skipped_ME(self) -> np.ndarray:
+        """(M, E) bool: where sampling was skipped."""
+        return np.broadcast_to(np.asarray(self.skipped) > 0, self.samples.shape)
 
 
 @dataclass(frozen=True)
@@ -89,11 +114,12 @@ def write_evaluation(
       step: optimizer steps taken so far; an evaluation already there at this step is replaced.
       epoch: passes over the training data so far.
       splits: split name to columns of one length (E,): `example` (unique ids) and any of `target_nll` (mean nats per
-        target token, NaN where not run), `target_tokens`, `samples`, `correct`, `unparsed`, `decided_on_host` (0
-        where left out).
+        target token, NaN where not run), `target_tokens`, `samples`, `correct`, `unparsed`, `decided_on_host`,
+        `skipped` (0 where left out).
 
     Raises:
-      ValueError: an unknown column, unequal lengths, a repeated id, or more verdicts than samples.
+      ValueError: an unknown column, unequal lengths, a repeated id, more verdicts than samples, or an
+        example both sampled and skipped.
     """
     tables = [_split_table(step, epoch, name, splits[name]) for name in sorted(splits)]
     if not any(table.num_rows for table in tables):
@@ -187,6 +213,8 @@ def _split_table(step: int, epoch: float, name: str, columns: Mapping[str, np.nd
         raise ValueError(f"Split {name!r}: a count is negative.")
     if np.any(counts["samples"] < np.maximum(counts["correct"] + counts["unparsed"], counts["decided_on_host"])):
         raise ValueError(f"Split {name!r}: an example has more verdicts (correct, unparsed; decided) than samples.")
+    if np.any((counts["skipped"] > 0) & (counts["samples"] > 0)):
+        raise ValueError(f"Split {name!r}: an example is both sampled and skipped.")
     rows = len(example)
     columns = {
         "step": pa.array(np.full(rows, step, np.int32)),

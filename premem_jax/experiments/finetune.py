@@ -73,7 +73,7 @@ def run(config, folder: Path) -> dict:
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     trainer = Trainer(model, mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
     contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
-    suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
+    suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder, known_threshold(config.threshold))
     per_parameter = 12 * (config.checkpoint.keep + 1) + (4 if config.checkpoint.export else 0)
     workdir.check_room(folder, per_parameter * model.config.parameters)
     with clock("checkpoint"):
@@ -147,6 +147,12 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
     checks.batches({name: options.batch for name, options in evals.items() if name not in sampled}, mesh)
     checks.batches(sampled, sharding.decode_mesh(mesh, config.mesh.decode_tensor))
     rule, split = config.threshold.rule, config.threshold.split
+    skipping = {name: options.split for name, options in config.evals.items() if options.get("skip_settled")}
+    if skipping and (rule != "given" or {*skipping.values()} != {"train"}):
+        raise UserError(
+            f"evals.{next(iter(skipping))}.skip_settled: samples are skipped on the split 'train' alone, and with a "
+            "threshold that is known before the run; set threshold.rule=given and threshold.perplexity"
+        )
     scored = {options.split for options in config.evals.values() if options.type == "likelihood"}
     if rule not in ("given", "heldout_quantile"):
         raise UserError(f"threshold.rule={rule!r}: choose given or heldout_quantile")
@@ -171,6 +177,11 @@ def contexts_of(splits, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, 
         name: Context(name, data, rules, tokenizer, model, mesh, clock, config.seed, buckets, decode_tensor)
         for name, data in splits.items()
     }
+
+
+def known_threshold(config) -> float | None:
+    """The perplexity below which an example counts as memorized, where the config gives it; None where it is found."""
+    return config.perplexity if config.rule == "given" else None
 
 
 def choose(config, trace) -> threshold.Threshold:
@@ -207,6 +218,7 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
         "epochs": config.train.epochs,
         "train_examples": len(trace.split("train").example),
         "decided_on_host": int(sum(np.sum(split.decided_on_host) for split in trace.splits.values())),
+        "samples_skipped": int(sum(np.sum(split.skipped) for split in trace.splits.values())),
         "evaluations": len(evaluation_steps(folder / "trace")),
         **seconds,
         "seconds_total": round(sum(seconds.values()), 3),
