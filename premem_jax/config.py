@@ -156,6 +156,22 @@ def accuracy(split: str, epochs: tuple[float, ...], **options) -> ConfigDict:
     return ConfigDict(dict(type="accuracy", split=split, epochs=epochs) | kept | sampling | options)
 
 
+def gradient_variance(epochs: tuple[float, ...], **options) -> ConfigDict:
+    """An evaluator of the variance of `batches` gradients of `batch` training examples each; the paper's 5 and 128."""
+    sizes = dict(batch=128, batches=5, micro_batches=1)
+    return ConfigDict(dict(type="gradient_variance", split="train", epochs=epochs) | sizes | options)
+
+
+def distance(epochs: tuple[float, ...]) -> ConfigDict:
+    """An evaluator of how far the weights are from those that the finetune began with."""
+    return ConfigDict(dict(type="distance", split="train", epochs=epochs))
+
+
+def confidence(epochs: tuple[float, ...], **options) -> ConfigDict:
+    """An evaluator of how likely each training example's greedy response is."""
+    return ConfigDict(dict(type="confidence", split="train", epochs=epochs, batch=64, max_new_tokens=512) | options)
+
+
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Options of a config file, `key=value,key=value`, each of the type of its default.
 

@@ -1,7 +1,8 @@
 """What may predict test accuracy, each as (M,) values over the evaluations of a run.
 
 Sources: Kang et al. (arXiv 2411.07681) and their release for the metric and its variants; the rest are what anybody
-would try first. Predictors that need gradients or weights come measured, in `Run.measures`.
+would try first. Predictors that need gradients or weights come measured, in `Run.measures`, and
+average thresholded confidence, which other runs calibrate, from `confidence.py`.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ PREDICTORS = {
     "train_accuracy": Predictor("train accuracy", True),
     "first_accuracy": Predictor("train accuracy at the first evaluation", True),
     "average_thresholded_confidence": Predictor("average thresholded confidence", True),
+    "gradient_variance": Predictor("gradient variance", False),
+    "distance_from_initialization": Predictor("distance from initialization, squared", False),
     "train_nll": Predictor("train loss (mean NLL)", False),
     "train_perplexity": Predictor("mean train perplexity", False),
     "fraction_memorized": Predictor("fraction memorized", False, True),

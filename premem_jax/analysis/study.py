@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from premem_jax.analysis import agreement, calibration, predictors, premem, threshold
+from premem_jax.analysis import agreement, calibration, confidence, predictors, premem, threshold
 from premem_jax.analysis.agreement import Points
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
@@ -47,7 +47,7 @@ def predictor_table(runs: Sequence[Run], chosen: Threshold, draws: int, seed: in
       of each statistic over runs, r2_left_out, `without_a_run` [lowest, highest] R², and `final` and `within_size` with
       the statistics over those points. A predictor measured in no run is left out.
     """
-    values = [predictors.evaluate(run, chosen.perplexity) for run in runs]
+    values = values_of(runs, chosen)
     names = [*predictors.PREDICTORS, *sorted({name for row in values for name in row} - predictors.PREDICTORS.keys())]
     sizes = np.array([len(run.train.example) for run in runs])
     table = {}
@@ -73,6 +73,13 @@ def predictor_table(runs: Sequence[Run], chosen: Threshold, draws: int, seed: in
             "within_size": _scores(agreement.centered_within(p, sizes), statistics),
         }
     return table
+
+
+def values_of(runs: Sequence[Run], chosen: Threshold) -> list[dict[str, np.ndarray]]:
+    """Of each run, (M,) of every predictor: those of the run alone, and the one that the other runs calibrate."""
+    predicted = confidence.average_thresholded_confidence(runs)
+    shared = [{"average_thresholded_confidence": values} if np.isfinite(values).any() else {} for values in predicted]
+    return [row | predictors.evaluate(run, chosen.perplexity) for run, row in zip(runs, shared, strict=True)]
 
 
 def threshold_table(runs: Sequence[Run], chosen: Threshold, sensitivity: calibration.Sensitivity) -> list[dict]:
@@ -151,10 +158,10 @@ def run_table(runs: Sequence[Run], chosen: Threshold) -> list[dict]:
             "step": run.trace.steps.tolist(),
             "epoch": run.trace.epochs.tolist(),
             "test_accuracy": run.test_accuracy.tolist(),
-            **{name: values.tolist() for name, values in predictors.evaluate(run, chosen.perplexity).items()},
+            **{name: values.tolist() for name, values in row.items()},
             "notes": list(run.notes),
         }
-        for run in runs
+        for run, row in zip(runs, values_of(runs, chosen), strict=True)
     ]
 
 

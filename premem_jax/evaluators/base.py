@@ -1,6 +1,7 @@
 """What every evaluator is given."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -24,6 +25,7 @@ class Context(NamedTuple):
     seed: int
     buckets: tuple[int, ...]
     decode_tensor: int = 0  # devices that share the weights while sampling; 0: as in training
+    base: Callable[[], Any] | None = None  # makes the parameters that the run began with, laid out as in training
 
     @property
     def decode_mesh(self) -> Mesh:

@@ -13,10 +13,19 @@ from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
 from premem_jax.evaluators.accuracy import Accuracy
 from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.confidence import Confidence
+from premem_jax.evaluators.distance import Distance
+from premem_jax.evaluators.gradient_variance import GradientVariance
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.programs import Program
 
-TYPES = {"likelihood": Likelihood, "accuracy": Accuracy}
+TYPES = {
+    "likelihood": Likelihood,
+    "accuracy": Accuracy,
+    "confidence": Confidence,
+    "gradient_variance": GradientVariance,
+    "distance": Distance,
+}
 
 
 def scheduled_steps(epochs, steps_per_epoch: int, steps: int) -> tuple[int, ...]:
@@ -73,6 +82,7 @@ class Suite:
             return
         splits: dict[str, dict] = {}
         texts: list[dict] = []
+        measures: dict[str, float] = {}
         layouts = {"train": params}
         for name, (evaluator, context, due) in self._items.items():
             if step in self.steps and step not in due:
@@ -85,12 +95,14 @@ class Suite:
                 settled = self._settled(context, columns, step)
                 columns["skipped"] = settled * evaluator.samples
                 rows["only"] = np.flatnonzero(~settled)
-            bar = progress.bar(len(rows.get("only", context.data)), f"  {name}", "ex", leave=False)
+            examples = len(rows["only"]) if rows else getattr(evaluator, "examples", len(context.data))
+            bar = progress.bar(examples, f"  {name}", "ex", leave=False)
             with self._clock(evaluator.phase), bar:
                 columns |= evaluator.run(layouts[evaluator.layout], step, bar.update, **rows)
             texts += getattr(evaluator, "texts", [])
+            measures |= getattr(evaluator, "measures", {})
         write_text(self._workdir / "samples" / f"step-{step:08d}.jsonl", "".join(json.dumps(t) + "\n" for t in texts))
-        trace.write_evaluation(self._workdir / "trace", step, step / self._per_epoch, splits)
+        trace.write_evaluation(self._workdir / "trace", step, step / self._per_epoch, splits, measures)
 
     def _settled(self, context: Context, columns: dict[str, np.ndarray], step: int) -> np.ndarray:
         """(E,) bool: the examples that need no samples at `step`, from their likelihood there and the trace so far."""

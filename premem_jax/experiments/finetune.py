@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 COUNTS = (
     "epochs",
     "batch",
+    "batches",
     "micro_batches",
     "length_window",
     "every",
@@ -72,7 +74,8 @@ def run(config, folder: Path) -> dict:
     # ---- Model, evaluators, train state -----------------------------------------------------------------------------
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     trainer = Trainer(model, mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
-    contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
+    base = partial(base_parameters, config, model, checkpoint, task, tokenizer, mesh, clock)
+    contexts = contexts_of(splits, tokenizer, model, mesh, clock, config, base)
     suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder, known_threshold(config.threshold))
     per_parameter = 12 * (config.checkpoint.keep + 1) + (4 if config.checkpoint.export else 0)
     workdir.check_room(folder, per_parameter * model.config.parameters)
@@ -80,7 +83,7 @@ def run(config, folder: Path) -> dict:
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
         state = checkpoints.restore(mesh, trainer.abstract_state)
     if state is None:
-        state = trainer.init_state(base_parameters(config, model, checkpoint, task, tokenizer, mesh, clock))
+        state = trainer.init_state(base())
     elif int(state["step"]) < steps:
         progress.say(f"continuing {folder} at step {int(state['step'])} of {steps}")
 
@@ -142,9 +145,10 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
     checks.dtype("compute_dtype", config.compute_dtype)
     checks.dtype("checkpoint.export_dtype", config.checkpoint.export_dtype)
     checks.batches({"train.batch / train.micro_batches": config.train.batch / config.train.micro_batches}, mesh)
-    evals = {f"evals.{name}.batch": options for name, options in config.evals.items()}
-    sampled = {name: options.batch for name, options in evals.items() if options.type == "accuracy"}
-    checks.batches({name: options.batch for name, options in evals.items() if name not in sampled}, mesh)
+    evals = {f"evals.{name}.batch": options for name, options in config.evals.items() if "batch" in options}
+    sampled = {name: options.batch for name, options in evals.items() if options.type in ("accuracy", "confidence")}
+    parts = {name: options.batch / options.get("micro_batches", 1) for name, options in evals.items()}
+    checks.batches({name: size for name, size in parts.items() if name not in sampled}, mesh)
     checks.batches(sampled, sharding.decode_mesh(mesh, config.mesh.decode_tensor))
     rule, split = config.threshold.rule, config.threshold.split
     skipping = {name: options.split for name, options in config.evals.items() if options.get("skip_settled")}
@@ -169,12 +173,12 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
         raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
 
 
-def contexts_of(splits, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config) -> dict[str, Context]:
+def contexts_of(splits, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config, base) -> dict[str, Context]:
     """What the evaluators of each split are given."""
     rules = tasks.RULES[config.data.task]
     buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
     return {
-        name: Context(name, data, rules, tokenizer, model, mesh, clock, config.seed, buckets, decode_tensor)
+        name: Context(name, data, rules, tokenizer, model, mesh, clock, config.seed, buckets, decode_tensor, base)
         for name, data in splits.items()
     }
 

@@ -44,7 +44,7 @@ def _read(folder: Path, name: str, task: str) -> Run:
         f"{skipped} responses were not sampled, since they change nothing at the run's threshold; at lower thresholds "
         "the pre-memorization accuracy of these examples is taken for 0, and may be higher",
     )
-    return Run(name, task, trace, test, notes=notes if skipped else ())
+    return Run(name, task, trace, test, measures=trace.measures, notes=notes if skipped else ())
 
 
 def _config(path: Path) -> tuple[str, str]:
