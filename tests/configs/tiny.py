@@ -20,8 +20,6 @@ def get_config(arg=None):
         heldout_likelihood=defaults.likelihood("heldout", epochs, batch=32),
         train_accuracy=defaults.accuracy("train", epochs, **sampling),
         test_accuracy=defaults.accuracy("test", epochs[::2], **sampling),
-        gradient_variance=defaults.gradient_variance(epochs[3:], batch=8, batches=3, micro_batches=2),
         distance=defaults.distance(epochs[3:]),
-        confidence=defaults.confidence(epochs[3:], batch=32, max_new_tokens=8),
     )
     return c

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from premem_jax import sharding
+from premem_jax.analysis.trace import read_trace
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Context
 from premem_jax.evaluators.confidence import Confidence
 from premem_jax.evaluators.distance import Distance
 from premem_jax.evaluators.gradient_variance import GradientVariance
+from premem_jax.evaluators.suite import Suite
 from premem_jax.models.decoder import build
 from premem_jax.programs import Clock
 from premem_jax.scoring.likelihood import token_nll
@@ -111,7 +113,26 @@ def test_confidence_is_that_of_the_numpy_llama_taking_the_likeliest_token():
     assert ends == {True, False}
 
 
+def test_they_lie_in_the_trace_at_the_steps_where_they_are_due(tmp_path):
+    base = lambda: on(tiny.one_device(), jax.tree.map(lambda x: x * np.float32(0.9), tiny.trained()))
+    due = dict(split="train", epochs=(1,))
+    evals = dict(
+        nll=dict(type="likelihood", split="train", epochs=(1, 2), batch=13),
+        noise=dict(type="gradient_variance", batch=4, batches=5, micro_batches=2, **due),
+        way=dict(type="distance", **due),
+        sure=dict(type="confidence", batch=5, max_new_tokens=NEW_TOKENS, **due),
+    )
+    suite = Suite(evals, {"train": context(base=base)}, steps_per_epoch=10, steps=30, workdir=tmp_path)
+    for step in (10, 20, 30):
+        suite.run(step, on(tiny.one_device(), tiny.trained()))
+    read = read_trace(tmp_path / "trace")
+    assert sorted(read.measures) == ["distance_from_initialization", "gradient_variance"]
+    for values in (*read.measures.values(), *read.split("train").log_confidence.T):
+        assert np.isnan(values[1]) and values[0] == values[2] != 0
+
+
 def test_every_mesh_measures_the_same():
+    """What is computed where the weights are trained."""
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
     base = jax.tree.map(lambda x: x * np.float32(0.9), tiny.trained())
     for make in (
@@ -119,6 +140,11 @@ def test_every_mesh_measures_the_same():
         lambda mesh: Distance(context(mesh, base=lambda: on(mesh, base))),
     ):
         np.testing.assert_allclose(measured(make(mesh), mesh), measured(make(tiny.one_device())), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_mesh_is_as_confident():
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
     alone, cut = (
         Confidence(made, batch=8, max_new_tokens=NEW_TOKENS).run(
             on(made.decode_mesh, tiny.trained()), 3, lambda n: None
