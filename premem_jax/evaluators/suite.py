@@ -65,8 +65,10 @@ class Suite:
                 raise UserError(
                     f"evals.{name}: no type {kind!r} ({', '.join(TYPES)}) or no split {split!r} ({', '.join(contexts)})"
                 )
-            evaluator = TYPES[kind](contexts[split], **options)
-            self._items[name] = (evaluator, contexts[split], scheduled_steps(epochs, steps_per_epoch, steps))
+            opening = options.pop("opening", "")
+            context = contexts[split].after(opening) if opening else contexts[split]
+            evaluator = TYPES[kind](context, **options)
+            self._items[name] = (evaluator, context, scheduled_steps(epochs, steps_per_epoch, steps))
         self.steps = frozenset(step for _, _, due in self._items.values() for step in due)
         context = next(iter(contexts.values()))
         self._clock, self._decode_mesh = context.clock, context.decode_mesh
