@@ -54,8 +54,10 @@ def arithmetic() -> ConfigDict:
     return c
 
 
-# Learning rates of the middle groups of Kang et al.; the others are reached with `:lr=`.
-RATES = {"llama3_8b": 2e-5, "gemma2_9b": 5e-5}
+# Learning rates of the runs of Kang et al. on the full training sets, and the one of those on parts of them.
+RATES = {"llama3_8b": (2e-4, 5e-5, 5e-7), "gemma2_9b": (5e-4, 5e-5, 5e-6, 5e-7)}
+MIDDLE_RATE = {"llama3_8b": 2e-5, "gemma2_9b": 5e-5}
+PARTS = {"full": 1, "half": 2, "quarter": 4}
 # Examples of the published splits, train and test.
 EXAMPLES = {"gsm8k": (7473, 1319), "math": (7500, 5000)}
 
@@ -69,15 +71,14 @@ def paper(model: str, task: str, arg: str | None) -> ConfigDict:
     """
     if task not in EXAMPLES:
         raise UserError(f"config option task={task!r}: choose {', '.join(EXAMPLES)}")
-    options = parse_arg(arg, lr=RATES.get(model, 2e-5), epochs=6, size="full")
-    parts = {"full": 1, "half": 2, "quarter": 4}
-    if options.size not in parts:
-        raise UserError(f"config option size={options.size!r}: choose {', '.join(parts)}")
+    options = parse_arg(arg, lr=MIDDLE_RATE.get(model, 2e-5), epochs=6, size="full")
+    if options.size not in PARTS:
+        raise UserError(f"config option size={options.size!r}: choose {', '.join(PARTS)}")
     c = finetune()
     c.compute_dtype = "bfloat16"
     c.model.update(preset=model, remat="full", vocab_chunks=8)
     math = task == "math"
-    c.data.update(task=task, train=0 if options.size == "full" else EXAMPLES[task][0] // parts[options.size])
+    c.data.update(task=task, train=part_of(task, options.size))
     # Theirs are cut at 1,024 tokens. A cut solution has no answer, so the 1 % of MATH that is longer is left out.
     buckets = (256, 512, 768, 1024) if math else (256, 384, 512, 640)
     c.data.update(context=buckets[-1], buckets=buckets, drop_long=math)
@@ -120,6 +121,27 @@ def evaluate() -> ConfigDict:
         del c.sampling[key]
     c.mesh = like.mesh
     return c
+
+
+def part_of(task: str, size: str) -> int:
+    """Training examples of the full, half or quarter training set; 0 takes all there are."""
+    return 0 if size == "full" else EXAMPLES[task][0] // PARTS[size]
+
+
+def paper_sweep(model: str, task: str, arg: str | None) -> ConfigDict:
+    """All runs of one group of Kang et al.: a model, a task, every learning rate, epochs and size that they trained."""
+    parse_arg(arg)
+    runs = [(rate, epochs, "full") for rate in RATES[model] for epochs in (1, 3, 6)]
+    runs += [(MIDDLE_RATE[model], 6, "half"), (MIDDLE_RATE[model], 12, "quarter")]
+    if (model, task) == ("llama3_8b", "gsm8k"):
+        runs += [(MIDDLE_RATE[model], epochs, "full") for epochs in (3, 6)]
+    base = paper(model, task, "epochs=12")  # evaluated after every epoch that a run has
+    keys = "train.learning_rate", "train.epochs", "data.train"
+    settings = {
+        f"lr-{rate:g}-epochs-{epochs}-{size}": dict(zip(keys, (rate, epochs, part_of(task, size)), strict=True))
+        for rate, epochs, size in runs
+    }
+    return sweep(base, settings)
 
 
 def sweep(base: ConfigDict, runs) -> ConfigDict:

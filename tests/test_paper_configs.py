@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from premem_jax.errors import UserError
+from premem_jax.experiments.sweep import member
 from tests.processes import ENVIRONMENT, command
 from tests.shared import shared
 
@@ -44,6 +45,23 @@ def test_sizes_of_the_training_set(task):
     assert (train("full"), train("half"), train("quarter")) == (0, rows // 2, rows // 4)
     with pytest.raises(UserError, match="size='third': choose full, half, quarter"):
         train("third")
+
+
+@every_study
+@every_model
+def test_the_groups_of_the_paper(model, task):
+    """As many runs as were published, each once, with the sizes and epochs of facts known of them."""
+    spec = importlib.util.spec_from_file_location("config", CONFIGS / f"sweep_{model}_{task}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config()
+    settings = [member(c, changes) for _, changes in c.sweep.runs]
+    number = {("llama3_8b", "gsm8k"): 13, ("llama3_8b", "math"): 11}.get((model, task), 14)
+    assert len({name for name, _ in c.sweep.runs}) == len(settings) == number
+    parts = {(s.data.train, s.train.epochs) for s in settings if s.data.train}
+    rows = 7500 if task == "math" else 7473
+    assert parts == {(rows // 2, 6), (rows // 4, 12)}
+    assert all(s.experiment == "finetune" and s.evals.train_accuracy.epochs == tuple(range(1, 13)) for s in settings)
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
 """TPU chips and slices by name: what one chip can do, and devices to compile for where there are none."""
 
 import math
+import os
 import re
 from typing import NamedTuple
 
 from premem_jax.errors import UserError
+
+# Of the compiler: no TPU is looked for, and two processes may compile at a time.
+ENVIRONMENT = dict(JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_SKIP_MDS_QUERY="1")
 
 
 class Chip(NamedTuple):
@@ -61,6 +65,8 @@ def devices(topology: Topology) -> list:
     """
     from jax.experimental import topologies
 
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     slices = {} if topology.slices == 1 else dict(num_slices=topology.slices)
     try:
         description = topologies.get_topology_desc(

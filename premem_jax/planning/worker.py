@@ -12,9 +12,7 @@ import time
 from pathlib import Path
 
 from premem_jax.errors import UserError
-
-# No TPU is looked for, and two of these may run at a time.
-ENVIRONMENT = dict(JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_SKIP_MDS_QUERY="1", XLA_FLAGS="")
+from premem_jax.planning.topology import ENVIRONMENT, devices, topology
 
 
 def compile_apart(config, name: str) -> dict:
@@ -28,7 +26,9 @@ def compile_apart(config, name: str) -> dict:
         request.write_text(json.dumps({"config": config.to_dict(), "name": name}))
         command = [sys.executable, "-m", "premem_jax.planning.worker", str(request), str(result)]
         with log.open("w") as stream:
-            code = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=stream, stderr=stream).returncode
+            code = subprocess.run(
+                command, env=os.environ | ENVIRONMENT | {"XLA_FLAGS": ""}, stdout=stream, stderr=stream
+            ).returncode
         if not result.exists():
             raise RuntimeError(f"the compiler's process ended with {code}:\n{log.read_text()[-2000:]}")
         answer = json.loads(result.read_text())
@@ -44,7 +44,6 @@ def answer(config, name: str) -> dict:
     """
     from premem_jax import sharding
     from premem_jax.planning import programs
-    from premem_jax.planning.topology import devices, topology
 
     place = topology(config.plan.topology, config.plan.slices)
     mesh = sharding.make_mesh(config.mesh, devices(place))

@@ -132,7 +132,7 @@ def test_a_killed_evaluation_continues_and_other_meshes_agree(place, tmp_path):
     np.testing.assert_allclose(nll(ours), nll(theirs), rtol=0, atol=1e-4)
     assert ours == theirs
     verdicts = [
-        (response["verdict"], grade_bytes(response["text"].encode(), row["answer"].encode()).name.lower())
+        (response["verdict"], grade_bytes(response["text"].encode(), row["answer"].encode(), "gsm8k").name.lower())
         for got, row in zip(ours, rows_of(place), strict=True)
         for response in got["responses"]
     ]
