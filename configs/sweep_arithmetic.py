@@ -24,6 +24,10 @@ def get_config(arg=None):
     c.seed, c.data.seed = options.seed, options.data_seed
     c.evals.train_accuracy.samples = 5
     c.evals.test_accuracy.samples = 4
+    few = (1, 4)  # and at the end
+    c.evals.gradient_variance = defaults.gradient_variance(few, batch=16, batches=8)
+    c.evals.distance = defaults.distance(few)
+    c.evals.confidence = defaults.confidence(few, batch=128, max_new_tokens=44)
     runs = {
         f"{examples}-examples-lr-{rate:g}": {
             "data.train": examples,

@@ -117,7 +117,8 @@ def evaluate() -> ConfigDict:
     for options in c.likelihood, c.sampling:
         for key in ("type", "split", "epochs"):
             del options[key]
-    del c.sampling["keep_texts"]
+    for key in ("keep_texts", "skip_settled", "opening"):
+        del c.sampling[key]
     c.mesh = like.mesh
     return c
 
@@ -172,7 +173,27 @@ def likelihood(split: str, epochs: tuple[float, ...], **options) -> ConfigDict:
 def accuracy(split: str, epochs: tuple[float, ...], **options) -> ConfigDict:
     """An evaluator of sampled answers on `split`, after each of `epochs` and at the end; the paper's 5 at 0.8."""
     sampling = dict(batch=64, samples=5, max_new_tokens=512, temperature=0.8, top_p=1.0)
-    return ConfigDict(dict(type="accuracy", split=split, epochs=epochs, keep_texts=64) | sampling | options)
+    # skip_settled: training examples whose pre-memorization accuracy is 0 whatever they are answered are not sampled;
+    # the metric is the same, the train accuracy is no longer measured. The threshold must be given.
+    # opening: a text such as " First" that every response must begin with; the verdicts are a split of their own.
+    kept = dict(keep_texts=64, skip_settled=False, opening="")
+    return ConfigDict(dict(type="accuracy", split=split, epochs=epochs) | kept | sampling | options)
+
+
+def gradient_variance(epochs: tuple[float, ...], **options) -> ConfigDict:
+    """An evaluator of the variance of `batches` gradients of `batch` training examples each; the paper's 5 and 128."""
+    sizes = dict(batch=128, batches=5, micro_batches=1)
+    return ConfigDict(dict(type="gradient_variance", split="train", epochs=epochs) | sizes | options)
+
+
+def distance(epochs: tuple[float, ...]) -> ConfigDict:
+    """An evaluator of how far the weights are from those that the finetune began with."""
+    return ConfigDict(dict(type="distance", split="train", epochs=epochs))
+
+
+def confidence(epochs: tuple[float, ...], **options) -> ConfigDict:
+    """An evaluator of how likely each training example's greedy response is."""
+    return ConfigDict(dict(type="confidence", split="train", epochs=epochs, batch=64, max_new_tokens=512) | options)
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:

@@ -14,10 +14,11 @@ from configs import analyze as config_file
 from premem_jax.analysis.predictors import of
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.study import choose
+from premem_jax.analysis.trace import write_evaluation
 from premem_jax.errors import UserError
 from premem_jax.experiments import analyze
 from tests.analysis.test_premem import RELEASED
-from tests.analysis.traces import FOLDER
+from tests.analysis.traces import FOLDER, synthetic_splits
 from tests.processes import finish, mistake
 from tests.shared import shared
 
@@ -283,3 +284,32 @@ def test_the_program_says_what_is_wrong_with_a_folder(tmp_path):
     arguments = [f"--config.traces={tmp_path}", f"--config.cache={tmp_path / 'cache'}", f"--workdir={tmp_path / 'run'}"]
     message = mistake(finish(*arguments, config="configs/analyze.py"))
     assert "no trace in it" in message and str(tmp_path) in message
+
+
+# ---- What our own runs measure beside the metric ---------------------------------------------------------------------
+
+
+def test_measures_and_openings_of_our_runs_are_shown(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        for m in (1, 2, 3):
+            splits = synthetic_splits(seed, m)
+            rng = np.random.default_rng((seed, m))
+            splits["train"]["log_confidence"] = -rng.exponential(4 - m, 400)
+            opened = dict(splits["train"], correct=splits["train"]["correct"] // 2, unparsed=np.zeros(400, int))
+            del opened["target_nll"], opened["target_tokens"]
+            splits["train after 'First'"] = opened
+            measures = {"gradient_variance": 1e-9 * m, "distance_from_initialization": float(seed * m)}
+            write_evaluation(tmp_path / "runs" / name / "trace", m, m, splits, measures)
+        config = {"data": {"task": "made up"}, "model": {"preset": "tiny"}}
+        (tmp_path / "runs" / name / "config.json").write_text(json.dumps(config))
+    given = {"threshold.rule": "given", "threshold.perplexity": 1.1}
+    task = study(tmp_path / "runs", tmp_path / "study", given)["tasks"]["made up"]
+    for name in ("gradient_variance", "distance_from_initialization", "average_thresholded_confidence"):
+        assert task["predictors"][name]["n_points"] == 6
+    rows = {(row["run"], row["opening"]): row["bins"] for row in task["robustness"]}
+    assert sorted(rows) == [("a", ""), ("a", "'First'"), ("b", ""), ("b", "'First'")]
+    assert all(row["examples"] == 0 or row["interval"][0] <= row["accuracy"] for row in rows["b", "'First'"])
+    html = (tmp_path / "study" / "report.html").read_text()
+    for title in ("gradient variance", "distance from initialization", "average thresholded confidence"):
+        assert title in html
+    assert "Solved otherwise, too?" in html and "&#39;First&#39;" in html

@@ -101,7 +101,7 @@ def points(runs: Sequence[Run], thresholds: Thresholds) -> Points:
         if perplexity is None:
             xs.append(np.full(len(run.trace.steps), np.nan))
         else:
-            accuracy_ME, nll_ME = run.train.accuracy, run.train.nll
+            accuracy_ME, nll_ME = run.train.accuracy_or_skipped, run.train.nll
             xs.append(premem.measured_mean(premem.pre_memorization_accuracy(accuracy_ME, nll_ME, perplexity)))
     return agreement.points(xs, [run.test_accuracy for run in runs])
 

@@ -14,21 +14,20 @@ def run_curves(
 
     Returns:
       `step` (int64) and `epoch`; on split `train`, `train_nll` (nats per token, mean of the examples' means),
-      `train_accuracy`, `pre_memorization_accuracy` and `fraction_memorized`; on split `test`, `test_accuracy`, all NaN
-      when `test` is None. Float64.
+      `train_accuracy` (NaN also where sampling was skipped for some), `pre_memorization_accuracy` and
+      `fraction_memorized`; on split `test`, `test_accuracy`, all NaN when `test` is None. Float64.
 
     Raises:
       UserError: a split that the trace does not have.
     """
     seen = trace.split(train)
-    accuracy_ME = seen.accuracy
-    premem_ME = premem.pre_memorization_accuracy(accuracy_ME, seen.nll, threshold.perplexity)
+    premem_ME = premem.pre_memorization_accuracy(seen.accuracy_or_skipped, seen.nll, threshold.perplexity)
     unknown_M = np.full(len(trace.steps), np.nan)
     return {
         "step": trace.steps,
         "epoch": trace.epochs,
         "train_nll": premem.measured_mean(seen.nll),
-        "train_accuracy": premem.measured_mean(accuracy_ME),
+        "train_accuracy": seen.mean_accuracy,
         "pre_memorization_accuracy": premem.measured_mean(premem_ME),
         "test_accuracy": unknown_M if test is None else premem.measured_mean(trace.split(test).accuracy),
         "fraction_memorized": premem.fraction_memorized(seen.nll, threshold.perplexity),

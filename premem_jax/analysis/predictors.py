@@ -1,7 +1,8 @@
 """What may predict test accuracy, each as (M,) values over the evaluations of a run.
 
 Sources: Kang et al. (arXiv 2411.07681) and their release for the metric and its variants; the rest are what anybody
-would try first. Predictors that need gradients or weights come measured, in `Run.measures`.
+would try first. Predictors that need gradients or weights come measured, in `Run.measures`, and
+average thresholded confidence, which other runs calibrate, from `confidence.py`.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ PREDICTORS = {
     "train_accuracy": Predictor("train accuracy", True),
     "first_accuracy": Predictor("train accuracy at the first evaluation", True),
     "average_thresholded_confidence": Predictor("average thresholded confidence", True),
+    "gradient_variance": Predictor("gradient variance", False),
+    "distance_from_initialization": Predictor("distance from initialization, squared", False),
     "train_nll": Predictor("train loss (mean NLL)", False),
     "train_perplexity": Predictor("mean train perplexity", False),
     "fraction_memorized": Predictor("fraction memorized", False, True),
@@ -49,11 +52,11 @@ def evaluate(run: Run, perplexity: float | np.ndarray) -> dict[str, np.ndarray]:
       perplexity: the memorization threshold, or (M,), one per evaluation.
     """
     train = run.train
-    accuracy_ME, nll_ME = train.accuracy, train.nll
+    accuracy_ME, nll_ME = train.accuracy_or_skipped, train.nll
     masked_ME = premem.masked_accuracy(accuracy_ME, nll_ME, perplexity)
     best_ME = np.where(np.isnan(masked_ME), np.nan, np.fmax.accumulate(masked_ME, axis=0))
     mean = premem.measured_mean
-    accuracy_M = mean(accuracy_ME)
+    accuracy_M = train.mean_accuracy
     return {
         "pre_memorization_accuracy": mean(premem.pre_memorization_accuracy(accuracy_ME, nll_ME, perplexity)),
         "without_minimum": mean(best_ME),

@@ -51,6 +51,19 @@ def pre_memorization_accuracy(
     return np.where(np.isnan(masked_ME), np.nan, np.minimum(accuracy_ME, best_ME))
 
 
+def settled(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np.ndarray:
+    """(M, E) bool: where the pre-memorization accuracy is 0 whatever the accuracy at that evaluation is.
+
+    So it is where the target is memorized and no evaluation before had a masked accuracy above 0. The accuracy at the
+    evaluation itself is not looked at, so this may be asked before anything is sampled. What is settled at one
+    threshold is settled at every higher one.
+    """
+    masked_ME = masked_accuracy(accuracy_ME, nll_ME, perplexity)
+    solved_ME = np.logical_or.accumulate(masked_ME > 0, axis=0)
+    before_ME = np.concatenate([np.zeros_like(solved_ME[:1]), solved_ME[:-1]])
+    return (np.asarray(nll_ME, np.float64) < log_threshold(perplexity)) & ~before_ME
+
+
 def fraction_memorized(nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np.ndarray:
     """(M,) float64: the share of examples with exp(nll) < perplexity among those measured; NaN where none was."""
     nll_ME = np.asarray(nll_ME, np.float64)

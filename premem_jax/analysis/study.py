@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from premem_jax.analysis import agreement, calibration, predictors, threshold
+from premem_jax.analysis import agreement, calibration, confidence, predictors, premem, threshold
 from premem_jax.analysis.agreement import Points
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
@@ -47,7 +47,7 @@ def predictor_table(runs: Sequence[Run], chosen: Threshold, draws: int, seed: in
       of each statistic over runs, r2_left_out, `without_a_run` [lowest, highest] R², and `final` and `within_size` with
       the statistics over those points. A predictor measured in no run is left out.
     """
-    values = [predictors.evaluate(run, chosen.perplexity) for run in runs]
+    values = values_of(runs, chosen)
     names = [*predictors.PREDICTORS, *sorted({name for row in values for name in row} - predictors.PREDICTORS.keys())]
     sizes = np.array([len(run.train.example) for run in runs])
     table = {}
@@ -73,6 +73,13 @@ def predictor_table(runs: Sequence[Run], chosen: Threshold, draws: int, seed: in
             "within_size": _scores(agreement.centered_within(p, sizes), statistics),
         }
     return table
+
+
+def values_of(runs: Sequence[Run], chosen: Threshold) -> list[dict[str, np.ndarray]]:
+    """Of each run, (M,) of every predictor: those of the run alone, and the one that the other runs calibrate."""
+    predicted = confidence.average_thresholded_confidence(runs)
+    shared = [{"average_thresholded_confidence": values} if np.isfinite(values).any() else {} for values in predicted]
+    return [row | predictors.evaluate(run, chosen.perplexity) for run, row in zip(runs, shared, strict=True)]
 
 
 def threshold_table(runs: Sequence[Run], chosen: Threshold, sensitivity: calibration.Sensitivity) -> list[dict]:
@@ -151,10 +158,10 @@ def run_table(runs: Sequence[Run], chosen: Threshold) -> list[dict]:
             "step": run.trace.steps.tolist(),
             "epoch": run.trace.epochs.tolist(),
             "test_accuracy": run.test_accuracy.tolist(),
-            **{name: values.tolist() for name, values in predictors.evaluate(run, chosen.perplexity).items()},
+            **{name: values.tolist() for name, values in row.items()},
             "notes": list(run.notes),
         }
-        for run in runs
+        for run, row in zip(runs, values_of(runs, chosen), strict=True)
     ]
 
 
@@ -174,8 +181,23 @@ def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -
     `published` is that of the runs' authors, and the held-out quantile for runs that have none.
 
     Raises:
-      UserError: a rule that there is not, or that these runs do not have what it takes for.
+      UserError: a rule that there is not, that these runs do not have what it takes for, or a threshold lower than
+        one that samples were skipped by.
     """
+    chosen = _choose(runs, rule, quantile, perplexity)
+    for run in runs:
+        train = run.train
+        settled_ME = premem.settled(train.accuracy_or_skipped, train.nll, chosen.perplexity)
+        if np.any(train.skipped_ME & ~settled_ME):
+            raise UserError(
+                f"Run {run.name!r} did not sample examples that were memorized by a higher threshold than "
+                f"{chosen.perplexity:.4g} ({chosen.rule}), so the metric is not known at it. Set threshold.rule=given "
+                "and threshold.perplexity to the one that the run was made with."
+            )
+    return chosen
+
+
+def _choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -> Threshold:
     if rule not in ("published", "heldout_quantile", "given"):
         raise UserError(f"threshold.rule={rule!r}: choose published, heldout_quantile or given.")
     if rule == "given":

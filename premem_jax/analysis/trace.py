@@ -5,10 +5,12 @@ Training writes it, analysis reads it, and neither knows the other. A trace from
 """
 
 import io
+import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from premem_jax import atomic
+from premem_jax.analysis import premem
 from premem_jax.errors import UserError
 
-FORMAT = b"2"
+FORMAT = b"3"
 _FORMAT_KEY = b"premem_jax.trace.format"
+_MEASURES_KEY = b"premem_jax.trace.measures"
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
-_COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host")
+_VALUES = ("target_nll", "log_confidence")  # NaN where not measured
+_COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host", "skipped")
 _SCHEMA = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
@@ -35,6 +40,8 @@ _SCHEMA = pa.schema(
         pa.field("correct", pa.int32(), nullable=False),
         pa.field("unparsed", pa.int32(), nullable=False),
         pa.field("decided_on_host", pa.int32(), nullable=False),
+        pa.field("skipped", pa.int32(), nullable=False),
+        pa.field("log_confidence", pa.float32()),
     ],
     metadata={_FORMAT_KEY: FORMAT},
 )
@@ -51,12 +58,36 @@ class SplitTrace:
     correct: np.ndarray  # (M, E) int64
     unparsed: np.ndarray  # (M, E) int64, responses in which no answer was found
     decided_on_host: np.ndarray | int = 0  # (M, E) int64, responses that the device could not decide exactly
+    skipped: np.ndarray | int = 0  # (M, E) int64, responses not sampled since the metric is 0 whatever they say
+    log_confidence: np.ndarray | None = None  # (M, E) float64, log-probability of the greedy response, nats; NaN: no
 
     @property
     def accuracy(self) -> np.ndarray:
         """(M, E) float64: correct / samples, NaN where nothing was sampled."""
         nothing = np.full(self.samples.shape, np.nan)
         return np.divide(self.correct, self.samples, out=nothing, where=self.samples > 0)
+
+    @property
+    def accuracy_or_skipped(self) -> np.ndarray:
+        """(M, E) float64: the accuracy, and 0 where sampling was skipped: what the metric is computed from.
+
+        Such a row's target is memorized, so any accuracy there gives the same metric, at the threshold that the run
+        skipped by and at every higher one.
+        """
+        return np.where(self.skipped_ME, 0.0, self.accuracy)
+
+    @property
+    def mean_accuracy(self) -> np.ndarray:
+        """(M,) float64: the mean over the examples sampled, NaN where there are none.
+
+        Also NaN where some were skipped. They are memorized ones, so the mean of the others would be too low.
+        """
+        return np.where(self.skipped_ME.any(axis=1), np.nan, premem.measured_mean(self.accuracy))
+
+    @property
+    def skipped_ME(self) -> np.ndarray:
+        """(M, E) bool: where sampling was skipped."""
+        return np.broadcast_to(np.asarray(self.skipped) > 0, self.samples.shape)
 
 
 @dataclass(frozen=True)
@@ -66,6 +97,7 @@ class Trace:
     steps: np.ndarray  # (M,) int64
     epochs: np.ndarray  # (M,) float64, passes over the training data
     splits: Mapping[str, SplitTrace]
+    measures: Mapping[str, np.ndarray] = field(default_factory=dict)  # (M,) each; NaN where not measured
 
     def split(self, name: str) -> SplitTrace:
         """The split called `name`; a UserError names the ones there are."""
@@ -80,7 +112,11 @@ def evaluation_path(folder: str | os.PathLike, step: int) -> Path:
 
 
 def write_evaluation(
-    folder: str | os.PathLike, step: int, epoch: float, splits: Mapping[str, Mapping[str, np.ndarray]]
+    folder: str | os.PathLike,
+    step: int,
+    epoch: float,
+    splits: Mapping[str, Mapping[str, np.ndarray]],
+    measures: Mapping[str, float] | None = None,
 ) -> None:
     """Writes one evaluation, whole or not at all; the same input gives the same bytes.
 
@@ -89,17 +125,21 @@ def write_evaluation(
       step: optimizer steps taken so far; an evaluation already there at this step is replaced.
       epoch: passes over the training data so far.
       splits: split name to columns of one length (E,): `example` (unique ids) and any of `target_nll` (mean nats per
-        target token, NaN where not run), `target_tokens`, `samples`, `correct`, `unparsed`, `decided_on_host` (0
-        where left out).
+        target token, NaN where not run), `target_tokens`, `samples`, `correct`, `unparsed`, `decided_on_host`,
+        `skipped` (0 where left out), `log_confidence` (log-probability of the greedy response, NaN where not run).
+      measures: values of the whole run at this step, such as `gradient_variance`.
 
     Raises:
-      ValueError: an unknown column, unequal lengths, a repeated id, or more verdicts than samples.
+      ValueError: an unknown column, unequal lengths, a repeated id, more verdicts than samples, or an
+        example both sampled and skipped.
     """
     tables = [_split_table(step, epoch, name, splits[name]) for name in sorted(splits)]
     if not any(table.num_rows for table in tables):
         raise ValueError(f"The evaluation at step {step} has no rows.")
     buffer = io.BytesIO()
-    table = pa.concat_tables(tables).unify_dictionaries()
+    values = {name: float(value) for name, value in sorted((measures or {}).items()) if math.isfinite(value)}
+    metadata = {_FORMAT_KEY: FORMAT, _MEASURES_KEY: json.dumps(values).encode()}
+    table = pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata(metadata)
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     atomic.write_bytes(evaluation_path(folder, step), buffer.getvalue())
 
@@ -130,10 +170,15 @@ def read_trace(folder: str | os.PathLike, up_to: int | None = None) -> Trace:
         raise UserError(f"There is no evaluation{until} in {folder}; run the training first, or name another folder.")
     tables = [_read_evaluation(evaluation_path(folder, step)) for step in steps]
     names = sorted({name for table in tables for name in table["split"].unique().to_pylist()})
+    measures = [json.loads(table.schema.metadata[_MEASURES_KEY]) for table in tables]
     return Trace(
         steps=np.array(steps, np.int64),
         epochs=np.array([table["epoch"][0].as_py() for table in tables], np.float64),
         splits={name: _join(folder, name, tables) for name in names},
+        measures={
+            name: np.array([values.get(name, np.nan) for values in measures])
+            for name in sorted({name for values in measures for name in values})
+        },
     )
 
 
@@ -149,11 +194,12 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | 
     """
     example = np.unique(np.concatenate([np.asarray(part["example"], np.int64) for part in parts]))
     shape = (len(parts), len(example))
-    nll = np.full(shape, np.nan)
+    values = {key: np.full(shape, np.nan) for key in _VALUES}
     counts = {key: np.zeros(shape, np.int64) for key in _COUNTS}
     for m, part in enumerate(parts):
         at = np.searchsorted(example, part["example"])
-        nll[m, at] = part.get("target_nll", np.nan)
+        for key, value in values.items():
+            value[m, at] = part.get(key, np.nan)
         for key, count in counts.items():
             count[m, at] = part.get(key, 0)
     tokens_ME = counts["target_tokens"]
@@ -165,12 +211,12 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | 
             "evaluations: it mixes runs with different data or tokenizers. Keep one run per folder."
         )
     del counts["target_tokens"]
-    return SplitTrace(example, nll, tokens, **counts)
+    return SplitTrace(example, values["target_nll"], tokens, **counts, log_confidence=values["log_confidence"])
 
 
 def _split_table(step: int, epoch: float, name: str, columns: Mapping[str, np.ndarray]) -> pa.Table:
     arrays = {key: np.asarray(value) for key, value in columns.items()}
-    unknown = set(arrays) - {"example", "target_nll", *_COUNTS}
+    unknown = set(arrays) - {"example", *_VALUES, *_COUNTS}
     if unknown or "example" not in arrays:
         raise ValueError(f"Split {name!r}: unknown columns {sorted(unknown)}, or no column 'example'.")
     shape = arrays["example"].shape
@@ -181,19 +227,21 @@ def _split_table(step: int, epoch: float, name: str, columns: Mapping[str, np.nd
     example = arrays["example"][order].astype(np.int64)
     if np.any(example[1:] == example[:-1]):
         raise ValueError(f"Split {name!r}: example id {example[1:][example[1:] == example[:-1]][0]} is repeated.")
-    nll = arrays.get("target_nll", np.full(shape, np.nan))[order].astype(np.float32)
+    values = {key: arrays.get(key, np.full(shape, np.nan))[order].astype(np.float32) for key in _VALUES}
     counts = {key: arrays.get(key, np.zeros(shape, np.int32))[order].astype(np.int32) for key in _COUNTS}
     if any(np.any(count < 0) for count in counts.values()):
         raise ValueError(f"Split {name!r}: a count is negative.")
     if np.any(counts["samples"] < np.maximum(counts["correct"] + counts["unparsed"], counts["decided_on_host"])):
         raise ValueError(f"Split {name!r}: an example has more verdicts (correct, unparsed; decided) than samples.")
+    if np.any((counts["skipped"] > 0) & (counts["samples"] > 0)):
+        raise ValueError(f"Split {name!r}: an example is both sampled and skipped.")
     rows = len(example)
     columns = {
         "step": pa.array(np.full(rows, step, np.int32)),
         "epoch": pa.array(np.full(rows, epoch, np.float32)),
         "split": pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [name]),
         "example": pa.array(example),
-        "target_nll": pa.array(nll, mask=np.isnan(nll)),
+        **{key: pa.array(value, mask=np.isnan(value)) for key, value in values.items()},
         **{key: pa.array(count) for key, count in counts.items()},
     }
     return pa.table(columns, schema=_SCHEMA)
@@ -227,5 +275,5 @@ def _join(folder: str | os.PathLike, name: str, tables: list[pa.Table]) -> Split
     parts = []
     for table in tables:
         rows = table.filter(pc.equal(table["split"].cast(pa.string()), name))
-        parts.append({key: rows[key].to_numpy() for key in ("example", "target_nll", *_COUNTS)})
+        parts.append({key: rows[key].to_numpy() for key in ("example", *_VALUES, *_COUNTS)})
     return line_up(parts, name, folder)

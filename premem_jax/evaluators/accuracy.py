@@ -44,8 +44,11 @@ class Accuracy:
         temperature: float,
         top_p: float,
         keep_texts: int,
+        skip_settled: bool = False,
     ):
-        self._context, self._batch, self._samples, self._keep = context, batch, samples, keep_texts
+        """`skip_settled` is for the suite, which then names the rows to sample."""
+        self._context, self._batch, self._keep = context, batch, keep_texts
+        self.samples, self.skip_settled = samples, skip_settled
         tokenizer, rules, self._mesh = context.tokenizer, context.rules, context.decode_mesh
         model, replicated = context.model.on(mesh=self._mesh), sharding.replicated(self._mesh)
         self._token_bytes = tokenizer.token_bytes()
@@ -62,12 +65,11 @@ class Accuracy:
     def run(self, params, step: int, progress, only: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """Counts `samples`, `correct`, `unparsed` and `decided_on_host`, row e being example e of the split.
 
-        `texts` then holds the kept ones. Rows outside `only` are left out; their counts mean nothing.
+        `texts` then holds the kept ones. Rows outside `only` are not sampled: their counts are zero.
         """
         context, self.texts = self._context, []
         count = len(context.data)
-        out = {"samples": np.full(count, self._samples, np.int32)}
-        out |= {name: np.zeros(count, np.int32) for name in ("correct", "unparsed", "decided_on_host")}
+        out = {name: np.zeros(count, np.int32) for name in ("samples", "correct", "unparsed", "decided_on_host")}
         key = jax.random.fold_in(self._key, step)
         for rows, arrays in evaluation_batches(
             context.data, batch=self._batch, buckets=context.buckets, prompts_only=True, only=only
@@ -78,6 +80,7 @@ class Accuracy:
                 params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._vocabulary, key
             )
             verdicts, asked = self._resolved(rows, np.asarray(verdicts), drawn)
+            out["samples"][rows] = self.samples
             out["decided_on_host"][rows] = asked
             out["correct"][rows] = np.sum(verdicts == Verdict.CORRECT, axis=1)[: len(rows)]
             out["unparsed"][rows] = np.sum(verdicts == Verdict.UNPARSED, axis=1)[: len(rows)]
@@ -91,7 +94,7 @@ class Accuracy:
         """The verdicts with the host's word on those that the device left open, and how many these are in each row."""
         verdicts_BR, asked = verdicts_BR.copy(), np.zeros(len(rows), np.int32)
         for b in np.flatnonzero(np.any(verdicts_BR[: len(rows)] == Verdict.UNDECIDED, axis=1)):
-            answers = [self._context.data.examples[rows[b]].answer] * self._samples
+            answers = [self._context.data.examples[rows[b]].answer] * self.samples
             verdicts_BR[b], asked[b] = resolve(
                 verdicts_BR[b], drawn.tokens[b], drawn.length[b], self._token_bytes, answers, self._context.rules
             )

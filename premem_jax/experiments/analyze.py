@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from premem_jax import progress, workdir
-from premem_jax.analysis import agreement, calibration, study, threshold
+from premem_jax.analysis import agreement, calibration, robustness, study, threshold
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
@@ -87,6 +87,7 @@ def study_task(runs: Sequence[Run], chosen: Threshold, config) -> dict:
             "r2_identity": sensitivity.r2().tolist(),
             "r2_linear": sensitivity.r2(agreement.r2_linear).tolist(),
         },
+        "robustness": robustness.table(runs, chosen.perplexity, config.draws, config.seed),
         "run_table": study.run_table(runs, chosen),
         "notes": study.note_table(runs),
     }

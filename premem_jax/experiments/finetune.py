@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 COUNTS = (
     "epochs",
     "batch",
+    "batches",
     "micro_batches",
     "length_window",
     "every",
@@ -73,8 +75,9 @@ def run(config, folder: Path) -> dict:
     # ---- Model, evaluators, train state -----------------------------------------------------------------------------
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     trainer = Trainer(model, mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
-    contexts = contexts_of(splits, tokenizer, model, mesh, clock, config)
-    suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder)
+    base = partial(base_parameters, config, model, checkpoint, task, tokenizer, mesh, clock)
+    contexts = contexts_of(splits, tokenizer, model, mesh, clock, config, base)
+    suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder, known_threshold(config.threshold))
     per_parameter = 12 * (config.checkpoint.keep + 1) + (4 if config.checkpoint.export else 0)
     workdir.check_room(folder, per_parameter * model.config.parameters)
     write_text(folder / "examples.jsonl", texts_of(splits))
@@ -82,7 +85,7 @@ def run(config, folder: Path) -> dict:
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
         state = checkpoints.restore(mesh, trainer.abstract_state)
     if state is None:
-        state = trainer.init_state(base_parameters(config, model, checkpoint, task, tokenizer, mesh, clock))
+        state = trainer.init_state(base())
     elif int(state["step"]) < steps:
         progress.say(f"continuing {folder} at step {int(state['step'])} of {steps}")
 
@@ -144,11 +147,23 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
     checks.dtype("compute_dtype", config.compute_dtype)
     checks.dtype("checkpoint.export_dtype", config.checkpoint.export_dtype)
     checks.batches({"train.batch / train.micro_batches": config.train.batch / config.train.micro_batches}, mesh)
-    evals = {f"evals.{name}.batch": options for name, options in config.evals.items()}
-    sampled = {name: options.batch for name, options in evals.items() if options.type == "accuracy"}
-    checks.batches({name: options.batch for name, options in evals.items() if name not in sampled}, mesh)
+    evals = {f"evals.{name}.batch": options for name, options in config.evals.items() if "batch" in options}
+    sampled = {name: options.batch for name, options in evals.items() if options.type in ("accuracy", "confidence")}
+    parts = {name: options.batch / options.get("micro_batches", 1) for name, options in evals.items()}
+    checks.batches({name: size for name, size in parts.items() if name not in sampled}, mesh)
     checks.batches(sampled, sharding.decode_mesh(mesh, config.mesh.decode_tensor))
     rule, split = config.threshold.rule, config.threshold.split
+    skipping = {name: options.split for name, options in config.evals.items() if options.get("skip_settled")}
+    forced = [name for name in skipping if config.evals[name].opening]
+    if forced:
+        raise UserError(
+            f"evals.{forced[0]}: skip_settled is for the metric, and verdicts after an opening are not in it"
+        )
+    if skipping and (rule != "given" or {*skipping.values()} != {"train"}):
+        raise UserError(
+            f"evals.{next(iter(skipping))}.skip_settled: samples are skipped on the split 'train' alone, and with a "
+            "threshold that is known before the run; set threshold.rule=given and threshold.perplexity"
+        )
     scored = {options.split for options in config.evals.values() if options.type == "likelihood"}
     if rule not in ("given", "heldout_quantile"):
         raise UserError(f"threshold.rule={rule!r}: choose given or heldout_quantile")
@@ -165,14 +180,19 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
         raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
 
 
-def contexts_of(splits, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config) -> dict[str, Context]:
+def contexts_of(splits, tokenizer: Tokenizer, model: Model, mesh, clock: Clock, config, base) -> dict[str, Context]:
     """What the evaluators of each split are given."""
     rules = tasks.RULES[config.data.task]
     buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
     return {
-        name: Context(name, data, rules, tokenizer, model, mesh, clock, config.seed, buckets, decode_tensor)
+        name: Context(name, data, rules, tokenizer, model, mesh, clock, config.seed, buckets, decode_tensor, base)
         for name, data in splits.items()
     }
+
+
+def known_threshold(config) -> float | None:
+    """The perplexity below which an example counts as memorized, where the config gives it; None where it is found."""
+    return config.perplexity if config.rule == "given" else None
 
 
 def choose(config, trace) -> threshold.Threshold:
@@ -224,6 +244,7 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
         "epochs": config.train.epochs,
         "train_examples": len(trace.split("train").example),
         "decided_on_host": int(sum(np.sum(split.decided_on_host) for split in trace.splits.values())),
+        "samples_skipped": int(sum(np.sum(split.skipped) for split in trace.splits.values())),
         "evaluations": len(evaluation_steps(folder / "trace")),
         **seconds,
         "seconds_total": round(sum(seconds.values()), 3),

@@ -37,7 +37,8 @@ def run(config, folder: Path) -> dict:
         for name, settings in members.items():
             try:
                 results[name] = finish(settings, folder / "runs" / name)
-                cells = "  ".join(f"{results[name][key]:18.1%}" for key in COLUMNS)
+                values = [results[name][key] for key in COLUMNS]
+                cells = "  ".join(f"{'–' if value is None else f'{value:.1%}':>18}" for value in values)
                 if len(results) == 1:
                     progress.say("  ".join([" " * width, *(f"{key.replace('_', ' ')[-18:]:>18}" for key in COLUMNS)]))
                 progress.say(f"{name:<{width}}  {cells}")
@@ -48,6 +49,8 @@ def run(config, folder: Path) -> dict:
 
     study = defaults.analyze()
     study.update(traces=str(folder / "runs"), cache=config.cache, seed=config.seed)
+    if config.threshold.rule == "given":
+        study.threshold.update(rule="given", perplexity=config.threshold.perplexity)
     found = analyze.run(study, folder / "study")
     summary = {
         "experiment": config.experiment,

@@ -53,7 +53,7 @@ def examples_figure(trace: Trace, threshold: Threshold, path: str | os.PathLike,
     Raises a UserError when no evaluation measured both likelihood and samples on that split.
     """
     split = trace.split(train)
-    premem_ME = premem.pre_memorization_accuracy(split.accuracy, split.nll, threshold.perplexity)
+    premem_ME = premem.pre_memorization_accuracy(split.accuracy_or_skipped, split.nll, threshold.perplexity)
     whole = np.flatnonzero(np.isfinite(premem_ME).any(axis=1))
     if not len(whole):
         raise UserError(f"No evaluation has both likelihood and samples on split {train!r}: there is nothing to draw.")
@@ -156,7 +156,7 @@ def _nll_histogram(axes: Axes, nll_ME: np.ndarray, epochs: np.ndarray, threshold
 
 def _accuracy_bars(axes: Axes, split: SplitTrace, premem_ME: np.ndarray, last: int, epoch: float) -> None:
     known = np.isfinite(premem_ME[last])
-    steps = min(int(np.median(split.samples[last, known])), 10)  # the values that so many samples can give
+    steps = min(max(int(split.samples[last].max()), 1), 10)  # the values that so many samples can give
     edges = (np.arange(steps + 2) - 0.5) / steps
     width = 0.38 / steps
     for shift, values, label, color in (

@@ -95,18 +95,23 @@ def headline(curves: Mapping[str, np.ndarray]) -> str:
     """
     at = _last(curves["pre_memorization_accuracy"])
     predicted, train = curves["pre_memorization_accuracy"][at], curves["train_accuracy"][at]
+    its_train, its_error = "", ""  # unknown where memorized examples were not sampled
+    if not math.isnan(train):
+        its_train = f"; the train accuracy is {train:.1%}"
     first = (
         f"At epoch {curves['epoch'][at]:.3g} the pre-memorization accuracy is {predicted:.1%}, which is the "
-        f"prediction for the test accuracy; the train accuracy is {train:.1%}."
+        f"prediction for the test accuracy{its_train}."
     )
     measured = _last(curves["test_accuracy"][: at + 1])
     if measured is None:
         return f"{first} Test accuracy was not measured."
     test = curves["test_accuracy"][measured]
+    if not math.isnan(train):
+        its_error = f", the train accuracy by {100 * (train - test):+.1f}"
     when = "" if measured == at else f" (at epoch {curves['epoch'][measured]:.3g})"
     return (
         f"{first} The measured test accuracy is {test:.1%}{when}: the prediction is off by "
-        f"{100 * (predicted - test):+.1f} points, the train accuracy by {100 * (train - test):+.1f}."
+        f"{100 * (predicted - test):+.1f} points{its_error}."
     )
 
 

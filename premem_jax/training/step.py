@@ -29,21 +29,7 @@ def train_step(
     Returns:
       The new state and `loss` (nats per token), `grad_norm` (before clipping), `tokens` (weighted count).
     """
-    B = batch["tokens"].shape[0]
-    # Rows a, a + A, a + 2A, ... make micro-batch a, so that each keeps its share of every device's rows.
-    split = lambda x: x.reshape(B // micro_batches, micro_batches, -1).swapaxes(0, 1)
-
-    def loss_sum(params, part):
-        return jnp.sum(token_nll(model, params, part["tokens"]) * part["weights"])
-
-    def add(carry, part):
-        value, gradient = jax.value_and_grad(loss_sum)(state["params"], part)
-        return jax.tree.map(jnp.add, carry, (value, gradient)), None
-
-    total = jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state["params"]))
-    (value, gradient), _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
-    loss, gradient = value / total, jax.tree.map(lambda g: g / total, gradient)
+    loss, gradient = loss_gradient(model, state["params"], batch, micro_batches)
     norm = optax.global_norm(gradient)
 
     direction, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
@@ -53,3 +39,25 @@ def train_step(
     frozen = {k: state[k] for k in updated}
     new = jax.tree.map(lambda a, b: jnp.where(good, a, b), updated, frozen) | {"good": good}
     return new, {"loss": loss, "grad_norm": norm, "tokens": jnp.sum(batch["weights"])}
+
+
+def loss_gradient(model: Model, params, batch: dict, micro_batches: int) -> tuple[jax.Array, dict]:
+    """The mean loss over the weighted tokens of a batch, and its gradient.
+
+    Scans over `micro_batches` parts, of which one at a time has its activations in memory.
+    """
+    B = batch["tokens"].shape[0]
+    # Rows a, a + A, a + 2A, ... make micro-batch a, so that each keeps its share of every device's rows.
+    split = lambda x: x.reshape(B // micro_batches, micro_batches, -1).swapaxes(0, 1)
+
+    def loss_sum(params, part):
+        return jnp.sum(token_nll(model, params, part["tokens"]) * part["weights"])
+
+    def add(carry, part):
+        value, gradient = jax.value_and_grad(loss_sum)(params, part)
+        return jax.tree.map(jnp.add, carry, (value, gradient)), None
+
+    total = jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
+    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    (value, gradient), _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
+    return value / total, jax.tree.map(lambda g: g / total, gradient)

@@ -119,3 +119,16 @@ def test_the_released_gsm8k_runs_come_out_as_published(name):
     got = [run["train_accuracy"][:, trained].mean(1), premem.measured_mean(premem_ME), run["test_accuracy"].mean(1)]
     expected = np.array([[float(x) for x in triple.split("/")] for triple in RELEASED[name].split()])
     np.testing.assert_allclose(np.stack(got, axis=1), expected, rtol=0, atol=0.5001e-4)
+
+
+@given(runs())
+def test_settled_means_that_no_accuracy_could_change_the_value(run):
+    """Where even the accuracy 1 at an evaluation gives the value 0, and nowhere else."""
+    accuracy_ME, nll_ME, perplexity = run
+    settled_ME = premem.settled(accuracy_ME, nll_ME, perplexity)
+    for m in range(len(accuracy_ME)):
+        tried = np.array(accuracy_ME, np.float64)
+        tried[m] = 1
+        value_E = premem.pre_memorization_accuracy(tried, nll_ME, perplexity)[m]
+        np.testing.assert_array_equal(settled_ME[m], value_E == 0)
+    assert np.all(premem.settled(accuracy_ME, nll_ME, 2 * perplexity) >= settled_ME)

@@ -57,6 +57,20 @@ def test_rows_are_sorted_and_bytes_depend_on_the_rows_alone(tmp_path):
     assert keys == sorted(keys)
 
 
+def test_confidence_and_measures_are_read_back_where_they_were_measured(tmp_path):
+    trace.write_evaluation(tmp_path, 1, 1, {"train": {"example": [3, 7]}}, {"a": 0.1, "b": float("nan")})
+    columns = {"example": [7, 3], "log_confidence": [-0.5, np.nan], "skipped": [0, 5]}
+    trace.write_evaluation(tmp_path, 2, 2, {"train": columns}, {"c": 3})
+    trace.write_evaluation(tmp_path, 3, 3, {"train": {"example": [3]}})
+    read = trace.read_trace(tmp_path)
+    assert sorted(read.measures) == ["a", "c"]
+    np.testing.assert_array_equal(read.measures["a"], [0.1, np.nan, np.nan])
+    np.testing.assert_array_equal(read.measures["c"], [np.nan, 3, np.nan])
+    unknown = [np.nan, np.nan]
+    np.testing.assert_array_equal(read.split("train").log_confidence, [unknown, [np.nan, -0.5], unknown])
+    np.testing.assert_array_equal(read.split("train").skipped, [[0, 0], [5, 0], [0, 0]])
+
+
 @pytest.mark.filterwarnings("error")
 def test_examples_missing_at_an_evaluation_are_not_measured(tmp_path):
     trace.write_evaluation(tmp_path, 1, 1, {"train": {"example": [7, 3], "target_nll": [0.7, 0.3]}})
@@ -89,6 +103,7 @@ def test_an_unknown_split_is_named_with_the_known_ones(tmp_path):
         ({"example": [1, 1]}, "id 1 is repeated"),
         ({"example": [1], "samples": [4], "correct": [3], "unparsed": [2]}, "more verdicts"),
         ({"example": [1], "samples": [4], "decided_on_host": [5]}, "decided"),
+        ({"example": [1], "samples": [4], "skipped": [4]}, "both sampled and skipped"),
         ({"example": [1], "samples": [-1], "correct": [-1]}, "negative"),
         ({"example": [1], "loss": [0.1]}, "loss"),
         ({"target_nll": [0.1]}, "no column 'example'"),

@@ -20,5 +20,6 @@ def get_config(arg=None):
         heldout_likelihood=defaults.likelihood("heldout", epochs, batch=32),
         train_accuracy=defaults.accuracy("train", epochs, **sampling),
         test_accuracy=defaults.accuracy("test", epochs[::2], **sampling),
+        distance=defaults.distance(epochs[3:]),
     )
     return c

@@ -95,6 +95,27 @@ def test_one_file_per_due_step_with_what_was_due(make, tmp_path):
     assert names == [f"step-{step:08d}.jsonl" for step in trace.steps]
 
 
+def test_an_opening_ends_every_prompt_and_makes_a_split_of_its_own(make, tmp_path):
+    suite = make(
+        nll=mark("train", (), "target_nll"),
+        opened=mark("train", (), "samples", layout="decode") | {"opening": " so we"},
+    )
+    suite.run(30, params())
+    (_, plain, _), (_, opened, _) = suite._items.values()
+    extra = [tiny.tokenizer().encode_pairs([(text, " ####")])[0][0] for text in ("1 =", "1 = so we")]
+    extra = list(extra[1][len(extra[0]) :])
+    assert len(extra) == 2 and opened.split == "train after 'so we'"
+    for before, after, target, same in zip(
+        plain.data.prompts, opened.data.prompts, plain.data.targets, opened.data.targets, strict=True
+    ):
+        assert list(after) == [*before, *extra] and list(target) == list(same)
+    assert [e.prompt for e in opened.data.examples] == [e.prompt + " so we" for e in plain.data.examples]
+    read = read_trace(tmp_path / "trace")
+    assert sorted(read.splits) == ["train", "train after 'so we'"]
+    assert not read.split("train").samples.any()
+    np.testing.assert_array_equal(read.split("train after 'so we'").samples[0], np.arange(13) + 30)
+
+
 def test_an_evaluation_that_is_there_is_not_run_again(make, tmp_path):
     suite = make(nll=mark("train", (0,), "target_nll"))
     path = evaluation_path(tmp_path / "trace", 30)

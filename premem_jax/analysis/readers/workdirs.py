@@ -39,7 +39,12 @@ def _read(folder: Path, name: str, task: str) -> Run:
         raise UserError(f"{folder}: the trace has no split 'train', it has {', '.join(trace.splits)}.")
     unknown = np.full(len(trace.steps), np.nan)
     test = premem.measured_mean(trace.split("test").accuracy) if "test" in trace.splits else unknown
-    return Run(name, task, trace, test)
+    skipped = int(np.sum(trace.split("train").skipped))
+    notes = (
+        f"{skipped} responses were not sampled, since they change nothing at the run's threshold; at lower thresholds "
+        "the pre-memorization accuracy of these examples is taken for 0, and may be higher",
+    )
+    return Run(name, task, trace, test, measures=trace.measures, notes=notes if skipped else ())
 
 
 def _config(path: Path) -> tuple[str, str]:

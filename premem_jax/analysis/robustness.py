@@ -1,0 +1,57 @@
+"""Which examples are still solved when the response must begin otherwise than the solution that was memorized?
+
+Kang et al. (arXiv 2411.07681): after training, nearly every training example is solved; with a forced opening ("First",
+"We know that") those with a high pre-memorization accuracy still are, and those with a low one often are not.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from premem_jax.analysis import premem
+from premem_jax.analysis.runs import Run
+
+EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # each bin up to the next edge, the last one being exactly 1
+AFTER = "train after "  # the split of the training examples with a forced opening, followed by it in quotes
+
+
+def binned(premem_E: np.ndarray, accuracy_E: np.ndarray, draws: int, seed: int, level: float = 0.95) -> list[dict]:
+    """Of each bin of pre-memorization accuracy: `lowest` value, `examples`, mean `accuracy` and its `interval`.
+
+    Args:
+      premem_E: (E,) pre-memorization accuracy.
+      accuracy_E: (E,) any other accuracy of the same examples. Where either is NaN, the example is left out.
+      draws: bootstrap draws of examples, for the percentile interval [low, high].
+      seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    known_E = np.isfinite(premem_E) & np.isfinite(accuracy_E)
+    bin_E = np.digitize(premem_E[known_E], EDGES[1:])
+    tails, rows = [50 - 50 * level, 50 + 50 * level], []
+    for i, lowest in enumerate(EDGES):
+        values = accuracy_E[known_E][bin_E == i]
+        row = {"lowest": lowest, "examples": len(values), "accuracy": np.nan, "interval": [np.nan, np.nan]}
+        if len(values):
+            means = [np.mean(rng.choice(values, len(values))) for _ in range(draws)]
+            row |= {"accuracy": float(np.mean(values)), "interval": np.percentile(means, tails).tolist()}
+        rows.append(row)
+    return rows
+
+
+def table(runs: Sequence[Run], perplexity: float, draws: int, seed: int) -> list[dict]:
+    """Of each run with forced openings: `run`, `opening` ("" for none) and `bins`, at the last evaluation of both."""
+    rows = []
+    for run in runs:
+        opened = sorted(name for name in run.trace.splits if name.startswith(AFTER))
+        train = run.train
+        premem_ME = premem.pre_memorization_accuracy(train.accuracy_or_skipped, train.nll, perplexity)
+        for name in ["train", *opened] if opened else []:
+            split = run.trace.split(name)
+            at = np.searchsorted(train.example, split.example)
+            both = np.isfinite(split.accuracy).any(axis=1) & np.isfinite(premem_ME[:, at]).any(axis=1)
+            if both.any():
+                m = np.flatnonzero(both)[-1]
+                bins = binned(premem_ME[m, at], split.accuracy[m], draws, seed)
+                opening = name.removeprefix(AFTER) if name in opened else ""
+                rows.append({"run": run.name, "opening": opening, "bins": bins})
+    return rows
