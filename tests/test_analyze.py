@@ -148,6 +148,7 @@ def test_within_equal_size_only_the_eleven_full_runs_count(release_order):
 def test_the_documentation_states_these_results(default):
     """The tables of docs/study.md, but for the intervals, which depend on the number of draws."""
     text = (Path(__file__).parents[1] / "docs" / "study.md").read_text()
+    text = text[text.index("## Result on the published") : text.index("## Result on runs of our own")]
     task = default[0]["tasks"]["gsm8k"]
     rows = {cells[0]: cells[1:] for cells in (re.split(r" *\| *", line.strip("|* ")) for line in text.splitlines())}
     for name, row in task["predictors"].items():
