@@ -297,6 +297,8 @@ def test_the_page_of_a_study(browser, tmp_path):
     with opened(browser, tmp_path / "study" / "report.html") as page:
         assert page.locator("img").count() == 4 and broken_images(page) == []
         assert page.locator("script").count() == 0
+        hidden = "[...document.querySelectorAll('.wide')].map(box => box.scrollWidth - box.clientWidth)"
+        assert set(page.evaluate(hidden)) == {0}  # no column is out of sight
         runs = page.locator("h2", has_text="Runs, at their last").locator("xpath=following::table[1]")
         assert runs.locator("td.name").all_text_contents() == [run["run"] for run in task["run_table"]] == names
         r2 = task["predictors"]["pre_memorization_accuracy"]["r2_identity"]
