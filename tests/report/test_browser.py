@@ -287,7 +287,8 @@ def test_the_page_of_a_study(browser, tmp_path):
                 split = "train" if example < 100 else "heldout"
                 nll = rng.gamma(4.0, 0.15) * (np.exp(-speed * step / 100) if split == "train" else 1.0)
                 correct = rng.binomial(5, 0.95 if nll < 0.1 else 0.3 + step / 1000)
-                rows.append((run, step, example, split, nll, 5, correct, 0.28 + step / 1000, HOSTILE[0]))
+                # test accuracy hardly moves, so that R² is far below zero and its numbers are long
+                rows.append((run, step, example, split, nll, 5, correct, 0.28 + step / 6000, HOSTILE[0]))
     keys = ("run", "step", "example", "split", "nll", "n_samples", "n_correct", "test_accuracy", "task")
     np.savez(tmp_path / "runs.npz", **{k: np.array(x) for k, x in zip(keys, zip(*rows, strict=True), strict=True)})
     config = config_file.get_config()
@@ -297,6 +298,8 @@ def test_the_page_of_a_study(browser, tmp_path):
     with opened(browser, tmp_path / "study" / "report.html") as page:
         assert page.locator("img").count() == 4 and broken_images(page) == []
         assert page.locator("script").count() == 0
+        hidden = "[...document.querySelectorAll('.wide')].map(box => box.scrollWidth - box.clientWidth)"
+        assert set(page.evaluate(hidden)) == {0}  # no column is out of sight
         runs = page.locator("h2", has_text="Runs, at their last").locator("xpath=following::table[1]")
         assert runs.locator("td.name").all_text_contents() == [run["run"] for run in task["run_table"]] == names
         r2 = task["predictors"]["pre_memorization_accuracy"]["r2_identity"]
