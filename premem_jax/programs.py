@@ -38,7 +38,7 @@ class Clock:
 
 
 class Program:
-    """A jitted function that compiles once per argument shapes, in the phase `compile` of the clock.
+    """A jitted function that compiles once per argument shapes and mesh, in the phase `compile` of the clock.
 
     Programs made of the same function, with equal hashable arguments bound by `functools.partial`, share what they have
     compiled: in a process that finetunes many times, each shape is compiled once.
@@ -49,7 +49,8 @@ class Program:
         self.jitted, self._compiled = _shared(function, jit_options)
 
     def __call__(self, *args):
-        key = jax.tree.structure(args), tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
+        kind = lambda x: (x.shape, x.dtype, getattr(getattr(x, "sharding", None), "mesh", None))
+        key = jax.tree.structure(args), tuple(map(kind, jax.tree.leaves(args)))
         if key not in self._compiled:
             with self._clock("compile"):
                 self._compiled[key] = self.jitted.lower(*args).compile()
