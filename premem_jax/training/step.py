@@ -30,7 +30,7 @@ def train_step(
       The new state and `loss` (nats per token), `grad_norm` (before clipping), `tokens` (weighted count).
     """
     loss, gradient = loss_gradient(model, state["params"], batch, micro_batches)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
 
     direction, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
     params = jax.tree.map(lambda p, d: p - rate * d, state["params"], direction)
