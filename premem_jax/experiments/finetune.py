@@ -63,11 +63,7 @@ def run(config, folder: Path) -> dict:
     checkpoint = hugging_face.checkpoint_of(config)
     options = config.tokenizer.to_dict() | dict(path=config.tokenizer.path or config.model.path)
     tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
-    limits = dict(context=config.data.context, drop_long=config.data.drop_long)
-    splits = {name: tokenize(name, examples, tokenizer, **limits) for name, examples in task.splits.items()}
-    for name, data in splits.items():
-        if dropped := len(task.splits[name]) - len(data):
-            log.warning("split %s: %d of %d examples left out as too long", name, dropped, len(task.splits[name]))
+    splits = {name: tokenized(config.data, name, examples, tokenizer) for name, examples in task.splits.items()}
     check(config, mesh, splits)
     per_epoch = steps_per_epoch(len(splits["train"]), config.train.batch)
     steps = config.train.epochs * per_epoch
@@ -137,6 +133,14 @@ def run(config, folder: Path) -> dict:
         with clock("export"):
             hugging_face.export(config, folder / "export", state["params"], model, checkpoint, tokenizer, mesh)
     return conclude(config, folder, clock, steps)
+
+
+def tokenized(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:
+    """A split in tokens; says how many examples were left out."""
+    split = tokenize(name, examples, tokenizer, context=data.context, drop_long=data.drop_long)
+    if dropped := len(examples) - len(split):
+        log.warning("split %s: %d of %d examples left out as too long", name, dropped, len(examples))
+    return split
 
 
 def check(config, mesh, splits: dict[str, Tokenized]) -> None:

@@ -21,5 +21,9 @@ def target_nll(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array)
     `weight_BT` is 1 on the target (the solution and its stop marker) and 0 elsewhere; rows without a target get 0.
     """
     nll_BT = token_nll(model, params, tokens_BT)
-    count_B = jnp.sum(weight_BT, axis=1)
-    return jnp.sum(nll_BT * weight_BT, axis=1) / jnp.maximum(count_B, 1), count_B.astype(jnp.int32)
+    return mean_over_target(nll_BT, weight_BT), jnp.sum(weight_BT, axis=1).astype(jnp.int32)
+
+
+def mean_over_target(nll_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:
+    """Mean NLL per target token of each row (B,); 0 for a row without a target."""
+    return jnp.sum(nll_BT * weight_BT, axis=1) / jnp.maximum(jnp.sum(weight_BT, axis=1), 1)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from premem_jax.scoring.answers import Answers, Vocabulary, grade
+from premem_jax.scoring.likelihood import mean_over_target
 from premem_jax.scoring.rules import Rules
 
 
@@ -26,5 +27,4 @@ def score(
     logits_BTV = logits_BTV.astype(jnp.float32)
     picked_BT = jnp.take_along_axis(logits_BTV, target_BT[..., None], axis=-1)[..., 0]
     nll_BT = jnp.where(weight_BT > 0, jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT, 0.0)
-    nll_B = jnp.sum(nll_BT * weight_BT, axis=1) / jnp.maximum(jnp.sum(weight_BT, axis=1), 1)
-    return nll_B, grade(sampled_BS, length_B, vocabulary, answers, rules)
+    return mean_over_target(nll_BT, weight_BT), grade(sampled_BS, length_B, vocabulary, answers, rules)
