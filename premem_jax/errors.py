@@ -1,10 +1,14 @@
-"""The one exception that is meant for people, and what is made of others that people cause."""
+"""The exceptions that are meant for people, and what is made of others that people cause."""
 
 import traceback
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the thing and the mend, and `main` prints it and exits with 1."""
+    """Something the user can mend: the message names the thing and the mend, and `main` prints it and exits with 2."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGTERM, a preemption) and can continue: every process raises it at the same poll."""
 
 
 def explain(error: BaseException) -> str:

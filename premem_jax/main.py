@@ -8,21 +8,38 @@
 --workdir=DIR                  where results go and where a killed run continues (default: a folder under runs/).
 """
 
+import contextlib
 import importlib
+import os
 import sys
 import textwrap
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from premem_jax.errors import UserError, explain
-from premem_jax.experiments import EXPERIMENTS
+from premem_jax.errors import Stopped, UserError, explain
+from premem_jax.experiments import EXPERIMENTS, SEVERAL
 from premem_jax.workdir import default_workdir, disk_is_full
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, configs/NAME.py[:key=value,...].", lock_config=True
 )
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Whether to join other processes: where the environment says so, or must.",
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", os.environ.get("PREMEM_COORDINATOR"), "host:port of process 0 (PREMEM_COORDINATOR)."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", os.environ.get("PREMEM_PROCESSES"), "How many processes there are (PREMEM_PROCESSES)."
+)
+PROCESS_ID = flags.DEFINE_integer("process_id", os.environ.get("PREMEM_PROCESS"), "Which one this is (PREMEM_PROCESS).")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
@@ -36,10 +53,14 @@ def main(argv) -> None:
     experiment = CONFIG.value.experiment
     if experiment not in EXPERIMENTS:
         raise UserError(f"config.experiment={experiment!r}: there is {', '.join(EXPERIMENTS)}")
-    from premem_jax import runtime  # JAX is imported only now, so that --help and mistakes answer at once
+    from premem_jax import processes, runtime  # JAX is imported only now, so that --help and mistakes answer at once
 
     runtime.prepare(CONFIG.value.cache)
-    importlib.import_module(f"premem_jax.experiments.{experiment}").run(CONFIG.value, folder)
+    if experiment in SEVERAL:
+        processes.start(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    module = importlib.import_module(f"premem_jax.experiments.{experiment}")
+    with processes.stoppable() if experiment in SEVERAL else contextlib.nullcontext():
+        module.run(CONFIG.value, folder)
 
 
 def parse(argv):
@@ -57,16 +78,32 @@ def parse(argv):
 
 
 def cli() -> None:
-    """Runs the program; a mistake or a full disk is one message and exit status 1."""
+    """Runs the program, and says in its exit status whether running it again helps.
+
+    2: a mistake or a full disk, one message, which people must mend. 75 (EX_TEMPFAIL): it was asked to stop and saved
+    its state. Anything else but 0: a fault.
+    """
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        leave(f"error: {error}", 2)
+    except Stopped:
+        progress = importlib.import_module("premem_jax.progress")
+        progress.say("stopped as asked, everything is saved; run the same command again to continue")
+        sys.exit(75)
     except Exception as error:
         if not disk_is_full(error):
-            raise
+            leave(traceback.format_exc(), 1)
         why = textwrap.shorten(str(error), 250)
-        sys.exit(f"error: the disk is full ({why}); free some space and run the same command again to continue")
+        leave(f"error: the disk is full ({why}); free some space and run the same command again to continue", 2)
+
+
+def leave(message: str, status: int) -> NoReturn:
+    """Ends with `message` on stderr."""
+    print(message, file=sys.stderr, flush=True)
+    if processes := sys.modules.get("premem_jax.processes"):  # otherwise there is but one
+        processes.leave(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The mesh and the one ordered table that says how every array lies on it."""
 
+import functools
 import re
 from collections.abc import Mapping
 
@@ -121,6 +122,41 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def put_batch(mesh: Mesh, tree):
-    """Host arrays whose leading axis is the batch, laid out over `data` and `fsdp`."""
-    return jax.device_put(tree, NamedSharding(mesh, BATCH))
+def rows_here(mesh: Mesh, batch: int) -> np.ndarray:
+    """Which rows of a batch of `batch` lie on devices of this process, ascending; of one process, all."""
+    parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[part] for (part,) in parts]))
+
+
+def put_batch(mesh: Mesh, tree, batch: int | None = None):
+    """Host arrays whose leading axis is the batch, laid out over `data` and `fsdp`.
+
+    They hold the `rows_here` of a batch of `batch`; without it, all of its rows.
+    """
+    layout = NamedSharding(mesh, BATCH)
+    if not mesh.is_multi_process:
+        return jax.device_put(tree, layout)
+
+    def put(x):
+        size = len(x) if batch is None else batch
+        rows = np.arange(size) if batch is None else rows_here(mesh, size)
+        part = lambda index: x[np.searchsorted(rows, np.arange(size)[index[0]])]
+        return jax.make_array_from_callback((size, *x.shape[1:]), layout, part)
+
+    return jax.tree.map(put, tree)
+
+
+def random_key(mesh: Mesh, seed: int, *fold: int) -> jax.Array:
+    """The key of a seed with some numbers folded in, a copy on each device."""
+    numbers = [np.uint32(number) for number in (seed, *fold)]
+    return jax.jit(_folded, out_shardings=replicated(mesh))(*numbers)
+
+
+def _folded(seed, *fold):
+    return functools.reduce(jax.random.fold_in, fold, jax.random.key(seed))
+
+
+def put_replicated(mesh: Mesh, tree):
+    """Host arrays, the same in every process, of which each device holds a copy."""
+    put = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
+    return jax.tree.map(lambda x: put(np.asarray(x)), tree)

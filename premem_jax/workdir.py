@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import premem_jax
+from premem_jax import processes
 from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
 
@@ -39,8 +40,15 @@ def claim(workdir: Path, config: dict) -> None:
     A folder whose run ended before its first update, over a mistake in the config, belongs to nobody.
 
     Raises:
-      UserError: the folder holds the run of another config; the keys that differ are named.
+      UserError: the folder holds the run of another config (the keys that differ are named), or not all processes see
+        it.
     """
+    processes.once(lambda: _claim(workdir, config))
+    if not processes.all_agree((workdir / "config.json").exists()):
+        raise UserError(f"{workdir} is not the same folder for all processes; give a --workdir that they share")
+
+
+def _claim(workdir: Path, config: dict) -> None:
     path = workdir / "config.json"
     config = json.loads(json.dumps(config))
     if path.exists():

@@ -57,9 +57,9 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def mistake(done: subprocess.CompletedProcess) -> str:
-    """The message of a process that ended with a mistake: exit status 1 and one line, without a traceback."""
+    """The message of a process that ended with a mistake: exit status 2 and one line, without a traceback."""
     lines = done.stderr.strip().splitlines()
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:], done.stderr
     return lines[-1].removeprefix("error: ")

@@ -245,7 +245,7 @@ def test_a_disk_that_fills_up_stops_the_run_which_then_continues(small_disk, str
         ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 1_000_000))
 
     status, stderr = interrupt(*run.arguments, when=lambda: run.has("trace/*.parquet"), then=fill)
-    assert status == 1
+    assert status == 2
     assert stderr.strip().splitlines()[-1].startswith("error: the disk is full") and stderr.count("error: ") == 1, (
         stderr
     )

@@ -69,18 +69,21 @@ def collate(
     length: int,
     prompt_weight: float = 0.0,
     prompts_only: bool = False,
+    here: Sequence[int] | None = None,
 ) -> dict:
     """Right-padded arrays of the given rows: `ids` (B,), `tokens` (B, T), `weights` (B, T), `prompt_length` (B,).
 
     Missing rows up to `batch` have id -1, weight 0 and a prompt of one pad. `prompts_only` leaves out the targets.
+    `here` names the places of the batch that are made; all of them by default.
     """
+    here = range(batch) if here is None else here
     out = {
-        "ids": np.full(batch, -1, np.int32),
-        "tokens": np.zeros((batch, length), np.int32),
-        "weights": np.zeros((batch, length), np.float32),
-        "prompt_length": np.ones(batch, np.int32),
+        "ids": np.full(len(here), -1, np.int32),
+        "tokens": np.zeros((len(here), length), np.int32),
+        "weights": np.zeros((len(here), length), np.float32),
+        "prompt_length": np.ones(len(here), np.int32),
     }
-    for b, row in enumerate(rows):
+    for b, row in enumerate(rows[place] for place in here if place < len(rows)):
         prompt, target = data.prompts[row], data.targets[row][: 0 if prompts_only else None]
         end = len(prompt) + len(target)
         out["ids"][b] = data.examples[row].id
@@ -128,19 +131,23 @@ def train_batches(
     stop: int,
     window: int = 1,
     prompt_weight: float = 0.0,
+    here: Sequence[int] | None = None,
 ) -> Iterator[dict]:
     """Collated batches `start` to `stop - 1`, made ahead of time by Grain's reader threads.
 
     `buckets` are the padded lengths that may occur; without any, all batches have the length of the longest example.
+    `here` are the places of the batch that are made; `examples` (B,) has the ids of all, -1 where a row is missing.
     """
     lengths = data.lengths
-    rows = batch_rows(lengths, batch, seed, window)
+    ids, rows = data.ids, batch_rows(lengths, batch, seed, window)
     buckets = tuple(buckets) or (pad_to(lengths.max(), ()),)
 
     def load(step: int) -> dict:
         picked = rows[step]
         length = pad_to(lengths[picked].max(), buckets)
-        return collate(data, picked, batch=batch, length=length, prompt_weight=prompt_weight)
+        made = collate(data, picked, batch=batch, length=length, prompt_weight=prompt_weight, here=here)
+        missing = np.full(batch - len(picked), -1)
+        return made | {"examples": np.concatenate([ids[picked], missing])}
 
     if start >= stop:
         return iter(())
@@ -155,10 +162,11 @@ def evaluation_batches(
     buckets: Sequence[int],
     prompts_only: bool = False,
     only: Sequence[int] | None = None,
+    here: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, dict]]:
     """Each row of the split once, shortest first so that padding is small: row numbers (at most B) and the batch.
 
-    `only` names the rows to take; all of them by default.
+    `only` names the rows to take, `here` the places of a batch to make; all of them by default.
     """
     lengths = np.array([len(p) for p in data.prompts], np.int32) if prompts_only else data.lengths
     only = np.arange(len(data)) if only is None else np.asarray(only)
@@ -166,4 +174,4 @@ def evaluation_batches(
     for first in range(0, len(order), batch):
         rows = order[first : first + batch]
         length = pad_to(lengths[rows].max(), buckets)
-        yield rows, collate(data, rows, batch=batch, length=length, prompts_only=prompts_only)
+        yield rows, collate(data, rows, batch=batch, length=length, prompts_only=prompts_only, here=here)

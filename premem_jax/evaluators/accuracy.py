@@ -1,7 +1,7 @@
 """Accuracy: how often do samples solve each example?"""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from premem_jax import sharding
 from premem_jax.data.pipeline import evaluation_batches
-from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.base import Context, Part
 from premem_jax.models.decoder import Model
 from premem_jax.programs import Program
 from premem_jax.sampling.sampler import Samples, sample
@@ -50,50 +50,47 @@ class Accuracy:
         self._context, self._batch, self._keep = context, batch, keep_texts
         self.samples, self.skip_settled = samples, skip_settled
         tokenizer, rules, self._mesh = context.tokenizer, context.rules, context.decode_mesh
-        model, replicated = context.model.on(mesh=self._mesh), sharding.replicated(self._mesh)
+        model = context.model.on(mesh=self._mesh)
         self._token_bytes = tokenizer.token_bytes()
-        self._vocabulary = jax.device_put(vocabulary(self._token_bytes, rules), replicated)
+        self._vocabulary = sharding.put_replicated(self._mesh, vocabulary(self._token_bytes, rules))
         self._answers = answer_bytes([example.answer for example in context.data.examples], rules)
-        key = jax.random.fold_in(jax.random.key(context.seed), zlib.crc32(context.split.encode()))
-        self._key = jax.device_put(key, replicated)
+        self._seeds = context.seed, zlib.crc32(context.split.encode())
 
         settings = dict(samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
         program = partial(sample_and_grade, model, rules, eos_id=tokenizer.eos_id, **settings)
-        self._program = Program(program, context.clock)
-        self.texts: list[dict] = []
+        self._program = Program(program, context.clock, out_shardings=sharding.replicated(self._mesh))
 
-    def run(self, params, step: int, progress, only: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """Counts `samples`, `correct`, `unparsed` and `decided_on_host`, row e being example e of the split.
+    def run(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
+        """Counts `samples`, `correct`, `unparsed` and `decided_on_host` of the rows of `only` (all), batch by batch.
 
-        `texts` then holds the kept ones. Rows outside `only` are not sampled: their counts are zero.
+        With the kept texts among them.
         """
-        context, self.texts = self._context, []
-        count = len(context.data)
-        out = {name: np.zeros(count, np.int32) for name in ("samples", "correct", "unparsed", "decided_on_host")}
-        key = jax.random.fold_in(self._key, step)
+        context, size = self._context, self._batch
+        here = sharding.rows_here(self._mesh, size)
+        key = sharding.random_key(self._mesh, *self._seeds, step)
         for rows, arrays in evaluation_batches(
-            context.data, batch=self._batch, buckets=context.buckets, prompts_only=True, only=only
+            context.data, batch=size, buckets=context.buckets, prompts_only=True, only=only, here=here
         ):
-            answers = Answers(*(np.resize(x[rows], (self._batch, *x.shape[1:])) for x in self._answers))
-            arrays, answers = sharding.put_batch(self._mesh, (arrays, answers))
+            answers = Answers(*(np.resize(x[rows], (size, *x.shape[1:]))[here] for x in self._answers))
+            arrays, answers = sharding.put_batch(self._mesh, (arrays, answers), size)
             verdicts, drawn = self._program(
                 params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], answers, self._vocabulary, key
             )
-            verdicts, asked = self._resolved(rows, np.asarray(verdicts), drawn)
-            out["samples"][rows] = self.samples
-            out["decided_on_host"][rows] = asked
-            out["correct"][rows] = np.sum(verdicts == Verdict.CORRECT, axis=1)[: len(rows)]
-            out["unparsed"][rows] = np.sum(verdicts == Verdict.UNPARSED, axis=1)[: len(rows)]
+            verdicts, asked = self._resolved(rows, np.asarray(verdicts)[: len(rows)], drawn)
+            columns = {
+                "samples": np.full(len(rows), self.samples, np.int32),
+                "correct": np.sum(verdicts == Verdict.CORRECT, axis=1, dtype=np.int32),
+                "unparsed": np.sum(verdicts == Verdict.UNPARSED, axis=1, dtype=np.int32),
+                "decided_on_host": asked,
+            }
             kept = [(b, row) for b, row in enumerate(rows) if row < self._keep]
-            self.texts += [self._text(step, row, drawn.tokens[b], drawn.length[b], verdicts[b]) for b, row in kept]
-            progress(len(rows))
-        self.texts.sort(key=lambda text: text["example"])
-        return out
+            texts = [self._text(step, row, drawn.tokens[b], drawn.length[b], verdicts[b]) for b, row in kept]
+            yield Part(rows, columns, texts)
 
     def _resolved(self, rows, verdicts_BR: np.ndarray, drawn) -> tuple[np.ndarray, np.ndarray]:
         """The verdicts with the host's word on those that the device left open, and how many these are in each row."""
         verdicts_BR, asked = verdicts_BR.copy(), np.zeros(len(rows), np.int32)
-        for b in np.flatnonzero(np.any(verdicts_BR[: len(rows)] == Verdict.UNDECIDED, axis=1)):
+        for b in np.flatnonzero(np.any(verdicts_BR == Verdict.UNDECIDED, axis=1)):
             answers = [self._context.data.examples[rows[b]].answer] * self.samples
             verdicts_BR[b], asked[b] = resolve(
                 verdicts_BR[b], drawn.tokens[b], drawn.length[b], self._token_bytes, answers, self._context.rules

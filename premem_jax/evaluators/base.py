@@ -1,9 +1,10 @@
-"""What every evaluator is given."""
+"""What every evaluator is given, and what it gives."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from premem_jax import sharding
@@ -38,3 +39,36 @@ class Context(NamedTuple):
     @property
     def decode_mesh(self) -> Mesh:
         return sharding.decode_mesh(self.mesh, self.decode_tensor)
+
+
+class Part(NamedTuple):
+    """What an evaluator found on some rows of its split (row e is example e); `measures` are of the whole run."""
+
+    rows: Sequence[int] | np.ndarray
+    columns: Mapping[str, np.ndarray] = {}
+    texts: Sequence[dict] = ()
+    measures: Mapping[str, float] = {}
+
+
+class Collected:
+    """The parts of one evaluation of a split so far. Rows that are not in any have zeros in all columns."""
+
+    def __init__(self, examples: int):
+        self.columns: dict[str, np.ndarray] = {}
+        self.texts: list[dict] = []
+        self.measures: dict[str, float] = {}
+        self.done = np.zeros(examples, bool)
+        self.finished = False
+
+    def add(self, part: Part) -> None:
+        for name, values in part.columns.items():
+            self.columns.setdefault(name, np.zeros(len(self.done), values.dtype))[part.rows] = values
+        self.done[part.rows] = True
+        self.texts += part.texts
+        self.measures |= part.measures
+
+    def all(self, parts: Iterable[Part]) -> "Collected":
+        """This, with all of `parts`."""
+        for part in parts:
+            self.add(part)
+        return self

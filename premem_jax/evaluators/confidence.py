@@ -1,5 +1,6 @@
 """Confidence: how likely is the model to give the very response that is its likeliest, token by token?"""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from premem_jax import sharding
 from premem_jax.data.pipeline import evaluation_batches
-from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.base import Context, Part
 from premem_jax.models.decoder import Model
 from premem_jax.programs import Program
 from premem_jax.sampling.sampler import sample
@@ -45,20 +46,18 @@ class Confidence:
 
     def __init__(self, context: Context, *, batch: int, max_new_tokens: int):
         self._context, self._batch, self._mesh = context, batch, context.decode_mesh
-        self._key = jax.device_put(jax.random.key(0), sharding.replicated(self._mesh))  # greedy: nothing is drawn
+        self._key = sharding.random_key(self._mesh, 0)  # greedy: nothing is drawn
         settings = dict(max_new_tokens=max_new_tokens, eos_id=context.tokenizer.eos_id)
         program = partial(greedy_log_confidence, context.model.on(mesh=self._mesh), **settings)
-        self._program = Program(program, context.clock)
+        self._program = Program(program, context.clock, out_shardings=sharding.replicated(self._mesh))
 
-    def run(self, params, step: int, progress) -> dict[str, np.ndarray]:
-        """`log_confidence`, row e being example e of the split."""
-        data = self._context.data
-        out = np.zeros(len(data), np.float32)
+    def run(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
+        """`log_confidence` of the rows of `only` (all), batch by batch."""
+        context, size = self._context, self._batch
+        here = sharding.rows_here(self._mesh, size)
         for rows, arrays in evaluation_batches(
-            data, batch=self._batch, buckets=self._context.buckets, prompts_only=True
+            context.data, batch=size, buckets=context.buckets, prompts_only=True, only=only, here=here
         ):
-            arrays = sharding.put_batch(self._mesh, arrays)
+            arrays = sharding.put_batch(self._mesh, arrays, size)
             values = self._program(params, arrays["tokens"], arrays["prompt_length"], arrays["ids"], self._key)
-            out[rows] = np.asarray(values)[: len(rows)]
-            progress(len(rows))
-        return {"log_confidence": out}
+            yield Part(rows, {"log_confidence": np.asarray(values)[: len(rows)]})

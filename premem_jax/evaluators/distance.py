@@ -1,14 +1,14 @@
 """Distance from initialization: how far have the weights moved from those that the finetune began with?"""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from premem_jax import sharding
 from premem_jax.errors import UserError
-from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.base import Context, Part
 from premem_jax.programs import Program
 
 
@@ -32,11 +32,10 @@ class Distance:
         """Raises UserError where the context has no base."""
         if context.base is None:
             raise UserError("distance: the weights that the run began with are not known")
-        self._base, self.measures = context.base, {}
+        self._base = context.base
         layout = sharding.replicated(context.mesh)
         self._program = Program(partial(squared_distance), context.clock, out_shardings=layout)
 
-    def run(self, params, step: int, progress) -> dict[str, np.ndarray]:
-        """Nothing per example; `measures` then holds `distance_from_initialization`."""
-        self.measures = {"distance_from_initialization": float(self._program(params, self._base()))}
-        return {}
+    def run(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
+        """Nothing per example; the measure `distance_from_initialization`."""
+        yield Part((), measures={"distance_from_initialization": float(self._program(params, self._base()))})

@@ -1,15 +1,15 @@
 """Gradient variance: how far do the gradients of batches of examples differ from one another?"""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from premem_jax import sharding
 from premem_jax.data.pipeline import collate, pad_to
 from premem_jax.errors import UserError
-from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.base import Context, Part
 from premem_jax.models.decoder import Model
 from premem_jax.programs import Program
 from premem_jax.training.step import loss_gradient
@@ -53,24 +53,24 @@ class GradientVariance:
                 f"{len(context.data)} examples, so lower its batch={batch}, or raise its batches"
             )
         self.examples = batches * batch
-        self._micro_batches, self.measures = micro_batches, {}
+        self._micro_batches = micro_batches
         self._length = pad_to(context.data.lengths[: self.examples].max(), context.buckets)
         self._programs = None
 
-    def run(self, params, step: int, progress) -> dict[str, np.ndarray]:
-        """Nothing per example; `measures` then holds `gradient_variance`."""
+    def run(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
+        """Nothing per example; at the end the measure `gradient_variance`, of all batches whatever `only` says."""
         begin, update = self._compiled(params)
-        seen = begin(params)
-        for first in range(0, self.examples, self._batch):
-            rows = range(first, first + self._batch)
-            batch = collate(self._context.data, rows, batch=self._batch, length=self._length)
-            arrays = sharding.put_batch(self._context.mesh, {key: batch[key] for key in ("tokens", "weights")})
+        context, size, seen = self._context, self._batch, begin(params)
+        here = sharding.rows_here(context.mesh, size)
+        for first in range(0, self.examples, size):
+            rows = range(first, first + size)
+            batch = collate(context.data, rows, batch=size, length=self._length, here=here)
+            arrays = sharding.put_batch(context.mesh, {key: batch[key] for key in ("tokens", "weights")}, size)
             seen = update(seen, params, arrays)
-            progress(self._batch)
+            yield Part(rows)
         count, _, squares = seen
         variance = float(squares) / (float(count) - 1)
-        self.measures = {"gradient_variance": variance / self._context.model.config.parameters}
-        return {}
+        yield Part((), measures={"gradient_variance": variance / context.model.config.parameters})
 
     def _compiled(self, params) -> tuple[Program, Program]:
         if self._programs is None:

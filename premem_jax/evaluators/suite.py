@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from premem_jax import progress, sharding
+from premem_jax import processes, progress, sharding
 from premem_jax.analysis import premem, trace
 from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
@@ -17,6 +17,7 @@ from premem_jax.evaluators.confidence import Confidence
 from premem_jax.evaluators.distance import Distance
 from premem_jax.evaluators.gradient_variance import GradientVariance
 from premem_jax.evaluators.likelihood import Likelihood
+from premem_jax.evaluators.unfinished import Unfinished
 from premem_jax.programs import Program
 
 TYPES = {
@@ -80,36 +81,58 @@ class Suite:
 
         Where nothing is due, after the last good step of a run that fails, everything is run.
         """
-        if trace.evaluation_path(self._workdir / "trace", step).exists():
+        if processes.once(lambda: trace.evaluation_path(self._workdir / "trace", step).exists()):
             return
+        items = {name: item for name, item in self._items.items() if step not in self.steps or step in item[2]}
+        examples = {name: len(context.data) for name, (_, context, _) in items.items()}
+        unfinished = Unfinished(self._workdir / "unfinished.npz", step, examples)
         splits: dict[str, dict] = {}
         texts: list[dict] = []
         measures: dict[str, float] = {}
         layouts = {"train": params}
-        for name, (evaluator, context, due) in self._items.items():
-            if step in self.steps and step not in due:
-                continue
-            if evaluator.layout not in layouts:
-                layouts["decode"] = self._to_decode_layout(params)
+        for name, (evaluator, context, _) in items.items():
             columns = splits.setdefault(context.split, {"example": context.data.ids})
-            rows = {}
+            found, wanted = unfinished.of[name], np.ones(len(context.data), bool)
             if getattr(evaluator, "skip_settled", False):
-                settled = self._settled(context, columns, step)
-                columns["skipped"] = settled * evaluator.samples
-                rows["only"] = np.flatnonzero(~settled)
-            examples = len(rows["only"]) if rows else getattr(evaluator, "examples", len(context.data))
-            bar = progress.bar(examples, f"  {name}", "ex", leave=False)
-            with self._clock(evaluator.phase), bar:
-                columns |= evaluator.run(layouts[evaluator.layout], step, bar.update, **rows)
-            texts += getattr(evaluator, "texts", [])
-            measures |= getattr(evaluator, "measures", {})
-        write_text(self._workdir / "samples" / f"step-{step:08d}.jsonl", "".join(json.dumps(t) + "\n" for t in texts))
-        trace.write_evaluation(self._workdir / "trace", step, step / self._per_epoch, splits, measures)
+                wanted = ~self._settled(context, columns, step)
+                columns["skipped"] = ~wanted * evaluator.samples
+            if not found.finished:
+                if evaluator.layout not in layouts:
+                    layouts["decode"] = self._to_decode_layout(params)
+                self._evaluate(name, evaluator, layouts[evaluator.layout], step, wanted, unfinished)
+            columns |= found.columns
+            texts += sorted(found.texts, key=lambda text: text["example"])
+            measures |= found.measures
+        if processes.leads():
+            lines = "".join(json.dumps(text) + "\n" for text in texts)
+            write_text(self._workdir / "samples" / f"step-{step:08d}.jsonl", lines)
+            trace.write_evaluation(self._workdir / "trace", step, step / self._per_epoch, splits, measures)
+        unfinished.clear()
+
+    def _evaluate(self, name: str, evaluator, params, step: int, wanted: np.ndarray, unfinished: Unfinished) -> None:
+        """Runs one evaluator on the rows that are wanted and not there yet, which keeps the batches what they were."""
+        found = unfinished.of[name]
+        total = min(wanted.sum(), getattr(evaluator, "examples", len(wanted)))
+        bar = progress.bar(total, f"  {name}", "ex", leave=False, initial=(found.done & wanted).sum())
+        with self._clock(evaluator.phase), bar:
+            for part in evaluator.run(params, step, np.flatnonzero(wanted & ~found.done)):
+                found.add(part)
+                bar.update(len(part.rows))
+                try:
+                    processes.poll()
+                except processes.Stopped:
+                    unfinished.keep(now=True)
+                    raise
+                unfinished.keep()
+            found.finished = True
 
     def _settled(self, context: Context, columns: dict[str, np.ndarray], step: int) -> np.ndarray:
         """(E,) bool: the examples that need no samples at `step`, from their likelihood there and the trace so far."""
         if self._perplexity is None or "target_nll" not in columns:
             return np.zeros(len(context.data), bool)
+        return np.array(processes.once(lambda: self._settled_now(context, columns, step).tolist()), bool)
+
+    def _settled_now(self, context: Context, columns: dict[str, np.ndarray], step: int) -> np.ndarray:
         nll_ME, accuracy_ME = columns["target_nll"][None], np.full((1, len(context.data)), np.nan)
         folder = self._workdir / "trace"
         if any(earlier < step for earlier in trace.evaluation_steps(folder)):

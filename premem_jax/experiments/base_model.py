@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from premem_jax import sharding
 from premem_jax.data.pipeline import tokenize, train_batches
 from premem_jax.data.tasks import Task
 from premem_jax.data.tokenizers import Tokenizer
@@ -64,6 +65,7 @@ def base_parameters(
                 start=start,
                 stop=base.steps,
                 prompt_weight=base.prompt_weight,
+                here=sharding.rows_here(mesh, base.batch),
             ),
             rate=lambda step: learning_rate(step, **schedule),
             mesh=mesh,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from premem_jax import progress, sharding, workdir
+from premem_jax import processes, progress, sharding, workdir
 from premem_jax.analysis import threshold
 from premem_jax.analysis.curves import run_curves
 from premem_jax.analysis.trace import evaluation_steps, read_trace
@@ -59,10 +59,12 @@ def run(config, folder: Path) -> dict:
     # ---- Data and tokenizer -----------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh)
     asked = {k: config.data[k] for k in ("path", "train", "heldout", "test", "seed")}
-    task = tasks.load(config.data.task, **asked, cache=config.cache)
+    with processes.leader_first():
+        task = tasks.load(config.data.task, **asked, cache=config.cache)
     checkpoint = hugging_face.checkpoint_of(config)
     options = config.tokenizer.to_dict() | dict(path=config.tokenizer.path or config.model.path)
-    tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
+    with processes.leader_first():
+        tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
     splits = {name: tokenized(config.data, name, examples, tokenizer) for name, examples in task.splits.items()}
     check(config, mesh, splits)
     per_epoch = steps_per_epoch(len(splits["train"]), config.train.batch)
@@ -76,7 +78,7 @@ def run(config, folder: Path) -> dict:
     suite = Suite(config.evals.to_dict(), contexts, per_epoch, steps, folder, known_threshold(config.threshold))
     per_parameter = 12 * (config.checkpoint.keep + 1) + (4 if config.checkpoint.export else 0)
     workdir.check_room(folder, per_parameter * model.config.parameters)
-    write_text(folder / "examples.jsonl", texts_of(splits))
+    processes.once(lambda: write_text(folder / "examples.jsonl", texts_of(splits)))
     with clock("checkpoint"):
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
         state = checkpoints.restore(mesh, trainer.abstract_state)
@@ -91,6 +93,8 @@ def run(config, folder: Path) -> dict:
 
     def evaluate(step: int, state: dict) -> None:
         suite.run(step, state["params"])
+        if not processes.leads():
+            return
         trace = read_trace(folder / "trace", up_to=step)
         if not measured(config.threshold, trace):
             return
@@ -108,6 +112,7 @@ def run(config, folder: Path) -> dict:
         window=config.train.length_window,
         start=int(state["step"]),
         stop=steps,
+        here=sharding.rows_here(mesh, config.train.batch),
     )
     state = fit(
         state,
@@ -132,7 +137,7 @@ def run(config, folder: Path) -> dict:
     if config.checkpoint.export:
         with clock("export"):
             hugging_face.export(config, folder / "export", state["params"], model, checkpoint, tokenizer, mesh)
-    return conclude(config, folder, clock, steps)
+    return processes.once(lambda: conclude(config, folder, clock, steps))
 
 
 def tokenized(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:

@@ -1,14 +1,34 @@
-"""Checkpoints of the train state through Orbax: written in the background, restored onto any mesh."""
+"""Checkpoints of the train state through Orbax: written in the background, restored onto any mesh, checked."""
 
 import logging
-import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
-from premem_jax import sharding
+from premem_jax import processes, sharding
 
 log = logging.getLogger(__name__)
+
+
+def checksums(tree):
+    """A number for each array that any changed bit of it changes, whatever the mesh: a sum modulo 2^32.
+
+    Each element's bits count times an odd number that is made of its place. The sum of one shard needs no other, so
+    no array is gathered or copied.
+    """
+    return jax.tree.map(_checksum, tree)
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    bits = x.astype(jnp.uint32) if x.dtype.itemsize < 4 else jax.lax.bitcast_convert_type(x, jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    weight = (place * np.uint32(2654435761)) | np.uint32(1)
+    return jnp.sum(bits * weight, dtype=jnp.uint32)
 
 
 class Checkpoints:
@@ -18,24 +38,33 @@ class Checkpoints:
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._checksums = None
 
     def restore(self, mesh, abstract_state) -> dict | None:
-        """The newest readable train state on `mesh`, or None. An unreadable one is set aside for the one before."""
-        shapes = sharding.abstract(mesh, abstract_state)
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        """The newest whole train state on `mesh`, or None. A damaged one is set aside for the one before."""
+        state = sharding.abstract(mesh, abstract_state)
+        number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(mesh))
+        wanted = ocp.args.StandardRestore({"state": state, "checksums": jax.tree.map(lambda _: number, state)})
+        for step in sorted(processes.once(lambda: list(self._manager.all_steps())), reverse=True):
+            found, why = None, "its checksum is another"
             try:
-                return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+                found = self._manager.restore(step, args=wanted)
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-                aside = self._set_aside(step)
-                rest = self._manager.latest_step()
-                then = "starting over" if rest is None else f"trying checkpoint {rest}"
-                log.warning("checkpoint %d cannot be read (%s); moved to %s, %s", step, brief(error), aside, then)
+                why = brief(error)
+            if processes.all_agree(found is not None) and self._whole(found):
+                return found["state"]
+            del found
+            aside = self._set_aside(step)
+            rest = self._manager.latest_step()
+            then = "starting over" if rest is None else f"trying checkpoint {rest}"
+            log.warning("checkpoint %d cannot be read (%s); moved to %s, %s", step, why, aside, then)
         return None
 
     def save(self, step: int, state: dict) -> None:
         """Starts writing `state`; returns when the arrays are copied, so that they may be donated."""
         if self._manager.latest_step() != step:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            contents = {"state": state, "checksums": self._sums(state)}
+            self._manager.save(step, args=ocp.args.StandardSave(contents))
 
     def wait(self) -> None:
         """Returns when everything started is on disk; raises what went wrong."""
@@ -45,11 +74,25 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def _set_aside(self, step: int) -> Path:
-        folder = self._folder.with_name("unreadable")
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f"checkpoint-{step}-{len(list(folder.iterdir()))}"
-        shutil.move(self._folder / str(step), aside)
+    def _sums(self, state: dict):
+        if self._checksums is None:
+            mesh = jax.tree.leaves(state)[0].sharding.mesh
+            self._checksums = jax.jit(checksums, out_shardings=sharding.replicated(mesh))
+        return self._checksums(state)
+
+    def _whole(self, found: dict) -> bool:
+        same = jax.tree.map(lambda a, b: int(a) == int(b), self._sums(found["state"]), found["checksums"])
+        return all(jax.tree.leaves(same))
+
+    def _set_aside(self, step: int) -> str:
+        def move():
+            folder = self._folder.with_name("unreadable")
+            folder.mkdir(parents=True, exist_ok=True)
+            aside = folder / f"checkpoint-{step}-{len(list(folder.iterdir()))}"
+            (self._folder / str(step)).rename(aside)
+            return str(aside)
+
+        aside = processes.once(move)
         self._manager.reload()
         return aside
 

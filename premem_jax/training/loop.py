@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 import jax
 import numpy as np
 
-from premem_jax import progress, sharding
+from premem_jax import processes, progress, sharding
 from premem_jax.errors import UserError
 from premem_jax.programs import Clock, Program
 from premem_jax.training.checkpoints import Checkpoints
@@ -39,6 +39,7 @@ def fit(
 
     Raises:
       NonFiniteLoss: after evaluating the last good state.
+      Stopped: somebody asked for it, and the state is saved.
     """
     start = int(state["step"])
     pending = None
@@ -61,23 +62,32 @@ def fit(
             per_second = bar.format_dict["rate"] or 0.0
             metrics.write(step, values | {"learning_rate": rate(step - 1)}, steps_per_second=per_second)
 
+    def save():
+        settle()
+        with clock("checkpoint"):
+            metrics.flush()
+            checkpoints.save(int(state["step"]), state)
+
     with clock("train"), bar:
-        if start in evaluation_steps:
-            evaluate(start, state)
-        for step, batch in zip(range(start + 1, steps + 1), batches, strict=True):
-            arrays = sharding.put_batch(mesh, {key: batch[key] for key in ("tokens", "weights")})
-            state, values = program(state, arrays, np.float32(rate(step - 1)))
-            settle()
-            pending = step, values, batch["ids"]
-            save, check = step % save_every == 0 or step == steps, step in evaluation_steps
-            if save or check:
+        try:
+            if start in evaluation_steps:
+                evaluate(start, state)
+            for step, batch in zip(range(start + 1, steps + 1), batches, strict=True):
+                processes.poll()
+                arrays = {key: batch[key] for key in ("tokens", "weights")}
+                arrays = sharding.put_batch(mesh, arrays, len(batch["examples"]))
+                state, values = program(state, arrays, np.float32(rate(step - 1)))
                 settle()
-            if save:
-                with clock("checkpoint"):
-                    metrics.flush()
-                    checkpoints.save(step, state)
-            if check:
-                evaluate(step, state)
+                pending = step, values, batch["examples"]
+                if step % save_every == 0 or step == steps:
+                    save()
+                if step in evaluation_steps:
+                    settle()
+                    evaluate(step, state)
+        except processes.Stopped:
+            save()
+            checkpoints.wait()
+            raise
     return state
 
 

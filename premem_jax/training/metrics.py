@@ -6,12 +6,15 @@ from pathlib import Path
 
 import tensorboardX
 
+from premem_jax import processes
 from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
 
 
 class Metrics:
     """Rows of `{"step": t, name: value, ...}`, rewritten whole at each flush so that a crash leaves whole rows only.
+
+    Process 0 alone has them; in the others nothing happens.
 
     Rows hold nothing that depends on the clock: a resumed run writes the same bytes as an uninterrupted one.
     """
@@ -28,19 +31,26 @@ class Metrics:
             self._rows = [r for r in rows if r["step"] < resume_step or (r["step"] == resume_step and "loss" in r)]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._path} is damaged ({error}); delete it, or use another --workdir") from error
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        self._board = None
+        if processes.leads():
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict, **for_people: float) -> None:
         """One row; `for_people` (rates, seconds) goes to TensorBoard only."""
+        if self._board is None:
+            return
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
         self._rows.append({"step": step} | values)
         for name, value in (values | for_people).items():
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
+        if self._board is None:
+            return
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in self._rows))
         self._board.flush()
 
     def close(self) -> None:
         self.flush()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()

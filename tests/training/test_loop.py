@@ -34,7 +34,7 @@ class Recorder:
 
 def run(recorder, folder, start=0, steps=7, batches_to=7, **options):
     batches = (
-        {"tokens": np.full((2, 3), t + 1), "weights": np.ones((2, 3)), "ids": np.array([10 * t, -1])}
+        {"tokens": np.full((2, 3), t + 1), "weights": np.ones((2, 3)), "examples": np.array([10 * t, -1])}
         for t in range(start, batches_to)
     )
     metrics = Metrics(folder, start)
