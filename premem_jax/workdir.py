@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 from importlib import metadata
@@ -99,12 +100,15 @@ def facts() -> dict:
     import jax  # not at the top: the folder's name is needed before anything heavy
 
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")  # a CPU does not say
     return {
         "version": premem_jax.__version__,
         "git_commit": _git_commit(),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "processes": jax.process_count(),
+        "host_memory_peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+        **({"device_memory_peak_gb": round(peak / 1e9, 3)} if peak else {}),
     } | {f"version_{name.replace('-', '_')}": metadata.version(name) for name in packages}
 
 

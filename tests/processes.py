@@ -105,7 +105,7 @@ class Run:
     def summary(self) -> dict:
         """The summary without times and places."""
         summary = json.loads((self.workdir / "summary.json").read_text())
-        skip = ("seconds", "workdir", "report", "git_commit")
+        skip = ("seconds", "goodput", "launches", "host_memory", "workdir", "report", "git_commit")
         return {key: value for key, value in summary.items() if not key.startswith(skip)}
 
     def checkpoint(self, step: int) -> dict[str, np.ndarray]:

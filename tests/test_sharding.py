@@ -13,7 +13,7 @@ from premem_jax import sharding
 from premem_jax.data.pipeline import collate
 from premem_jax.errors import UserError
 from premem_jax.evaluators.accuracy import Accuracy
-from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.base import Collected, Context
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.models.config import preset
 from premem_jax.models.decoder import build, init
@@ -46,10 +46,11 @@ def results(mesh, decode_tensor=0):
     jax.tree.map(lambda x, s: x.sharding == s or pytest.fail(f"{x.sharding} is not {s}"), state, layout)
 
     context = Context("train", data, "gsm8k", tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT), decode_tensor)
-    likelihood = Likelihood(context, batch=16).run(params, 3, lambda n: None)
+    collected = lambda parts: Collected(len(tiny.data())).all(parts).columns
+    likelihood = collected(Likelihood(context, batch=16).run(params, 3))
     options = dict(samples=4, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=0)
     decode = jax.device_put(tiny.trained(), sharding.shardings(context.decode_mesh, params))
-    verdicts = Accuracy(context, batch=16, **options).run(decode, 3, lambda n: None)
+    verdicts = collected(Accuracy(context, batch=16, **options).run(decode, 3))
     return jax.tree.map(np.asarray, (state, values, likelihood, verdicts))
 
 

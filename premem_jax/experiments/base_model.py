@@ -1,14 +1,16 @@
 """The base model of a finetune: read from a folder, random, or trained once on the task's base texts and cached."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
 
-from premem_jax import sharding
+from premem_jax import processes, sharding
 from premem_jax.data.pipeline import tokenize, train_batches
 from premem_jax.data.tasks import Task
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
+from premem_jax.lease import lease
 from premem_jax.models.decoder import Model
 from premem_jax.models.hf_files import Checkpoint
 from premem_jax.programs import Clock
@@ -42,6 +44,13 @@ def base_parameters(
         raise UserError(f"base.steps={base.steps}: task {config.data.task!r} has no base texts; set base.steps=0")
 
     folder = Path(config.cache) / f"base-{_fingerprint(config, model, tokenizer)}"
+    there = processes.once(lambda: (folder / "checkpoints" / str(base.steps)).exists())
+    with contextlib.nullcontext() if there else lease(folder, wait=True):
+        return _trained(config, trainer, task, tokenizer, mesh, clock, folder)
+
+
+def _trained(config, trainer: Trainer, task: Task, tokenizer: Tokenizer, mesh, clock: Clock, folder: Path):
+    base = config.base
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
     state = checkpoints.restore(mesh, trainer.abstract_state)
     if state is None:

@@ -2,20 +2,23 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from premem_jax import progress, sharding, workdir
+from premem_jax import processes, progress, sharding, workdir
 from premem_jax.atomic import write_text
 from premem_jax.data import rows as files
 from premem_jax.data import tasks, tokenizers
 from premem_jax.data.pipeline import Tokenized, tokenize
 from premem_jax.errors import UserError
 from premem_jax.evaluators.accuracy import Accuracy
-from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.base import Collected, Context, Part
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.experiments import checks, hugging_face
+from premem_jax.goodput import Goodput
+from premem_jax.lease import lease
 from premem_jax.models.hf_files import Checkpoint
 from premem_jax.programs import Clock
 
@@ -33,6 +36,18 @@ def run(config, folder: Path) -> dict:
     """
     clock = Clock()
     workdir.claim(folder, config.to_dict())
+    with lease(folder):
+        goodput = Goodput(folder, clock)
+        try:
+            rows, chunks = measure(config, folder, clock)
+            return processes.once(lambda: conclude(config, folder, goodput, rows, chunks))
+        except BaseException:
+            goodput.keep()
+            raise
+
+
+def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]:
+    """Makes the chunks that are missing; returns the rows and the files of all chunks."""
     graded = bool(config.data.task)
     check(config)
     mesh = sharding.make_mesh(config.mesh)
@@ -63,22 +78,32 @@ def run(config, folder: Path) -> dict:
 
     # ---- The chunks that are missing --------------------------------------------------------------------------------
     chunks = chunks_of(data, config.chunk, folder / "chunks" / fingerprint(checkpoint, rows, tokenizer))
-    missing = {path: numbers for path, numbers in chunks.items() if not path.exists()}
+    absent = processes.once(lambda: [str(path) for path in chunks if not path.exists()])
+    missing = {path: numbers for path, numbers in chunks.items() if str(path) in absent}
     with progress.bar(len(data), "rows", "row", initial=len(data) - sum(map(len, missing.values()))) as bar:
         if missing:
             with clock("load"):
                 params = checkpoint.load(mesh, config.compute_dtype)
         for path, numbers in missing.items():
+            measured, sampled = Collected(len(data)), Collected(len(data))
             with clock("score"):
-                measured = likelihood.run(params, 0, lambda count: None, numbers)
+                measured.all(polled(likelihood.run(params, 0, numbers)))
             if accuracy is not None:
                 with clock("sample"):
-                    accuracy.run(params, 0, lambda count: None, numbers)
-            responses = {text["example"]: text["responses"] for text in accuracy.texts} if accuracy else {}
-            lines = [line(row, measured, responses, graded) for row in numbers]
-            write_text(path, "".join(json.dumps(item) + "\n" for item in lines))
+                    sampled.all(polled(accuracy.run(params, 0, numbers)))
+            responses = {text["example"]: text["responses"] for text in sampled.texts}
+            lines = [line(row, measured.columns, responses, graded) for row in numbers]
+            if processes.leads():
+                write_text(path, "".join(json.dumps(item) + "\n" for item in lines))
             bar.update(len(numbers))
-    return conclude(config, folder, clock, rows, list(chunks))
+    return rows, list(chunks)
+
+
+def polled(parts: Iterable[Part]) -> Iterator[Part]:
+    """`parts`, with a look after each whether the run was asked to stop; the chunk is then begun anew."""
+    for part in parts:
+        processes.poll()
+        yield part
 
 
 def check(config) -> None:
@@ -131,14 +156,13 @@ def finite(x) -> float | None:
     return float(x) if np.isfinite(x) else None
 
 
-def conclude(config, folder: Path, clock: Clock, rows: files.Rows, chunks: list[Path]) -> dict:
+def conclude(config, folder: Path, goodput: Goodput, rows: files.Rows, chunks: list[Path]) -> dict:
     """`evaluation.jsonl` in the order of the file, and `summary.json`, from the chunks alone."""
     lines = [json.loads(text) for path in chunks for text in path.read_text().splitlines()]
     lines = [{"id": rows.ids[item.pop("row")], **item} for item in sorted(lines, key=lambda item: item["row"])]
     write_text(folder / "evaluation.jsonl", "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in lines))
     nll, tokens = (np.array([item[key] for item in lines], np.float64) for key in ("target_nll", "target_tokens"))
     verdicts = [each["verdict"] for item in lines for each in item.get("responses", ()) if "verdict" in each]
-    seconds = {f"seconds_{phase}": round(value, 3) for phase, value in clock.read().items()}
     summary = {
         "experiment": config.experiment,
         "rows": len(lines),
@@ -147,12 +171,12 @@ def conclude(config, folder: Path, clock: Clock, rows: files.Rows, chunks: list[
         "target_tokens": int(tokens.sum()),
         **({"accuracy": verdicts.count("correct") / len(verdicts)} if verdicts else {}),
         **({"unparsed": verdicts.count("unparsed") / len(verdicts)} if verdicts else {}),
-        **seconds,
-        "seconds_total": round(sum(seconds.values()), 3),
+        **goodput.summary(),
         "workdir": str(folder.absolute()),
         **workdir.facts(),
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    goodput.keep(finished=True)
     found = f", accuracy {summary['accuracy']:.1%}" if verdicts else ""
     progress.say(f"{len(lines)} rows, mean target NLL {nll.mean():.4f}{found}; look at {folder / 'evaluation.jsonl'}")
     return summary

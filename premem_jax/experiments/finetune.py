@@ -22,6 +22,8 @@ from premem_jax.evaluators.base import Context
 from premem_jax.evaluators.suite import Suite
 from premem_jax.experiments import checks, hugging_face
 from premem_jax.experiments.base_model import base_parameters
+from premem_jax.goodput import Goodput
+from premem_jax.lease import lease
 from premem_jax.models.decoder import Model
 from premem_jax.programs import Clock
 from premem_jax.report.page import headline, write_report
@@ -55,7 +57,18 @@ def run(config, folder: Path) -> dict:
     """
     clock = Clock()
     workdir.claim(folder, config.to_dict())
+    with lease(folder):
+        goodput = Goodput(folder, clock)
+        try:
+            train(config, folder, clock, goodput)
+            return processes.once(lambda: conclude(config, folder, goodput))
+        except BaseException:
+            goodput.keep()
+            raise
 
+
+def train(config, folder: Path, clock: Clock, goodput: Goodput) -> None:
+    """Everything up to the last evaluation and the exported model."""
     # ---- Data and tokenizer -----------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh)
     asked = {k: config.data[k] for k in ("path", "train", "heldout", "test", "seed")}
@@ -102,6 +115,7 @@ def run(config, folder: Path) -> dict:
         metrics.write(step, {name: row[name] for name in progress.COLUMNS})
         metrics.flush()
         table.line(row)
+        goodput.keep()
 
     schedule = dict(peak=config.train.learning_rate, warmup_steps=config.train.warmup_steps, steps=steps)
     batches = train_batches(
@@ -137,7 +151,6 @@ def run(config, folder: Path) -> dict:
     if config.checkpoint.export:
         with clock("export"):
             hugging_face.export(config, folder / "export", state["params"], model, checkpoint, tokenizer, mesh)
-    return processes.once(lambda: conclude(config, folder, clock, steps))
 
 
 def tokenized(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:
@@ -236,27 +249,25 @@ def rows_of(paths: Iterable[Path]) -> list[dict]:
     return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
+def conclude(config, folder: Path, goodput: Goodput) -> dict:
     """Analysis, report and `summary.json` of a finished run, from its files alone."""
     trace = read_trace(folder / "trace")
     chosen = choose(config.threshold, trace)
     curves = curves_of(trace, chosen)
     last = {name: float(x[-1]) if math.isfinite(x[-1]) else None for name, x in curves.items()}
-    seconds = {f"seconds_{phase}": round(value, 3) for phase, value in clock.read().items()}
     summary = {
         "experiment": config.experiment,
         **{name: last[name] for name in progress.COLUMNS if name != "epoch"},
         "threshold": chosen.perplexity,
         "threshold_rule": chosen.rule,
         **{f"threshold_{name}": value for name, value in chosen.detail.items()},
-        "steps": steps,
+        "steps": int(trace.steps[-1]),
         "epochs": config.train.epochs,
         "train_examples": len(trace.split("train").example),
         "decided_on_host": int(sum(np.sum(split.decided_on_host) for split in trace.splits.values())),
         "samples_skipped": int(sum(np.sum(split.skipped) for split in trace.splits.values())),
         "evaluations": len(evaluation_steps(folder / "trace")),
-        **seconds,
-        "seconds_total": round(sum(seconds.values()), 3),
+        **goodput.summary(),
         "workdir": str(folder.absolute()),
         "report": str((folder / "report.html").absolute()),
         **workdir.facts(),
@@ -265,5 +276,6 @@ def conclude(config, folder: Path, clock: Clock, steps: int) -> dict:
     samples = rows_of(sorted((folder / "samples").glob("*.jsonl")))
     write_report(folder, trace, curves, chosen, summary, examples, samples)
     write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    goodput.keep(finished=True)
     progress.say(f"\n{headline(curves)}\nLook at {summary['report']}")
     return summary

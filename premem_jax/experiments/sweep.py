@@ -7,10 +7,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from premem_jax import config as defaults
-from premem_jax import progress, workdir
+from premem_jax import processes, progress, workdir
 from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
 from premem_jax.experiments import analyze, finetune
+from premem_jax.lease import lease
 from premem_jax.training.loop import NonFiniteLoss
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,13 @@ def run(config, folder: Path) -> dict:
     if not members or len(members) < len(config.sweep.runs):
         raise UserError(f"sweep.runs: there must be some, with names of their own ({', '.join(members) or 'none'})")
     workdir.claim(folder, config.to_dict())
+    with lease(folder):
+        results, failed = finish_all(members, folder)
+        return processes.once(lambda: conclude(config, folder, results, failed))
+
+
+def finish_all(members: dict[str, ConfigDict], folder: Path) -> tuple[dict[str, dict], dict[str, str]]:
+    """The summaries of the runs, which are made or continued one by one, and what is wrong with those that failed."""
     results, failed = {}, {}
     width = max(map(len, members))
     with progress.bar(len(members), "sweep", "run") as bar:
@@ -46,7 +54,11 @@ def run(config, folder: Path) -> dict:
                 failed[name] = str(error)
                 log.warning("run %s is left out: %s", name, error)
             bar.update()
+    return results, failed
 
+
+def conclude(config, folder: Path, results: dict[str, dict], failed: dict[str, str]) -> dict:
+    """The study of the runs, and `summary.json`."""
     study = defaults.analyze()
     study.update(traces=str(folder / "runs"), cache=config.cache, seed=config.seed)
     if config.threshold.rule == "given":
@@ -78,7 +90,8 @@ def member(config, changes) -> ConfigDict:
 def finish(config, folder: Path) -> dict:
     """The summary of a run, which is made or continued unless it is there."""
     path = folder / "summary.json"
-    if not path.exists():
-        with progress.quiet():
-            finetune.run(config, folder)
-    return json.loads(path.read_text())
+    there = processes.once(lambda: json.loads(path.read_text()) if path.exists() else None)
+    if there:
+        return there
+    with progress.quiet():
+        return finetune.run(config, folder)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from premem_jax.evaluators.accuracy import Accuracy
-from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.base import Collected, Context
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.models.decoder import build
 from premem_jax.programs import Clock
@@ -26,11 +26,11 @@ def context(split="train", buckets=(tiny.CONTEXT,), seed=0):
 
 
 def run(evaluator, step=3):
-    """The columns, after a check that progress is told of every example once."""
-    told = []
-    out = evaluator.run(jax.device_put(tiny.trained()), step, told.append)
-    assert sum(told) == len(tiny.data())
-    return out
+    """The columns and texts, after a check that every example is in one part."""
+    parts = list(evaluator.run(jax.device_put(tiny.trained()), step))
+    assert sorted(row for part in parts for row in part.rows) == list(range(len(tiny.data())))
+    found = Collected(len(tiny.data())).all(parts)
+    return found.columns, sorted(found.texts, key=lambda text: text["example"])
 
 
 def same(a, b):
@@ -40,13 +40,12 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def accuracy():
-    evaluator = Accuracy(context(), batch=13, **SAMPLING)
-    return evaluator, run(evaluator)
+    return run(Accuracy(context(), batch=13, **SAMPLING))
 
 
 @pytest.fixture(scope="module")
 def likelihood():
-    return run(Likelihood(context(), batch=13))
+    return run(Likelihood(context(), batch=13))[0]
 
 
 def test_likelihood_equals_the_numpy_llama(likelihood):
@@ -61,7 +60,7 @@ def test_likelihood_equals_the_numpy_llama(likelihood):
 
 @pytest.mark.parametrize(("batch", "buckets"), [(3, (tiny.CONTEXT,)), (8, (11, 13)), (5, ())])
 def test_likelihood_does_not_depend_on_batches_or_padding(likelihood, batch, buckets):
-    whole, cut = likelihood, run(Likelihood(context(buckets=buckets), batch=batch))
+    whole, cut = likelihood, run(Likelihood(context(buckets=buckets), batch=batch))[0]
     np.testing.assert_allclose(cut["target_nll"], whole["target_nll"], atol=1e-6)
     np.testing.assert_array_equal(cut["target_tokens"], whole["target_tokens"])
 
@@ -69,20 +68,20 @@ def test_likelihood_does_not_depend_on_batches_or_padding(likelihood, batch, buc
 @pytest.mark.parametrize(("batch", "buckets", "keep"), [(3, (tiny.CONTEXT,), 2), (8, (5, 7), 100)])
 def test_verdicts_do_not_depend_on_batches_or_padding(accuracy, batch, buckets, keep):
     """Nor do the kept texts, which are those of the first rows however the rows were ordered."""
-    evaluator, whole = accuracy
+    whole, texts = accuracy
     other = Accuracy(context(buckets=buckets), batch=batch, **SAMPLING | {"keep_texts": keep})
-    assert same(run(other), whole)
-    assert other.texts == evaluator.texts[:keep]
-    assert same(run(other), whole) and len(other.texts) == min(keep, 13)
+    for _ in range(2):
+        columns, kept = run(other)
+        assert same(columns, whole) and kept == texts[:keep] and len(kept) == min(keep, 13)
 
 
 def test_texts_and_verdicts_are_those_of_the_plain_rules(accuracy):
     """Each kept response decoded and graded by the reference; the counts are counts of these verdicts."""
-    evaluator, out = accuracy
+    out, texts = accuracy
     data = tiny.data()
-    assert [text["example"] for text in evaluator.texts] == list(data.ids)
+    assert [text["example"] for text in texts] == list(data.ids)
     seen = set()
-    for e, (text, example) in enumerate(zip(evaluator.texts, data.examples, strict=True)):
+    for e, (text, example) in enumerate(zip(texts, data.examples, strict=True)):
         assert (text["step"], text["split"], text["prompt"]) == (3, "train", example.prompt)
         assert text["reference"] == example.target.strip()
         assert len(text["responses"]) == out["samples"][e] == 8
@@ -94,7 +93,7 @@ def test_texts_and_verdicts_are_those_of_the_plain_rules(accuracy):
         assert out["unparsed"][e] == verdicts.count(Verdict.UNPARSED)
         seen |= set(verdicts)
     assert seen == set(Verdict) - {Verdict.UNDECIDED}
-    assert len({tuple(r["text"] for r in text["responses"]) for text in evaluator.texts}) > 1
+    assert len({tuple(r["text"] for r in text["responses"]) for text in texts}) > 1
 
 
 def test_what_the_device_leaves_open_is_decided_and_counted():
@@ -104,9 +103,9 @@ def test_what_the_device_leaves_open_is_decided_and_counted():
     lengthy = [dataclasses.replace(example, answer="1" * 150) for example in data.examples]
     made = context()._replace(data=dataclasses.replace(data, examples=lengthy), tokenizer=endless)
     evaluator = Accuracy(made, batch=13, **SAMPLING | {"samples": 2, "max_new_tokens": 80, "temperature": 2.0})
-    out = run(evaluator)
+    out, kept = run(evaluator)
     assert 0 < out["decided_on_host"].sum() < out["samples"].sum() and not out["correct"].any()
-    for e, text in enumerate(evaluator.texts):
+    for e, text in enumerate(kept):
         texts = [response["text"].encode() for response in text["responses"]]
         assert out["decided_on_host"][e] <= sum(len(text) > 128 for text in texts)
         verdicts = [grade_bytes(text, b"1" * 150, "gsm8k") for text in texts]
@@ -116,17 +115,13 @@ def test_what_the_device_leaves_open_is_decided_and_counted():
 
 def test_steps_splits_and_seeds_draw_anew(accuracy):
     """And the same of all three draws the same."""
-    evaluator, _ = accuracy
-    first = responses(evaluator)
-    run(evaluator, step=4)
-    assert responses(evaluator) != first
-    run(evaluator, step=3)
-    assert responses(evaluator) == first
+    first = responses(accuracy[1])
+    evaluator = Accuracy(context(), batch=13, **SAMPLING)
+    assert responses(run(evaluator, step=4)[1]) != first
+    assert responses(run(evaluator, step=3)[1]) == first
     for other in (context(split="test"), context(seed=1)):
-        moved = Accuracy(other, batch=13, **SAMPLING)
-        run(moved)
-        assert responses(moved) != first
+        assert responses(run(Accuracy(other, batch=13, **SAMPLING))[1]) != first
 
 
-def responses(evaluator):
-    return [[response["text"] for response in text["responses"]] for text in evaluator.texts]
+def responses(texts):
+    return [[response["text"] for response in text["responses"]] for text in texts]

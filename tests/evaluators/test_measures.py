@@ -8,7 +8,7 @@ import pytest
 from premem_jax import sharding
 from premem_jax.analysis.trace import read_trace
 from premem_jax.errors import UserError
-from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.base import Collected, Context
 from premem_jax.evaluators.confidence import Confidence
 from premem_jax.evaluators.distance import Distance
 from premem_jax.evaluators.gradient_variance import GradientVariance
@@ -35,11 +35,18 @@ def on(mesh, params):
 
 
 def measured(evaluator, mesh=None):
-    told = []
-    columns = evaluator.run(on(mesh or tiny.one_device(), tiny.trained()), 3, told.append)
-    assert sum(told) == getattr(evaluator, "examples", 0) and columns == {}
-    [value] = evaluator.measures.values()
+    parts = list(evaluator.run(on(mesh or tiny.one_device(), tiny.trained()), 3))
+    assert sum(len(part.rows) for part in parts) == getattr(evaluator, "examples", 0)
+    found = Collected(len(tiny.data())).all(parts)
+    [value] = found.measures.values()
+    assert found.columns == {} and found.texts == []
     return value
+
+
+def confident(context):
+    evaluator = Confidence(context, batch=8, max_new_tokens=NEW_TOKENS)
+    parts = evaluator.run(on(context.decode_mesh, tiny.trained()), 3)
+    return Collected(len(tiny.data())).all(parts).columns["log_confidence"]
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +104,7 @@ def test_distance_is_the_sum_over_all_inner_weights():
 def test_confidence_is_that_of_the_numpy_llama_taking_the_likeliest_token():
     """In float64, without a cache: token after token until the stop marker, which counts, or the limit."""
     data, stop, ends = tiny.data(), tiny.tokenizer().eos_id, set()
-    got = Confidence(context(), batch=5, max_new_tokens=NEW_TOKENS).run(
-        on(tiny.one_device(), tiny.trained()), 3, lambda n: None
-    )["log_confidence"]
+    got = confident(context())
     for e, prompt in enumerate(data.prompts):
         text, total = list(prompt), 0.0
         for _ in range(NEW_TOKENS):
@@ -145,10 +150,5 @@ def test_every_mesh_measures_the_same():
 @pytest.mark.slow
 def test_every_mesh_is_as_confident():
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
-    alone, cut = (
-        Confidence(made, batch=8, max_new_tokens=NEW_TOKENS).run(
-            on(made.decode_mesh, tiny.trained()), 3, lambda n: None
-        )["log_confidence"]
-        for made in (context(), context(mesh))
-    )
+    alone, cut = confident(context()), confident(context(mesh))
     np.testing.assert_allclose(cut, alone, atol=1e-4)
