@@ -1,5 +1,6 @@
 """Which evaluators run when, and what lands in the trace, with evaluators that only leave their mark."""
 
+import shutil
 from fractions import Fraction
 
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from premem_jax import processes
 from premem_jax.analysis.trace import evaluation_path, evaluation_steps, read_trace
-from premem_jax.errors import UserError
+from premem_jax.errors import Stopped, UserError
 from premem_jax.evaluators import suite as module
-from premem_jax.evaluators.base import Context
+from premem_jax.evaluators.base import Context, Part
 from premem_jax.evaluators.suite import Suite, scheduled_steps
 from premem_jax.models.decoder import build
 from premem_jax.programs import Clock
@@ -40,13 +42,15 @@ class Mark:
 
     def __init__(self, context, *, layout, columns):
         self.context, self.layout, self.columns = context, layout, columns
-        self.steps = []
+        self.steps, self.rows = [], []
 
-    def run(self, params, step, progress):
+    def run(self, params, step, only):
         self.steps.append(step)
-        progress(len(self.context.data))
         assert params["head"].dtype == (jnp.float32 if self.layout == "train" else jnp.bfloat16)
-        return {name: np.arange(len(self.context.data)) + step for name in self.columns}
+        for row in only:
+            self.rows.append(int(row))
+            texts = [{"example": int(row), "split": self.context.split}]
+            yield Part([row], {name: np.array([row + step]) for name in self.columns}, texts)
 
 
 @pytest.fixture
@@ -93,6 +97,45 @@ def test_one_file_per_due_step_with_what_was_due(make, tmp_path):
         np.testing.assert_array_equal(test.correct[m], rows[:4] + step if step in (5, 30) else 0 * rows[:4])
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == [f"step-{step:08d}.jsonl" for step in trace.steps]
+
+
+@pytest.mark.parametrize("after", [1, 6, 13, 15])
+def test_an_evaluation_that_was_stopped_continues_where_it_stood(make, tmp_path, monkeypatch, after):
+    """Rows are not done twice, and the files are those of an evaluation that was not stopped."""
+    evals = dict(
+        nll=mark("train", (), "target_nll"), solved=mark("train", (), "samples"), test=mark("test", (), "samples")
+    )
+    files = lambda: {path: path.read_bytes() for kind in ("trace", "samples") for path in (tmp_path / kind).iterdir()}
+    make(**evals).run(30, params())
+    expected = files()
+    shutil.rmtree(tmp_path / "trace")
+
+    polls = []
+    monkeypatch.setattr(processes, "poll", lambda: polls.append(1) or (len(polls) == after and stop()))
+    first, second = make(**evals), make(**evals)
+    with pytest.raises(Stopped):
+        first.run(30, params())
+    assert not (tmp_path / "trace").exists()
+    second.run(30, params())
+    assert files() == expected and not (tmp_path / "unfinished.npz").exists()
+    done = lambda suite: [(name, row) for name, (evaluator, _, _) in suite._items.items() for row in evaluator.rows]
+    assert len(done(first)) == after
+    sizes = {"nll": 13, "solved": 13, "test": 4}
+    assert sorted(done(first) + done(second)) == sorted(
+        (name, row) for name, size in sizes.items() for row in range(size)
+    )
+
+
+def test_a_damaged_unfinished_evaluation_starts_over(make, tmp_path, caplog):
+    (tmp_path / "unfinished.npz").write_bytes(b"PK\3\4 no archive")
+    suite = make(nll=mark("train", (), "target_nll"))
+    suite.run(30, params())
+    assert "starts over" in caplog.text
+    np.testing.assert_array_equal(read_trace(tmp_path / "trace").split("train").nll[0], np.arange(13) + 30)
+
+
+def stop():
+    raise Stopped
 
 
 def test_an_opening_ends_every_prompt_and_makes_a_split_of_its_own(make, tmp_path):

@@ -1,0 +1,36 @@
+"""What `tests/test_pods.py` runs in several processes: each prints what it was told, and its rows of a batch."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from premem_jax import processes, sharding
+from premem_jax.errors import UserError
+
+if __name__ == "__main__":
+    processes.start(
+        "auto",
+        *(
+            kind(os.environ[f"PREMEM_{name}"])
+            for kind, name in ((str, "COORDINATOR"), (int, "PROCESSES"), (int, "PROCESS"))
+        ),
+    )
+    mine = jax.process_index()
+
+    def mistake():
+        raise UserError("mend it")
+
+    once = processes.once(lambda: [1, "two", mine])
+    agreed, differed = processes.all_agree(True), processes.all_agree(mine != 1)
+    try:
+        processes.once(mistake)
+        message = "nothing"
+    except UserError as error:
+        message = str(error)
+    mesh = sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1))
+    rows = sharding.rows_here(mesh, 12)
+    batch = sharding.put_batch(mesh, rows.astype(np.float32), 12)
+    total = jax.jit(lambda x: jnp.sum(x**2), out_shardings=sharding.replicated(mesh))(batch)
+    print(once, agreed, differed, message, " ".join(map(str, rows)), float(total), sep=";")
