@@ -10,7 +10,6 @@ from collections.abc import Callable
 from premem_jax.errors import UserError
 
 CANNOT_MEND = 2  # exit status of a mistake, ours and the program's: starting again would not help
-PROGRAM = ["python", "-m", "premem_jax.main"]  # in the image
 
 
 def parser(description: str, rest: str) -> argparse.ArgumentParser:
@@ -63,21 +62,29 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_image(image: str) -> str:
-    """The image, after a warning where it has no digest: its tag may mean something else by the next restart."""
+def warn_about_tag(image: str) -> None:
+    """Warns of an image without a digest: its tag may mean something else by the next restart."""
     if not re.search(r"@sha256:[0-9a-f]{64}$", image):
         print(
             f"warning: --image={image} has no digest, so a restart may run another program; "
             "docker buildx imagetools inspect IMAGE prints it, to be written as NAME@sha256:...",
             file=sys.stderr,
         )
-    return image
 
 
-def check_workdir(workdir: str) -> str:
-    """A workdir that outlives its machine, for argparse's `type`."""
-    if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/.+", workdir):
-        raise argparse.ArgumentTypeError(
-            f"{workdir!r}: write gs://BUCKET/FOLDER; a folder on a machine is gone with the machine"
+def program_arguments(rest: list[str], processes: int) -> list[str]:
+    """The arguments of `premem_jax.main` on machines that may be taken away.
+
+    Args:
+      processes: if there are several, one that does not find the others must not begin alone, in the same folder.
+
+    Raises:
+      UserError: no config, or a workdir that would be gone with the machine.
+    """
+    if not any(argument.startswith("--config=") for argument in rest):
+        raise UserError("no --config=FILE among the arguments of the program, which stand behind --")
+    if not any(re.match(r"--workdir=gs://[^/]+/.", argument) for argument in rest):
+        raise UserError(
+            "the program needs --workdir=gs://BUCKET/FOLDER; a folder on a machine is gone with the machine"
         )
-    return workdir
+    return [*rest, "--distributed=on"] if processes > 1 else rest

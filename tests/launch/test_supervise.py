@@ -67,7 +67,10 @@ def test_all_processes_begin_again_with_a_new_coordinator_when_one_fails(tmp_pat
 print("number", number, "of", os.environ["PREMEM_PROCESSES"], flush=True)
 print("complaint", file=sys.stderr, flush=True)
 if round == 1:
-    sys.exit(7 if number == "1" else time.sleep(60))
+    if number != "1":
+        time.sleep(60)
+    wait_for("1.0"), wait_for("1.2")
+    sys.exit(7)
 """
     code, out, err = run(tmp_path, program, "--processes=3")
     assert code == 0 and err.endswith("supervise: finished: round 2 ended with 0\n")
@@ -152,7 +155,7 @@ def test_a_signal_ends_the_wait_between_rounds(tmp_path):
 
 def test_nothing_is_left_of_processes_that_ignore_sigterm_or_hang_or_have_children(tmp_path):
     program = """
-child = subprocess.Popen(["sleep", "600"])
+child = subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 600"])
 (here / f"child{number}").write_text(str(child.pid))
 if number == "0":
     wait_for("ready1"), wait_for("stopping2"), time.sleep(0.2)
