@@ -12,13 +12,16 @@ from premem_jax.errors import UserError
 CANNOT_MEND = 2  # exit status of a mistake, ours and the program's: starting again would not help
 
 
-def parser(description: str, rest: str) -> argparse.ArgumentParser:
-    """A parser that shows `description` (a module's docstring) as it is; what follows `--` is `args.rest`."""
-    made = argparse.ArgumentParser(
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser that shows `description`, a module's docstring, as it is."""
+    return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("rest", nargs="*", metavar="-- ARGUMENT", help=rest)
-    return made
+
+
+def add_rest(parser: argparse.ArgumentParser, help: str) -> None:
+    """Makes what follows `--` the parsed `rest`."""
+    parser.add_argument("rest", nargs="*", metavar="-- ARGUMENT", help=help)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -72,11 +75,11 @@ def warn_about_tag(image: str) -> None:
         )
 
 
-def program_arguments(rest: list[str], processes: int) -> list[str]:
+def program_arguments(rest: list[str], several: bool) -> list[str]:
     """The arguments of `premem_jax.main` on machines that may be taken away.
 
     Args:
-      processes: if there are several, one that does not find the others must not begin alone, in the same folder.
+      several: whether there are other processes, without which none may begin: they share the folder.
 
     Raises:
       UserError: no config, or a workdir that would be gone with the machine.
@@ -87,4 +90,4 @@ def program_arguments(rest: list[str], processes: int) -> list[str]:
         raise UserError(
             "the program needs --workdir=gs://BUCKET/FOLDER; a folder on a machine is gone with the machine"
         )
-    return [*rest, "--distributed=on"] if processes > 1 else rest
+    return [*rest, "--distributed=on"] if several else rest

@@ -20,7 +20,8 @@ from premem_jax.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    parser = cli.parser(__doc__, rest="arguments of premem_jax.main; --workdir is a gs:// folder")
+    parser = cli.parser(__doc__)
+    cli.add_rest(parser, "arguments of premem_jax.main; --workdir is a gs:// folder")
     parser.add_argument("--name", required=True, type=cli.check_name, help="name of the JobSet")
     parser.add_argument("--image", required=True, help="the container image, NAME@sha256:...")
     parser.add_argument("--topology", required=True, help="CHIP:SHAPE of a slice, as configs/plan.py takes it")
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
         name=args.name,
         namespace=args.namespace,
         image=args.image,
-        arguments=cli.program_arguments(args.rest, found.processes),
+        arguments=cli.program_arguments(args.rest, several=found.hosts * args.slices > 1),
         slices=found,
         service_account=args.service_account,
         capacity=_capacity(args.spot, args.reservation),
@@ -92,6 +93,7 @@ def jobset(
     chips = slices.chips_per_host
     pod = {
         "restartPolicy": "Never",
+        "shareProcessNamespace": True,  # process 1, which the kernel shields from SIGTERM, is then not the program
         "serviceAccountName": service_account,
         "automountServiceAccountToken": False,  # the bucket is reached by workload identity, the cluster not at all
         "terminationGracePeriodSeconds": grace,

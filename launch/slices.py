@@ -45,10 +45,6 @@ class Slices(NamedTuple):
     chips_per_host: int
 
     @property
-    def processes(self) -> int:
-        return self.hosts * self.topology.slices
-
-    @property
     def machine_type(self) -> str:
         """GKE's name of a host, for its node pools."""
         return f"{self.generation.machine}-{self.chips_per_host}t"

@@ -39,7 +39,8 @@ POLL = 0.05  # seconds
 
 
 def main(argv: list[str]) -> int:
-    parser = cli.parser(__doc__, rest="the command of each process")
+    parser = cli.parser(__doc__)
+    cli.add_rest(parser, "the command of each process")
     parser.add_argument("--processes", type=int, default=1, help="how many (default: 1)")
     parser.add_argument("--grace", type=float, default=120, help="seconds from SIGTERM to SIGKILL (default: 120)")
     parser.add_argument("--max_failures", type=int, default=5, help="failed rounds in a row to give up at (default: 5)")
