@@ -72,6 +72,7 @@ class Supervisor:
     ):
         self.command, self.processes, self.grace = command, processes, grace
         self.max_failures, self.backoff, self.watch = max_failures, backoff, watch
+        self.seen = set()  # names in the watched folder
         self.stopped = None  # the signal that asked for the end
 
     def run(self) -> int:
@@ -79,11 +80,11 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         rounds = failures = 0
+        self._progress()
         while True:
             rounds += 1
-            before = self._watched()
             status = self._round()
-            if self._watched() - before:
+            if self._progress():
                 failures = 0
             elif status != PREEMPTED:
                 failures += 1
@@ -111,12 +112,17 @@ class Supervisor:
             time.sleep(POLL)
         return not self.stopped
 
-    def _watched(self) -> set[str]:
-        """Names in the watched folder, but for what is still being written."""
+    def _progress(self) -> bool:
+        """Whether the watched folder holds names that it never had before, but for what is still being written."""
         folder = epath.Path(self.watch) if self.watch else None
-        return (
-            {path.name for path in folder.iterdir() if "tmp" not in path.name} if folder and folder.exists() else set()
-        )
+        try:
+            names = {path.name for path in folder.iterdir()} if folder and folder.exists() else set()
+        except Exception as error:  # of the network, or of whatever reads gs://
+            _say(f"--watch={self.watch} cannot be read: {error}")
+            return False
+        new = {name for name in names - self.seen if "tmp" not in name}
+        self.seen |= names
+        return bool(new)
 
     def _round(self) -> int:
         """Starts all processes, sees to it that all end, and returns why they did (`cause`)."""

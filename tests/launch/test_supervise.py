@@ -107,6 +107,13 @@ def test_only_rounds_without_progress_count(tmp_path, made, rounds):
     assert ("gave up" in err and "failure number 2 in a row without progress" in err) == (rounds < 6)
 
 
+def test_a_folder_that_cannot_be_read_is_no_progress_and_no_end(tmp_path):
+    (tmp_path / "watched").touch()
+    code, _, err = run(tmp_path, "sys.exit(1)", "--max_failures=2", f"--watch={tmp_path}/watched")
+    assert code == 1 and "failure number 2 in a row without progress" in err
+    assert f"supervise: --watch={tmp_path}/watched cannot be read: [Errno 20] Not a directory" in err
+
+
 def test_a_preemption_is_no_failure(tmp_path):
     code, _, err = run(tmp_path, "sys.exit(75 if round < 4 else 0)", "--max_failures=1")
     assert code == 0 and err.count("ended with 75, preempted") == 3 and "finished: round 4" in err
