@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 from premem_jax.errors import UserError
 
-CANNOT_MEND = 2  # exit status of a mistake, ours and the program's: starting again would not help
+# Exit statuses of the program, and of these.
+CANNOT_MEND = 2  # a mistake: starting again would not help
+PREEMPTED = 75  # EX_TEMPFAIL: stopped with its state saved, and to be started again
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -15,7 +15,6 @@ import yaml
 
 from launch import cli
 from launch.slices import Slices, slices
-from launch.supervise import PREEMPTED
 from premem_jax.errors import UserError
 
 
@@ -129,7 +128,7 @@ def jobset(
                     "onExitCodes": {
                         "containerName": "main",
                         "operator": "In",
-                        "values": [cli.CANNOT_MEND, PREEMPTED],
+                        "values": [cli.CANNOT_MEND, cli.PREEMPTED],
                     },
                 },
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -154,7 +153,7 @@ def jobset(
                     _rule(
                         "preempted",
                         "RestartJobSetAndIgnoreMaxRestarts",
-                        f"failed with exit code {PREEMPTED} matching",
+                        f"failed with exit code {cli.PREEMPTED} matching",
                         "has condition DisruptionTarget matching",
                     ),
                 ],

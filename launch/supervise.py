@@ -33,7 +33,6 @@ from etils import epath
 from launch import cli
 from premem_jax.errors import UserError
 
-PREEMPTED = os.EX_TEMPFAIL  # 75
 LONGEST_WAIT = 300.0  # seconds
 POLL = 0.05  # seconds
 
@@ -61,7 +60,7 @@ def wait_seconds(failures: int, first: float) -> float:
 
 def cause(statuses: Iterable[int]) -> int:
     """What a round ended with: a mistake outweighs a fault, a fault a preemption, and that the end of the work."""
-    return max(statuses, key=lambda status: {0: 0, PREEMPTED: 1, cli.CANNOT_MEND: 3}.get(status, 2))
+    return max(statuses, key=lambda status: {0: 0, cli.PREEMPTED: 1, cli.CANNOT_MEND: 3}.get(status, 2))
 
 
 class Supervisor:
@@ -86,7 +85,7 @@ class Supervisor:
             status = self._round()
             if self._progress():
                 failures = 0
-            elif status != PREEMPTED:
+            elif status != cli.PREEMPTED:
                 failures += 1
             ended = f"round {rounds} ended with {status}"
             if status == 0:
@@ -98,7 +97,7 @@ class Supervisor:
             if failures == self.max_failures:
                 return _say(f"gave up: {ended}, the failure number {failures} in a row without progress", status)
             seconds = wait_seconds(failures, self.backoff)
-            _say(f"{ended}, {'preempted' if status == PREEMPTED else 'failed'}; the next begins in {seconds:g} s")
+            _say(f"{ended}, {'preempted' if status == cli.PREEMPTED else 'failed'}; the next begins in {seconds:g} s")
             if not self._sleep(seconds):
                 return _say(f"stopped by {self.stopped.name}: {ended}", status)
 

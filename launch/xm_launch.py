@@ -6,9 +6,10 @@
 
 The run is one process on one machine. --resource takes XManager's names, such as cpu=8, ram=64e9 (bytes), l4_24th=1 or
 a100=8; these are the two kinds of GPU for which XManager finds a machine on Vertex. It asks for no TPU later than v3:
-launch.gke and launch.tpu_vm do. XManager has requirements of its own, best in an environment of its own:
+launch.gke and launch.tpu_vm do. XManager has many requirements, best in an environment of its own (and with
+-r requirements.txt, to run here):
 
-  pip install -r requirements.txt -r launch/requirements.txt
+  pip install -r launch/requirements.txt
 
 --dry_run needs neither it nor an account, and prints what it would be given, as JSON.
 """
