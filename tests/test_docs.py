@@ -35,7 +35,7 @@ def test_the_example_of_bringing_your_own_runs(tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
 
 
-@pytest.mark.parametrize("page", ["study.md", "../README.md"])
+@pytest.mark.parametrize("page", ["study.md", "pods.md", "../README.md"])
 def test_links_to_files_lead_somewhere(page):
     path = ROOT / "docs" / page
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
