@@ -31,6 +31,7 @@ def finetune() -> ConfigDict:
     c.threshold = ConfigDict(dict(rule="heldout_quantile", quantile=0.01, split="heldout", perplexity=0.0))
     c.checkpoint = ConfigDict(dict(every=100, keep=2, export=False, export_dtype="float32"))
     c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, decode_tensor=0))
+    c.profile = ConfigDict(dict(start=0, steps=0))  # JAX's profiler over `steps` updates after update `start`
     return c
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import time
 
 import jax
@@ -35,6 +36,26 @@ class Clock:
         """Seconds so far, by phase."""
         self._charge()
         return dict(self.seconds)
+
+
+class Profile:
+    """JAX's profiler over `steps` updates after update `start`, into `folder`, for TensorBoard or Perfetto."""
+
+    def __init__(self, folder: str | os.PathLike, start: int = 0, steps: int = 0):
+        self._folder, self._first, self._last, self._running = str(folder), start + 1, start + steps, False
+
+    def before(self, step: int) -> None:
+        """Called before update `step` is dispatched, with those before it done where the window begins or ends."""
+        if step == self._first <= self._last:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif step > self._last:
+            self.close()
+
+    def close(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 class Program:

@@ -18,7 +18,7 @@ from premem_jax.errors import UserError
 
 # A run may continue on another mesh or with another cache, or be exported when it is over; everything else makes it
 # another run.
-FREE_KEYS = ("cache", "mesh", "checkpoint.export", "checkpoint.export_dtype")
+FREE_KEYS = ("cache", "mesh", "profile", "checkpoint.export", "checkpoint.export_dtype")
 
 
 def default_workdir(config_flag: str, overrides: dict) -> Path:

@@ -25,7 +25,7 @@ from premem_jax.experiments.base_model import base_parameters
 from premem_jax.goodput import Goodput
 from premem_jax.lease import lease
 from premem_jax.models.decoder import Model
-from premem_jax.programs import Clock
+from premem_jax.programs import Clock, Profile
 from premem_jax.report.page import headline, write_report
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.loop import fit
@@ -143,6 +143,7 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> None:
         log_every=config.log_every,
         evaluate=evaluate,
         evaluation_steps=suite.steps,
+        profile=Profile(folder / "profile", **config.profile),
     )
     with clock("checkpoint"):
         checkpoints.wait()

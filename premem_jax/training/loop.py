@@ -7,7 +7,7 @@ import numpy as np
 
 from premem_jax import processes, progress, sharding
 from premem_jax.errors import UserError
-from premem_jax.programs import Clock, Program
+from premem_jax.programs import Clock, Profile, Program
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.metrics import Metrics
 
@@ -32,6 +32,7 @@ def fit(
     log_every: int,
     evaluate: Callable[[int, dict], None] = lambda step, state: None,
     evaluation_steps: Collection[int] = (),
+    profile: Profile | None = None,
 ) -> dict:
     """Trains `state` from the step it is at to `steps` and returns it; evaluates and saves on the way.
 
@@ -74,6 +75,8 @@ def fit(
                 evaluate(start, state)
             for step, batch in zip(range(start + 1, steps + 1), batches, strict=True):
                 processes.poll()
+                if profile:
+                    profile.before(step)
                 arrays = {key: batch[key] for key in ("tokens", "weights")}
                 arrays = sharding.put_batch(mesh, arrays, len(batch["examples"]))
                 state, values = program(state, arrays, np.float32(rate(step - 1)))
@@ -88,6 +91,9 @@ def fit(
             save()
             checkpoints.wait()
             raise
+        finally:
+            if profile:
+                profile.close()
     return state
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from premem_jax.programs import Clock
+from premem_jax.programs import Clock, Profile
 from premem_jax.training.loop import NonFiniteLoss, fit
 from premem_jax.training.metrics import Metrics
 from tests import tiny
@@ -109,3 +109,15 @@ def test_metrics_leave_out_what_is_not_a_number(tmp_path):
     metrics.write(1, {"loss": 0.5, "accuracy": float("nan")}, steps_per_second=9.0)
     metrics.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'
+
+
+def test_the_profiler_sees_the_updates_of_its_window(tmp_path):
+    class Seen(Profile):
+        def before(self, step):
+            super().before(step)
+            seen.append((step, self._running))
+
+    seen = []
+    run(Recorder(), tmp_path / "run", profile=Seen(tmp_path / "profile", start=2, steps=3))
+    assert [step for step, running in seen if running] == [3, 4, 5]
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
