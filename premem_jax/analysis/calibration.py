@@ -9,12 +9,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from premem_jax.analysis import agreement, premem, threshold
 from premem_jax.analysis.agreement import Points
 from premem_jax.analysis.runs import Run
-from premem_jax.errors import UserError
 
 Thresholds = list[float | np.ndarray | None]
 
@@ -26,48 +24,36 @@ GRID = np.exp(np.arange(-100, 21) / 20)
 FIRST_EPOCH_FRACTION = 0.36
 
 
-def reference_run(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """The default: one threshold for all, from the run and evaluation with the lowest held-out mean."""
-    nlls = [run.heldout_nll for run in runs if run.heldout_nll is not None]
-    return [threshold.heldout_quantile(nlls, quantile).perplexity] * len(runs)
-
-
-def each_run(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """Each run its own: its evaluation with the lowest held-out mean."""
-    return [None if nll is None else _own(nll, quantile) for nll in (run.heldout_nll for run in runs)]
+def heldout_quantile(runs: Sequence[Run], quantile: float) -> Thresholds:
+    """The default: each run its own, the lowest quantile over its evaluations, and the lowest of all without any."""
+    return [chosen.perplexity for chosen in threshold.of_runs([run.heldout_nll for run in runs], quantile)]
 
 
 def median_over_runs(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """One threshold for all: the median of what each run would take for itself."""
-    own = [p for p in each_run(runs, quantile) if p is not None]
-    return [float(np.median(own)) if own else None] * len(runs)
+    """One threshold for all: the median of those that runs have of their own by the default rule."""
+    nlls = [run.heldout_nll for run in runs if threshold.usable(run.heldout_nll)]
+    return [float(np.median([chosen.perplexity for chosen in threshold.of_runs(nlls, quantile)]))] * len(runs)
+
+
+def reference_run(runs: Sequence[Run], quantile: float) -> Thresholds:
+    """One threshold for all: the quantile at the evaluation with the lowest held-out mean NLL, of all of all runs."""
+    rows = (nll_E for run in runs for nll_E in threshold.usable(run.heldout_nll).values())
+    return [math.exp(np.quantile(min(rows, key=np.mean), quantile))] * len(runs)
 
 
 def each_evaluation(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """Each evaluation of a run its own quantile."""
-    return [_along(run.heldout_nll, lambda nll_ME, m: nll_ME[m : m + 1], quantile) for run in runs]
+    """Each evaluation of a run its own quantile; that of `reference_run` for runs without held-out examples.
 
-
-def lowest_so_far(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """Each run its own, at evaluation m from the lowest held-out mean up to m: what a run can know while it goes."""
-    return [_along(run.heldout_nll, lambda nll_ME, m: nll_ME[: m + 1], quantile) for run in runs]
-
-
-def heldout_fit(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """The default's quantile off a normal curve through the cube roots of the same held-out NLL.
-
-    Mean NLL per token is close to a gamma variable, whose cube root is close to normal (Wilson and Hilferty, 1931). A
-    fit of two moments has half the error of the quantile itself when a few hundred solutions are held out. The cube
-    root was picked, among seven such curves, on the GSM8K runs.
+    An evaluation that was not measured has the threshold before it, or else the first.
     """
-    nll_E, _, _ = threshold.reference([run.heldout_nll for run in runs if run.heldout_nll is not None])
-    return [math.exp(fitted_quantile(nll_E, quantile))] * len(runs)
-
-
-def fitted_quantile(nll_E: np.ndarray, quantile: float) -> float:
-    """The quantile of the normal distribution with the mean and deviation of the cube roots, cubed; at least 0."""
-    roots_E = np.cbrt(nll_E)
-    return max(float(np.mean(roots_E) + stats.norm.ppf(quantile) * np.std(roots_E)), 0.0) ** 3
+    thresholds = reference_run(runs, quantile)
+    for at, run in enumerate(runs):
+        rows = threshold.usable(run.heldout_nll)
+        if rows:
+            own = np.exp([np.quantile(nll_E, quantile) for nll_E in rows.values()])
+            before_M = np.searchsorted(list(rows), np.arange(len(run.heldout_nll)), side="right") - 1
+            thresholds[at] = own[np.maximum(before_M, 0)]
+    return thresholds
 
 
 def first_epoch_fraction(runs: Sequence[Run], fraction: float = FIRST_EPOCH_FRACTION) -> Thresholds:
@@ -85,12 +71,10 @@ def first_epoch_fraction(runs: Sequence[Run], fraction: float = FIRST_EPOCH_FRAC
 
 
 RULES = {
-    "heldout_quantile": reference_run,
+    "heldout_quantile": heldout_quantile,
     "median_over_runs": median_over_runs,
-    "each_run": each_run,
-    "lowest_so_far": lowest_so_far,
+    "reference_run": reference_run,
     "each_evaluation": each_evaluation,
-    "heldout_fit": heldout_fit,
 }
 
 
@@ -120,6 +104,15 @@ class Sensitivity:
         here = np.ones(len(self.y), bool) if runs is None else np.isin(self.run, runs)
         return np.array([statistic(x[here], self.y[here]) for x in self.x_GN])
 
+    def at(self, nll_R: np.ndarray) -> np.ndarray:
+        """(N,) pre-memorization accuracy, each run at its own threshold (mean NLL), linear between those of `GRID`."""
+        place_R = np.interp(np.log(np.maximum(nll_R, self.nll[0])), np.log(self.nll), np.arange(len(self.nll)))
+        place_N = place_R[self.run]
+        below_N = np.minimum(place_N.astype(int), len(self.nll) - 2)
+        points_N = np.arange(len(self.run))
+        low_N, high_N = self.x_GN[below_N, points_N], self.x_GN[below_N + 1, points_N]
+        return low_N + (place_N - below_N) * (high_N - low_N)
+
     def tuned(self, runs: np.ndarray | None = None) -> tuple[float, float]:
         """The threshold (mean NLL) with the best R² against y = x over the runs, and that R²; NaN where none is.
 
@@ -145,32 +138,19 @@ class Sensitivity:
         return Points(x[known], self.y[known], self.run[known]), chosen
 
 
-def quantile_error(
-    nll_E: np.ndarray, quantile: float, examples: int, draws: int, seed: int, estimate=np.quantile
-) -> np.ndarray:
-    """(draws,) thresholds (mean NLL): `estimate(values, quantile)` of `examples` held-out values, with replacement.
+def redrawn(runs: Sequence[Run], quantile: float, examples: int, draws: int, seed: int) -> np.ndarray:
+    """(draws, R) thresholds (mean NLL) by the default rule from `examples` held-out examples, drawn with replacement.
 
-    Shows how far the threshold is a matter of which examples were kept aside.
+    Shows how far the thresholds are a matter of which examples were kept aside. Runs with equally many draw the same
+    ones, since the runs of a sweep have the same.
     """
     rng = np.random.default_rng(seed)
-    return np.array([estimate(rng.choice(nll_E, examples), quantile) for _ in range(draws)])
+    heldout = [list(threshold.usable(run.heldout_nll).values()) for run in runs]
 
+    def draw() -> np.ndarray:
+        place = rng.random(examples)
+        drawn = ([nll_E[(place * len(nll_E)).astype(int)] for nll_E in rows] for rows in heldout)
+        own_R = np.array([np.quantile(nll_ME, quantile, axis=1).min() if nll_ME else np.inf for nll_ME in drawn])
+        return np.where(np.isinf(own_R), own_R.min(), own_R)
 
-def _own(nll_ME: np.ndarray, quantile: float) -> float | None:
-    try:
-        return threshold.heldout_quantile([nll_ME], quantile).perplexity
-    except UserError:  # nothing was measured, or too little
-        return None
-
-
-def _along(nll_ME: np.ndarray | None, known, quantile: float) -> np.ndarray | None:
-    """(M,) thresholds, each from the rows that `known(nll_ME, m)` picks; before the first, that of the first."""
-    if nll_ME is None:
-        return None
-    own = [_own(known(nll_ME, m), quantile) for m in range(len(nll_ME))]
-    first = next((p for p in own if p is not None), None)
-    if first is None:
-        return None
-    for m, p in enumerate(own):
-        own[m] = first = first if p is None else p
-    return np.array(own)
+    return np.array([draw() for _ in range(draws)])

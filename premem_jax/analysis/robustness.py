@@ -38,10 +38,13 @@ def binned(premem_E: np.ndarray, accuracy_E: np.ndarray, draws: int, seed: int, 
     return rows
 
 
-def table(runs: Sequence[Run], perplexity: float, draws: int, seed: int) -> list[dict]:
-    """Of each run with forced openings: `run`, `opening` ("" for none) and `bins`, at the last evaluation of both."""
+def table(runs: Sequence[Run], perplexities: Sequence[float], draws: int, seed: int) -> list[dict]:
+    """Of each run with forced openings: `run`, `opening` ("" for none) and `bins`, at the last evaluation of both.
+
+    `perplexities` are the memorization thresholds of the runs.
+    """
     rows = []
-    for run in runs:
+    for run, perplexity in zip(runs, perplexities, strict=True):
         opened = sorted(name for name in run.trace.splits if name.startswith(AFTER))
         train = run.train
         premem_ME = premem.pre_memorization_accuracy(train.accuracy_or_skipped, train.nll, perplexity)

@@ -12,8 +12,8 @@ from premem_jax.analysis.trace import SplitTrace, Trace
 class Run:
     """One finetuning run over M evaluations.
 
-    The trace's split `train` holds the examples trained on; `heldout`, where there is one, examples of the same kind
-    that were not.
+    The trace's split `train` holds the examples trained on; the one called `heldout`, where it is there, examples of
+    the same kind that were not.
     """
 
     name: str
@@ -21,6 +21,7 @@ class Run:
     trace: Trace
     test_accuracy: np.ndarray  # (M,) float64, mean over the test questions; NaN where not measured
     measures: Mapping[str, np.ndarray] = field(default_factory=dict)  # (M,) each: predictors measured while training
+    heldout: str = "heldout"  # the split whose target NLL gives the threshold
     published: float | None = None  # the threshold on perplexity that the run's authors used
     notes: tuple[str, ...] = ()  # what was odd about the files, and what was done about it
 
@@ -31,4 +32,4 @@ class Run:
     @property
     def heldout_nll(self) -> np.ndarray | None:
         """(M, E) nats per token of the examples that were not trained on; None where there are none."""
-        return self.trace.split("heldout").nll if "heldout" in self.trace.splits else None
+        return self.trace.split(self.heldout).nll if self.heldout in self.trace.splits else None

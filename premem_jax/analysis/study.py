@@ -15,16 +15,14 @@ from premem_jax.analysis.threshold import Threshold
 from premem_jax.errors import UserError
 
 QUANTILES = (0.005, 0.01, 0.02, 0.05)
-HELDOUT_SIZES = (200, 500)
+HELDOUT_SIZES = (250, 500, 2000)
 
 RULE_TITLES = {
     "published": "the authors'",
     "given": "given by hand",
-    "heldout_quantile": "quantile of held-out NLL, run with the lowest mean",
-    "heldout_fit": "same, off a curve through the cube roots",
-    "median_over_runs": "median of the runs' own quantiles",
-    "each_run": "each run its own quantile",
-    "lowest_so_far": "each run its own, lowest mean so far",
+    "heldout_quantile": "each run its own, lowest quantile of held-out NLL",
+    "median_over_runs": "median over runs of these",
+    "reference_run": "quantile of held-out NLL where its mean is lowest, one for all",
     "each_evaluation": "each evaluation its own quantile",
     "first_epoch_fraction": f"{calibration.FIRST_EPOCH_FRACTION} x lowest first-epoch median train NLL",
     "tuned": "tuned on test accuracy, all runs",
@@ -32,20 +30,20 @@ RULE_TITLES = {
 }
 
 
-def predictor_table(runs: Sequence[Run], chosen: Threshold, draws: int, seed: int) -> dict[str, dict]:
+def predictor_table(runs: Sequence[Run], chosen: Sequence[Threshold], draws: int, seed: int) -> dict[str, dict]:
     """Of each predictor: how it follows test accuracy over all evaluations, the last ones, within equal size.
 
     Args:
       runs: of one task and model.
-      chosen: the memorization threshold.
+      chosen: the memorization threshold of each.
       draws: bootstrap draws over runs.
       seed: of the draws.
 
     Returns:
       Predictor name to r2_identity, r2_linear, mae, rank_correlation (the first and third None for a predictor that is
-      no accuracy), n_points, n_runs, threshold (perplexity, None where none is used), `interval` with a 95 % interval
-      of each statistic over runs, r2_left_out, `without_a_run` [lowest, highest] R², and `final` and `within_size` with
-      the statistics over those points. A predictor measured in no run is left out.
+      no accuracy), n_points, n_runs, threshold (perplexity, the median over runs; None where none is used), `interval`
+      with a 95 % interval of each statistic over runs, r2_left_out, `without_a_run` [lowest, highest] R², and `final`
+      and `within_size` with the statistics over those points. A predictor measured in no run is left out.
     """
     values = values_of(runs, chosen)
     names = [*predictors.PREDICTORS, *sorted({name for row in values for name in row} - predictors.PREDICTORS.keys())]
@@ -62,7 +60,7 @@ def predictor_table(runs: Sequence[Run], chosen: Threshold, draws: int, seed: in
         r2 = statistics[0]
         table[name] = {
             **_scores(p, statistics),
-            "threshold": chosen.perplexity if kind.uses_threshold else None,
+            "threshold": median_perplexity(chosen) if kind.uses_threshold else None,
             "interval": agreement.bootstrap_interval(p, statistics, draws, seed),
             "r2_left_out": agreement.r2_left_out(p),
             "without_a_run": agreement.range_without_a_run(p, r2),
@@ -75,14 +73,18 @@ def predictor_table(runs: Sequence[Run], chosen: Threshold, draws: int, seed: in
     return table
 
 
-def values_of(runs: Sequence[Run], chosen: Threshold) -> list[dict[str, np.ndarray]]:
+def values_of(runs: Sequence[Run], chosen: Sequence[Threshold]) -> list[dict[str, np.ndarray]]:
     """Of each run, (M,) of every predictor: those of the run alone, and the one that the other runs calibrate."""
     predicted = confidence.average_thresholded_confidence(runs)
     shared = [{"average_thresholded_confidence": values} if np.isfinite(values).any() else {} for values in predicted]
-    return [row | predictors.evaluate(run, chosen.perplexity) for run, row in zip(runs, shared, strict=True)]
+    return [
+        row | predictors.evaluate(run, mine.perplexity) for run, row, mine in zip(runs, shared, chosen, strict=True)
+    ]
 
 
-def threshold_table(runs: Sequence[Run], chosen: Threshold, sensitivity: calibration.Sensitivity) -> list[dict]:
+def threshold_table(
+    runs: Sequence[Run], chosen: Sequence[Threshold], sensitivity: calibration.Sensitivity
+) -> list[dict]:
     """Of each rule: the thresholds it gives and how pre-memorization accuracy follows test accuracy with them.
 
     `r2_tuned` is the best R² that any one threshold reaches on the points that the rule could be scored on, and
@@ -99,9 +101,9 @@ def threshold_table(runs: Sequence[Run], chosen: Threshold, sensitivity: calibra
     published = {run.published for run in runs} - {None}
     if len(published) == 1:
         add("published", [*published] * len(runs))
-    if chosen.rule == "given":
-        add("given", [chosen.perplexity] * len(runs))
-    if _reference(runs) is not None:
+    if chosen[0].rule == "given":
+        add("given", [mine.perplexity for mine in chosen])
+    if any(threshold.usable(run.heldout_nll) for run in runs):
         for name, rule in calibration.RULES.items():
             for quantile in QUANTILES:
                 add(name, rule(runs, quantile), quantile)
@@ -119,49 +121,46 @@ def threshold_table(runs: Sequence[Run], chosen: Threshold, sensitivity: calibra
 def heldout_error(
     runs: Sequence[Run], quantile: float, sensitivity: calibration.Sensitivity, draws: int, seed: int
 ) -> list[dict]:
-    """How far the held-out threshold, and R² with it, depend on which examples were held out: 200, 500 or all of them.
+    """How far the held-out thresholds, and R² with them, depend on which examples were held out: a few or all of them.
 
-    Of the quantile itself and of the fitted one; intervals hold 95 % of the draws, and R² is read off the sensitivity
-    curve. Empty where nothing is held out.
+    The threshold is the median over runs; intervals hold 95 % of the draws. Empty where nothing is held out.
     """
-    nll_E = _reference(runs)
-    if nll_E is None:
-        return []
-    r2_G = sensitivity.r2()
+    sizes = [len(nll_E) for run in runs for nll_E in threshold.usable(run.heldout_nll).values()]
     rows = []
-    for name, estimate in (("heldout_quantile", np.quantile), ("heldout_fit", calibration.fitted_quantile)):
-        for examples in [*(n for n in HELDOUT_SIZES if n < len(nll_E)), len(nll_E)]:
-            drawn = calibration.quantile_error(nll_E, quantile, examples, draws, seed, estimate)
-            r2 = np.interp(np.log(np.maximum(drawn, sensitivity.nll[0])), np.log(sensitivity.nll), r2_G)
-            rows.append(
-                {
-                    "rule": name,
-                    "examples": examples,
-                    "nll": float(np.mean(drawn)),
-                    "standard_error": float(np.std(drawn)),
-                    "nll_interval": np.percentile(drawn, [2.5, 97.5]).tolist(),
-                    "r2_identity_median": float(np.median(r2)),
-                    "r2_identity_interval": np.percentile(r2, [2.5, 97.5]).tolist(),
-                }
-            )
+    for examples in [*(n for n in HELDOUT_SIZES if n < min(sizes)), min(sizes)] if sizes else []:
+        drawn_DR = calibration.redrawn(runs, quantile, examples, draws, seed)
+        drawn = np.median(drawn_DR, axis=1)
+        r2 = np.array([agreement.r2_identity(sensitivity.at(nll_R), sensitivity.y) for nll_R in drawn_DR])
+        rows.append(
+            {
+                "examples": examples,
+                "nll": float(np.mean(drawn)),
+                "standard_error": float(np.std(drawn)),
+                "nll_interval": np.percentile(drawn, [2.5, 97.5]).tolist(),
+                "r2_identity_median": float(np.median(r2)),
+                "r2_identity_interval": np.percentile(r2, [2.5, 97.5]).tolist(),
+            }
+        )
     return rows
 
 
-def run_table(runs: Sequence[Run], chosen: Threshold) -> list[dict]:
-    """Of each run: what it is, and every predictor and the test accuracy along it."""
+def run_table(runs: Sequence[Run], chosen: Sequence[Threshold]) -> list[dict]:
+    """Of each run: what it is, its threshold, and every predictor and the test accuracy along it."""
     return [
         {
             "run": run.name,
             "evaluations": len(run.trace.steps),
             "train_examples": len(run.train.example),
             "heldout_examples": 0 if run.heldout_nll is None else run.heldout_nll.shape[1],
+            "threshold": mine.perplexity,
+            **{f"threshold_{key}": value for key, value in mine.detail.items()},
             "step": run.trace.steps.tolist(),
             "epoch": run.trace.epochs.tolist(),
             "test_accuracy": run.test_accuracy.tolist(),
             **{name: values.tolist() for name, values in row.items()},
             "notes": list(run.notes),
         }
-        for run, row in zip(runs, values_of(runs, chosen), strict=True)
+        for run, row, mine in zip(runs, values_of(runs, chosen), chosen, strict=True)
     ]
 
 
@@ -175,8 +174,19 @@ def note_table(runs: Sequence[Run]) -> list[dict]:
     return [{"note": note, "runs": names[note]} for note in about]
 
 
-def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -> Threshold:
-    """The memorization threshold of a set of runs.
+def median_perplexity(chosen: Sequence[Threshold]) -> float:
+    """The threshold to name where one number must do: the median over runs."""
+    return float(np.median([mine.perplexity for mine in chosen]))
+
+
+def rule_for(runs: Sequence[Run], rule: str) -> str:
+    """`rule`, but the held-out quantile in place of `published` for runs whose authors have not used one threshold."""
+    published = {run.published for run in runs} - {None}
+    return "heldout_quantile" if rule == "published" and len(published) != 1 else rule
+
+
+def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -> list[Threshold]:
+    """The memorization threshold of each run.
 
     `published` is that of the runs' authors, and the held-out quantile for runs that have none.
 
@@ -184,36 +194,28 @@ def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -
       UserError: a rule that there is not, that these runs do not have what it takes for, or a threshold lower than
         one that samples were skipped by.
     """
-    chosen = _choose(runs, rule, quantile, perplexity)
-    for run in runs:
+    thresholds = _choose(runs, rule_for(runs, rule), quantile, perplexity)
+    for run, mine in zip(runs, thresholds, strict=True):
         train = run.train
-        settled_ME = premem.settled(train.accuracy_or_skipped, train.nll, chosen.perplexity)
+        settled_ME = premem.settled(train.accuracy_or_skipped, train.nll, mine.perplexity)
         if np.any(train.skipped_ME & ~settled_ME):
             raise UserError(
                 f"Run {run.name!r} did not sample examples that were memorized by a higher threshold than "
-                f"{chosen.perplexity:.4g} ({chosen.rule}), so the metric is not known at it. Set threshold.rule=given "
+                f"{mine.perplexity:.4g} ({mine.rule}), so the metric is not known at it. Set threshold.rule=given "
                 "and threshold.perplexity to the one that the run was made with."
             )
-    return chosen
+    return thresholds
 
 
-def _choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -> Threshold:
-    if rule not in ("published", "heldout_quantile", "given"):
-        raise UserError(f"threshold.rule={rule!r}: choose published, heldout_quantile or given.")
+def _choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -> list[Threshold]:
     if rule == "given":
-        return threshold.given(perplexity)
-    published = {run.published for run in runs} - {None}
-    if rule == "published" and len(published) == 1:
-        return Threshold(*published, "published by the authors, who tuned it on test accuracy", {})
-    heldout = [run for run in runs if run.heldout_nll is not None]
-    if not heldout:
-        raise UserError(
-            f"Task {runs[0].task!r}: no run has held-out examples with a target NLL to take the threshold from. Add "
-            "some (split 'heldout'), or set threshold.rule=given and threshold.perplexity."
-        )
-    chosen = threshold.heldout_quantile([run.heldout_nll for run in heldout], quantile)
-    reference = {"run": heldout[chosen.detail.get("run", 0)].name}
-    return Threshold(chosen.perplexity, chosen.rule, {**chosen.detail, **reference})
+        return [threshold.given(perplexity)] * len(runs)
+    if rule == "published":
+        [published] = {run.published for run in runs} - {None}
+        return [Threshold(published, "published by the authors, who tuned it on test accuracy", {})] * len(runs)
+    if rule == "heldout_quantile":
+        return threshold.of_runs([run.heldout_nll for run in runs], quantile)
+    raise UserError(f"threshold.rule={rule!r}: choose published, heldout_quantile or given.")
 
 
 def _scores(p: Points, statistics: list[str]) -> dict:
@@ -238,11 +240,3 @@ def _rule_row(
         "r2_tuned": best,
         "behind_tuned": best - scores["r2_identity"],
     }
-
-
-def _reference(runs: Sequence[Run]) -> np.ndarray | None:
-    """The held-out NLL (E,) that the rules read the quantile off; None where there is too little of it."""
-    try:
-        return threshold.reference([run.heldout_nll for run in runs if run.heldout_nll is not None])[0]
-    except UserError:
-        return None

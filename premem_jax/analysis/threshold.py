@@ -34,56 +34,59 @@ def given(perplexity: float) -> Threshold:
     return Threshold(float(perplexity), "given", {})
 
 
-def heldout_quantile(nlls: Sequence[np.ndarray], quantile: float = 0.01) -> Threshold:
-    """A solution is memorized once it is likelier than all but `quantile` of the solutions never trained on.
+def heldout_quantile(nll_ME: np.ndarray, quantile: float = 0.01) -> Threshold:
+    """A solution is memorized once it is likelier than all but `quantile` of the unseen ones were at any time.
 
-    Of all evaluations of all runs, takes the one with the lowest mean NLL over its held-out examples (later ones rise
-    again as a run overfits), and there the quantile of the examples' NLL. On the released GSM8K and our arithmetic runs
-    the first percentile falls on the thresholds that were tuned on test accuracy. A run whose learning rate harms the
-    model has a high held-out NLL throughout, and alone gives a threshold too high.
+    At each evaluation of the run takes the quantile of its held-out examples' NLL, and of these the lowest. A quantile
+    of few examples is unsure, and the lowest of several lies low: keep a thousand examples aside, or more.
 
     Args:
-      nlls: of each run of one task and model, (M, E) mean target NLL, nats per token, of examples that it is not
-        trained on; NaN where not measured. One run, or a sweep.
+      nll_ME: (M, E) mean target NLL, nats per token, of examples that the run is not trained on; NaN where not
+        measured. Evaluations with fewer than 50 finite values do not count.
       quantile: between 0 and 1, linear between the two examples next to it.
 
     Raises:
-      UserError: a quantile outside (0, 1), no finite value, or fewer than 50 examples at the chosen evaluation.
+      UserError: a quantile outside (0, 1), or no evaluation that counts.
     """
     if not 0 < quantile < 1:
         raise UserError(f"The held-out quantile lies between 0 and 1, and {quantile} does not.")
-    nll_E, run, evaluation = reference(nlls)
-    detail = {
-        "quantile": quantile,
-        **({"run": run} if len(nlls) > 1 else {}),
-        "evaluation": evaluation,
-        "heldout_mean_nll": float(np.mean(nll_E)),
-        "heldout_examples": len(nll_E),
-    }
-    rule = f"{quantile:.3g} quantile of the held-out target NLL where its mean is lowest"
-    return Threshold(math.exp(np.quantile(nll_E, quantile)), rule, detail)
+    rows = usable(nll_ME)
+    if not rows:
+        most = int(np.isfinite(nll_ME).sum(axis=1).max(initial=0))
+        raise UserError(
+            f"The held-out quantile needs the target NLL of at least {MIN_EXAMPLES} held-out examples at some "
+            f"evaluation, and there are {most} finite ones. Keep more examples aside with likelihood turned on for "
+            "them, or give a perplexity."
+        )
+    quantiles = {m: np.quantile(nll_E, quantile) for m, nll_E in rows.items()}
+    m = min(quantiles, key=quantiles.get)
+    detail = {"quantile": quantile, "evaluation": m, "heldout_examples": len(rows[m])}
+    rule = f"lowest {quantile:.3g} quantile of the run's held-out target NLL over its evaluations"
+    return Threshold(math.exp(quantiles[m]), rule, detail)
 
 
-def reference(nlls: Sequence[np.ndarray]) -> tuple[np.ndarray, int, int]:
-    """The held-out NLL at the evaluation with the lowest mean, of all runs: the values (E,), the run, the evaluation.
+def of_runs(nlls: Sequence[np.ndarray | None], quantile: float = 0.01) -> list[Threshold]:
+    """`heldout_quantile` of each run, and the lowest of these for the runs that have not what it takes.
+
+    Args:
+      nlls: of each run of one task and model, (M, E) as above, or None.
+      quantile: as above.
 
     Raises:
-      UserError: no finite value, or fewer than 50 examples there.
+      UserError: a quantile outside (0, 1), or no run with an evaluation that counts.
     """
-    means = [premem.measured_mean(np.asarray(nll_ME, np.float64)) for nll_ME in nlls]
-    lowest = [np.where(np.isfinite(mean_M), mean_M, np.inf).min(initial=np.inf) for mean_M in means]
-    if not np.isfinite(lowest).any():
+    own = [heldout_quantile(nll_ME, quantile) if usable(nll_ME) else None for nll_ME in nlls]
+    if not any(own):
         raise UserError(
-            "No evaluation has a finite target NLL on the held-out examples, so there is no threshold to take from "
-            "them. Turn on likelihood for the held-out split, or give a perplexity."
+            f"The threshold is taken from held-out examples, and no run has the target NLL of at least {MIN_EXAMPLES} "
+            "at some evaluation. Add some (split 'heldout'), or set threshold.rule=given and threshold.perplexity."
         )
-    run = int(np.argmin(lowest))
-    evaluation = int(np.flatnonzero(means[run] == lowest[run])[0])
-    nll_E = np.asarray(nlls[run], np.float64)[evaluation]
-    nll_E = nll_E[~np.isnan(nll_E)]
-    if len(nll_E) < MIN_EXAMPLES:
-        raise UserError(
-            f"The held-out quantile needs at least {MIN_EXAMPLES} held-out examples, and there are {len(nll_E)}. "
-            "Keep more examples aside, or give a perplexity."
-        )
-    return nll_E, run, evaluation
+    lowest = min(chosen.perplexity for chosen in own if chosen)
+    other = Threshold(lowest, "for runs with nothing held out, the lowest threshold of the others", {})
+    return [chosen or other for chosen in own]
+
+
+def usable(nll_ME: np.ndarray | None) -> dict[int, np.ndarray]:
+    """The evaluations with at least 50 finite values, and these values; none of None."""
+    rows = {} if nll_ME is None else {m: nll_E[np.isfinite(nll_E)] for m, nll_E in enumerate(nll_ME)}
+    return {m: nll_E for m, nll_E in rows.items() if len(nll_E) >= MIN_EXAMPLES}

@@ -67,18 +67,18 @@ def check(config) -> None:
         raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
 
 
-def study_task(runs: Sequence[Run], chosen: Threshold, config) -> dict:
+def study_task(runs: Sequence[Run], chosen: Sequence[Threshold], config) -> dict:
     """Everything that is computed about the runs of one task."""
     sensitivity = calibration.Sensitivity(runs)
-    name = "given" if config.threshold.rule == "given" else "heldout_quantile" if chosen.detail else "published"
+    perplexities = [mine.perplexity for mine in chosen]
     return {
         "runs": len(runs),
-        "threshold": chosen.perplexity,
-        "threshold_nll": chosen.nll,
-        "threshold_rule": chosen.rule,
-        "threshold_name": name,
+        "threshold": study.median_perplexity(chosen),
+        "threshold_lowest": min(perplexities),
+        "threshold_highest": max(perplexities),
+        "threshold_rule": "; ".join(dict.fromkeys(mine.rule for mine in chosen)),
+        "threshold_name": study.rule_for(runs, config.threshold.rule),
         "threshold_quantile": config.threshold.quantile,
-        "threshold_detail": dict(chosen.detail),
         "predictors": study.predictor_table(runs, chosen, config.draws, config.seed),
         "thresholds": study.threshold_table(runs, chosen, sensitivity),
         "heldout_error": study.heldout_error(runs, config.threshold.quantile, sensitivity, config.draws, config.seed),
@@ -87,13 +87,13 @@ def study_task(runs: Sequence[Run], chosen: Threshold, config) -> dict:
             "r2_identity": sensitivity.r2().tolist(),
             "r2_linear": sensitivity.r2(agreement.r2_linear).tolist(),
         },
-        "robustness": robustness.table(runs, chosen.perplexity, config.draws, config.seed),
+        "robustness": robustness.table(runs, perplexities, config.draws, config.seed),
         "run_table": study.run_table(runs, chosen),
         "notes": study.note_table(runs),
     }
 
 
-def draw(runs: Sequence[Run], chosen: Threshold, result: dict, folder: Path, task: str) -> dict[str, Path]:
+def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder: Path, task: str) -> dict[str, Path]:
     """The figures of one task that there are numbers for: kind to PNG."""
     paths = {}
 
@@ -109,19 +109,21 @@ def draw(runs: Sequence[Run], chosen: Threshold, result: dict, folder: Path, tas
         study_figures.sensitivity_figure(
             result["sensitivity"], result["thresholds"], result["heldout_error"], path("sensitivity"), quantile
         )
-    heldout_E, shown, m = None, runs[-1], -1
-    with_heldout = [one for one in runs if one.heldout_nll is not None]
+    heldout_E, at, m = None, -1, -1
     if result["heldout_error"]:
-        heldout_E, at, m = threshold.reference([one.heldout_nll for one in with_heldout])
-        shown = with_heldout[at]
+        own = threshold.of_runs([one.heldout_nll for one in runs], result["threshold_quantile"])
+        at = min((i for i, mine in enumerate(own) if mine.detail), key=lambda i: own[i].perplexity)
+        m = own[at].detail["evaluation"]
+        heldout_E = threshold.usable(runs[at].heldout_nll)[m]
+    shown = runs[at]
     epochs, nll_ME = shown.trace.epochs, shown.train.nll
     train = {f"trained on, epoch {epochs[i]:.3g}": nll_ME[i] for i in sorted({m % len(epochs), len(epochs) - 1})}
     train = {label: nll_E for label, nll_E in train.items() if np.isfinite(nll_E).any()}
     if train:
-        title = f"Target likelihood in run {study_figures.short_names([one.name for one in runs])[runs.index(shown)]}"
+        title = f"Target likelihood in run {study_figures.short_names([one.name for one in runs])[at]}"
         if heldout_E is not None:
             title += f" (held out: epoch {epochs[m]:.3g})"
-        study_figures.likelihood_figure(heldout_E, train, chosen.nll, title, path("likelihood"))
+        study_figures.likelihood_figure(heldout_E, train, chosen[at].nll, title, path("likelihood"))
     return paths
 
 

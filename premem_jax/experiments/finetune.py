@@ -222,7 +222,7 @@ def choose(config, trace) -> threshold.Threshold:
     """The memorization threshold by the rule of the config."""
     if config.rule == "given":
         return threshold.given(config.perplexity)
-    return threshold.heldout_quantile([trace.split(config.split).nll], config.quantile)
+    return threshold.heldout_quantile(trace.split(config.split).nll, config.quantile)
 
 
 def measured(config, trace) -> bool:

@@ -61,6 +61,7 @@ def conclude(config, folder: Path, results: dict[str, dict], failed: dict[str, s
     """The study of the runs, and `summary.json`."""
     study = defaults.analyze()
     study.update(traces=str(folder / "runs"), cache=config.cache, seed=config.seed)
+    study.threshold.quantile = config.threshold.quantile
     if config.threshold.rule == "given":
         study.threshold.update(rule="given", perplexity=config.threshold.perplexity)
     found = analyze.run(study, folder / "study")

@@ -98,8 +98,8 @@ def sensitivity_figure(
 
     Args:
       curve: nll (mean nats per token), r2_identity and r2_linear, one value per threshold.
-      rules: what `analysis.study.threshold_table` returns; the published or given one, the
-        held-out quantile and the tuned one are marked.
+      rules: what `analysis.study.threshold_table` returns; the published or given one, the held-out quantile and the
+        tuned one are marked, at the median over runs and from the lowest to the highest.
       errors: what `analysis.study.heldout_error` returns.
       path: of the PNG.
       quantile: marks the rule of the held-out quantile with this one.
@@ -109,8 +109,7 @@ def sensitivity_figure(
     nll = np.array(curve["nll"])
     axes.plot(nll, curve["r2_linear"], color=TRAIN, linewidth=1.6, label="best line")
     axes.plot(nll, curve["r2_identity"], color=PREMEM, linewidth=2.4, label="against y = x")
-    plain = [row for row in errors if row["rule"] == "heldout_quantile"]
-    for row, alpha in zip(plain, np.linspace(0.06, 0.16, max(len(plain), 1)), strict=False):
+    for row, alpha in zip(errors, np.linspace(0.06, 0.16, max(len(errors), 1)), strict=False):
         label = f"held-out threshold, 95 % of draws of {row['examples']:,}"
         low, high = (max(value, nll[0]) for value in row["nll_interval"])
         axes.axvspan(low, high, color=MEMORIZED, alpha=alpha, linewidth=0, label=label)
@@ -121,8 +120,10 @@ def sensitivity_figure(
         if row["rule"] in marks and row["quantile"] in (None, quantile):
             marker, color, size, label = marks[row["rule"]]
             style = dict(markersize=size, color=color, markerfacecolor="none", markeredgewidth=1.8, linestyle="none")
-            label = f"{label}: {row['nll_lowest']:.4f}, R² {row['r2_identity']:.4f}"
-            axes.plot([row["nll_lowest"]], [row["r2_identity"]], marker, label=label, zorder=5, **style)
+            low, high, r2 = row["nll_lowest"], row["nll_highest"], row["r2_identity"]
+            label += f": {low:.4f}" + (f" … {high:.4f}" if high > low else "") + f", R² {r2:.4f}"
+            axes.plot([low, high], [r2, r2], "-", color=color, linewidth=1.8, zorder=5)
+            axes.plot([math.log(row["threshold"])], [r2], marker, label=label, zorder=5, **style)
     r2 = np.array(curve["r2_identity"], float)
     best = nll[np.nanargmax(r2)]
     span = (max(best / 6, nll[0]), min(best * 4, nll[-1]))

@@ -15,8 +15,9 @@ CAPTIONS = {
     "measured on training examples alone, equals the test accuracy.",
     "predictors": "Predictors side by side. The circle asks whether the predictor is the test accuracy, the diamond "
     "only whether a line through it would do. Points along a run depend on each other, so the intervals resample runs.",
-    "sensitivity": "How much hangs on the threshold. Shaded: where the threshold lands when it is read off a few "
-    "hundred held-out solutions; the fewer they are, the less it is known.",
+    "sensitivity": "How much hangs on the threshold. The curves have one for all runs; the ring of a rule with one for "
+    "each run is at their median, its bar from the lowest to the highest. Shaded: where the median lands when it is "
+    "read off so many held-out solutions; the fewer they are, the less it is known.",
     "likelihood": "How likely the model finds solutions that it was trained on, and those that it has never seen.",
 }
 
@@ -76,15 +77,15 @@ def headline(task: Mapping) -> str:
     )
     if naive:
         text += f"; train accuracy has R² = {_text(naive['r2_identity'], '.2f')}"
-    text += (
-        f". An example counts as memorized below perplexity {task['threshold']:.4f}, by this rule: "
-        f"{task['threshold_rule']}."
-    )
+    low, high = task["threshold_lowest"], task["threshold_highest"]
+    below = f"{low:.4f}" if low == high else f"{low:.4f} to {high:.4f}, each run its own"
+    text += f". An example counts as memorized below perplexity {below}, by this rule: {task['threshold_rule']}."
     for rule in task["thresholds"]:
         if (rule["rule"], rule["quantile"]) == ("heldout_quantile", 0.01) and task["threshold_name"] != rule["rule"]:
             text += (
-                f" With the rule that looks at no accuracy, the 0.01 quantile of held-out likelihoods "
-                f"(perplexity {rule['threshold']:.4f}), R² is {_text(rule['r2_identity'], '.4f')}."
+                " With the rule that looks at no accuracy, the lowest 0.01 quantile of held-out likelihoods "
+                f"(perplexity {rule['threshold']:.4f}, the median over runs), R² is "
+                f"{_text(rule['r2_identity'], '.4f')}."
             )
     return text
 
@@ -163,8 +164,7 @@ def _rules(task: Mapping) -> dict:
     return {
         "title": "Rules for the threshold",
         "note": "Of pre-memorization accuracy. Behind the best: how far R² falls short of the best that any one "
-        "threshold reaches on the same points. A rule that needs held-out solutions of each run is scored on the runs "
-        "that have them.",
+        "threshold reaches on the same points.",
         "columns": [
             "rule",
             "mean NLL",
@@ -183,7 +183,6 @@ def _rules(task: Mapping) -> dict:
 def _errors(task: Mapping) -> dict:
     rows = [
         [
-            _cell(RULE_TITLES[row["rule"]]),
             _cell(f"{row['examples']:,}"),
             _cell(f"{row['nll']:.4f}"),
             _cell(f"{row['standard_error']:.4f}"),
@@ -195,9 +194,9 @@ def _errors(task: Mapping) -> dict:
     ]
     return {
         "title": "How many held-out solutions the threshold needs",
-        "note": "Thresholds from so many held-out solutions, drawn again and again with replacement, and R² with them.",
+        "note": "Thresholds by the default rule from so many held-out solutions of each run, drawn again and again "
+        "with replacement: their median over runs, and R² with them.",
         "columns": [
-            "rule",
             "held out",
             "mean NLL",
             "standard error",
@@ -237,6 +236,7 @@ def _runs(task: Mapping) -> dict:
             _cell(run["run"]),
             _cell(str(run["evaluations"])),
             _cell(f"{run['train_examples']:,}"),
+            _cell(f"{run['threshold']:.4f}"),
             *(_cell(_text(run[key][-1], ".4f")) for key in keys),
         ]
         for run in task["run_table"]
@@ -244,7 +244,17 @@ def _runs(task: Mapping) -> dict:
     return {
         "title": "Runs, at their last evaluation",
         "note": "Unweighted means over the examples trained on; NLL in nats per target token.",
-        "columns": ["run", "evaluations", "examples", "train NLL", "memorized", "train", "pre-memorization", "test"],
+        "columns": [
+            "run",
+            "evaluations",
+            "examples",
+            "threshold (perplexity)",
+            "train NLL",
+            "memorized",
+            "train",
+            "pre-memorization",
+            "test",
+        ],
         "rows": rows,
         "marked": [],
     }

@@ -25,15 +25,15 @@ def read(folders: list[Path]) -> list[Run]:
     configs = [_config(folder / "config.json") for folder in folders]
     names = _names(folders)
     models: dict[str, set] = {}
-    for task, model in configs:
+    for task, model, _ in configs:
         models.setdefault(task, set()).add(model)
     return [
-        _read(folder, name, f"{task} {model}" if len(models[task]) > 1 else task)
-        for folder, name, (task, model) in zip(folders, names, configs, strict=True)
+        _read(folder, name, f"{task} {model}" if len(models[task]) > 1 else task, heldout)
+        for folder, name, (task, model, heldout) in zip(folders, names, configs, strict=True)
     ]
 
 
-def _read(folder: Path, name: str, task: str) -> Run:
+def _read(folder: Path, name: str, task: str, heldout: str) -> Run:
     trace = read_trace(folder / "trace")
     if "train" not in trace.splits:
         raise UserError(f"{folder}: the trace has no split 'train', it has {', '.join(trace.splits)}.")
@@ -44,14 +44,15 @@ def _read(folder: Path, name: str, task: str) -> Run:
         f"{skipped} responses were not sampled, since they change nothing at the run's threshold; at lower thresholds "
         "the pre-memorization accuracy of these examples is taken for 0, and may be higher",
     )
-    return Run(name, task, trace, test, measures=trace.measures, notes=notes if skipped else ())
+    return Run(name, task, trace, test, trace.measures, heldout, notes=notes if skipped else ())
 
 
-def _config(path: Path) -> tuple[str, str]:
-    """Task and model of a run."""
+def _config(path: Path) -> tuple[str, str, str]:
+    """Task and model of a run, and the split that its threshold comes from."""
     try:
         config = json.loads(path.read_text())
-        return config["data"]["task"], config["model"]["preset"]
+        heldout = config.get("threshold", {}).get("split", "heldout")
+        return config["data"]["task"], config["model"]["preset"], heldout
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else error
         raise UserError(
