@@ -38,7 +38,7 @@ def finetune() -> ConfigDict:
 def arithmetic() -> ConfigDict:
     """A small Llama on the arithmetic task: a base phase on its texts, cached, then a finetune on word problems."""
     c = finetune()
-    c.data.update(task="arithmetic", train=256, heldout=256, test=192, context=96, buckets=(72, 88))
+    c.data.update(task="arithmetic", train=256, heldout=1024, test=192, context=96, buckets=(72, 88))
     c.tokenizer.update(kind="word", vocab_size=512)
     c.model.preset = "llama_tiny"
     c.base.update(steps=600, learning_rate=6e-3)

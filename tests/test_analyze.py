@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import analyze as config_file
+from premem_jax.analysis.calibration import RULES
 from premem_jax.analysis.predictors import of
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.study import choose
@@ -124,10 +125,27 @@ def test_the_rule_that_looks_at_no_accuracy_is_behind_the_tuned_one_by_little(de
     assert best["r2_identity"] == max(task["sensitivity"]["r2_identity"])
     rule = rules["heldout_quantile", 0.01]
     assert not rule["looks_at_test"] and rule["n_points"] == 51
+    assert rule["r2_identity"] == pytest.approx(0.9326, abs=0.6e-4)
     assert best["r2_identity"] - rule["r2_identity"] < 0.02 < rules["heldout_quantile", 0.02]["behind_tuned"]
-    own = rules["each_run", 0.01]
-    assert own["n_points"] == 12
-    assert [own["nll_lowest"], own["nll_highest"]] == pytest.approx([0.100, 0.124], abs=0.6e-3)
+    every = rules["each_evaluation", 0.01]
+    assert [every["nll_lowest"], every["nll_highest"]] == pytest.approx([0.0966, 0.1386], abs=0.6e-4)
+    few, *_, all_there = task["heldout_error"]
+    assert (few["examples"], all_there["examples"]) == (250, 3737)
+    assert few["standard_error"] > 2 * all_there["standard_error"]
+
+
+def test_the_default_rule_gives_each_run_its_own_threshold(tmp_path):
+    rule = {"threshold.rule": "heldout_quantile"}
+    task = study(shared(FOLDER), tmp_path / "run", rule)["tasks"]["gsm8k"]
+    nll = {row["run"].split("_")[3]: math.log(row["threshold"]) for row in task["run_table"]}
+    assert nll == pytest.approx({"half": 0.0966, "quarter": 0.1013, "full": 0.0966}, abs=0.6e-4)
+    assert [row["threshold_evaluation"] for row in task["run_table"] if "threshold_evaluation" in row] == [1, 2]
+    assert task["threshold_lowest"] == task["threshold"] < task["threshold_highest"]
+    row = task["predictors"]["pre_memorization_accuracy"]
+    assert row["r2_identity"] == pytest.approx(0.9326, abs=0.6e-4) and row["threshold"] == task["threshold"]
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "below perplexity 1.1014 to 1.1067, each run its own" in html
+    assert "for runs with nothing held out, the lowest threshold of the others" in html
 
 
 def test_within_equal_size_only_the_eleven_full_runs_count(release_order):
@@ -158,7 +176,7 @@ def test_the_documentation_states_these_results(default):
         for cell, value in zip([stated[0], *stated[2:]], values, strict=True):
             assert cell == "–" if value is None else float(cell.split()[0]) == pytest.approx(value, abs=0.6e-3), name
     stated = text[text.index("### The threshold, chosen") : text.index("What to make of it")]
-    rules = ("published", "heldout_quantile", "heldout_fit", "first_epoch_fraction", "tuned_on_other_runs")
+    rules = ("published", *RULES, "first_epoch_fraction", "tuned_on_other_runs")
     for row in task["thresholds"]:
         if row["rule"] in rules and row["quantile"] in (None, 0.01):
             assert f"{row['nll_lowest']:.4f}" in stated and f"{row['r2_identity']:.4f}" in stated, row["rule"]
@@ -266,7 +284,7 @@ def test_runs_whose_test_accuracy_was_never_measured(tmp_path):
         ({"draws": 0}, ["draws=0"]),
         ({"threshold.rule": "tuned"}, ["'tuned'", "published"]),
         ({"threshold.rule": "given", "threshold.perplexity": 0.9}, ["perplexity=0.9"]),
-        ({"threshold.rule": "published"}, ["no run has held-out", "threshold.rule=given"]),
+        ({"threshold.rule": "published"}, ["no run has the target NLL", "threshold.rule=given"]),
         ({"threshold.quantile": 2.0, "threshold.rule": "heldout_quantile"}, ["held-out"]),
         ({"release.subset": "mine"}, ["release.subset='mine'"]),
     ],

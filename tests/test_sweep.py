@@ -30,6 +30,12 @@ def test_runs_are_made_studied_and_named(done):
     [task] = summary["tasks"].values()
     assert task["threshold_name"] == "heldout_quantile"
     assert {run["run"] for run in task["run_table"]} >= {"slow", "fast"}
+    for run in task["run_table"]:  # each has the threshold and the value that it found alone
+        if run["run"] in summary["runs"]:
+            alone = summary["runs"][run["run"]]
+            assert run["threshold"] == alone["threshold"]
+            assert run["pre_memorization_accuracy"][-1] == alone["pre_memorization_accuracy"]
+    assert len({run["threshold"] for run in summary["runs"].values()}) == 2
     assert (folder / "run" / "study" / "report.html").exists()
     lines = [line.split() for line in process.stdout.splitlines()]
     assert [line[0] for line in lines if line and line[0] in ("slow", "fast", "wild")] == ["slow", "fast"]

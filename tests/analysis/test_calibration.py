@@ -4,14 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from premem_jax.analysis import agreement, calibration, premem, study
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.trace import SplitTrace, Trace
 from premem_jax.errors import UserError
-from tests.analysis.traces import FOLDER, synthetic_splits
+from tests.analysis.test_premem import RELEASED
+from tests.analysis.traces import FOLDER, released_run, synthetic_splits
 from tests.shared import shared
 
 Q = 0.02
@@ -43,32 +43,20 @@ def own(values) -> float:
     return math.exp(np.quantile(values, Q))
 
 
-def test_one_threshold_comes_from_the_lowest_mean_of_all(runs):
+def test_rules_are_their_loops(runs):
+    """Of runs 0, 1 and 3; run 2 has nothing held out."""
+    every = [[own(row) for row in run.heldout_nll] for run in runs if run.heldout_nll is not None]
+    lowest = [min(thresholds) for thresholds in every]
+    assert calibration.heldout_quantile(runs, Q) == [*lowest[:2], min(lowest), lowest[2]]
+    assert calibration.median_over_runs(runs, Q) == [sorted(lowest)[1]] * 4
     rows = [row for run in runs if run.heldout_nll is not None for row in run.heldout_nll]
-    best = min(rows, key=lambda row: row.mean())
-    assert calibration.reference_run(runs, Q) == pytest.approx([own(best)] * 4)
-    roots = [x ** (1 / 3) for x in best]
-    deviation = math.sqrt(sum((r - sum(roots) / 80) ** 2 for r in roots) / 80)
-    fitted = (sum(roots) / 80 - 2.0537489106318225 * deviation) ** 3  # the normal 2 % point
-    assert calibration.heldout_fit(runs, Q) == pytest.approx([math.exp(fitted)] * 4)
-
-
-def test_rules_of_single_runs_are_their_loops(runs):
-    each, so_far, every = [], [], []
-    for run in runs:
-        if run.heldout_nll is None:
-            each, so_far, every = [*each, None], [*so_far, None], [*every, None]
-            continue
-        rows = list(run.heldout_nll)
-        each.append(own(min(rows, key=lambda row: row.mean())))
-        so_far.append([own(min(rows[: m + 1], key=lambda row: row.mean())) for m in range(len(rows))])
-        every.append([own(row) for row in rows])
-    assert calibration.each_run(runs, Q) == each
-    known = [p for p in each if p is not None]
-    assert calibration.median_over_runs(runs, Q) == [sorted(known)[1]] * 4
-    for rule, expected in ((calibration.lowest_so_far, so_far), (calibration.each_evaluation, every)):
-        for got, want in zip(rule(runs, Q), expected, strict=True):
-            assert (got is None) if want is None else got.tolist() == want
+    reference = own(min(rows, key=lambda row: row.mean()))
+    assert reference > min(lowest)
+    assert calibration.reference_run(runs, Q) == [reference] * 4
+    got = calibration.each_evaluation(runs, Q)
+    assert got.pop(2) == reference
+    for one, expected in zip(got, every, strict=True):
+        np.testing.assert_allclose(one, expected)
 
 
 def test_an_evaluation_without_held_out_values_keeps_the_threshold_before_it():
@@ -110,35 +98,63 @@ def test_the_grid_holds_the_published_thresholds():
         assert np.abs(np.log(calibration.GRID) - tau).min() < 1e-12
 
 
-def test_the_error_of_a_quantile_is_that_of_theory():
-    """The median of a uniform sample of n has standard error 1 / (2 sqrt(n))."""
-    values = np.random.default_rng(0).uniform(0, 1, 100_000)
-    drawn = calibration.quantile_error(values, 0.5, 400, draws=2000, seed=0)
+def test_a_run_at_its_own_threshold_is_between_those_of_the_grid(runs):
+    """Exactly, at a threshold of the grid; within its neighbours, between two of them."""
+    sensitivity = calibration.Sensitivity(runs)
+    at = np.array([60, 70, 80, 65])
+    p = calibration.points(runs, list(np.exp(calibration.GRID[at])))
+    assert len(p.x) == len(sensitivity.y)
+    np.testing.assert_allclose(sensitivity.at(calibration.GRID[at]), p.x)
+    low, high = (sensitivity.at(calibration.GRID[at + step]) for step in (0, 1))
+    middle = sensitivity.at(np.sqrt(calibration.GRID[at] * calibration.GRID[at + 1]))
+    assert np.any(low != high)
+    np.testing.assert_allclose(middle, (low + high) / 2)
+
+
+def test_the_error_of_a_threshold_is_that_of_theory(runs):
+    """The median of a uniform sample of n has standard error 1 / (2 sqrt(n)), and two runs draw the same examples."""
+    values = np.random.default_rng(0).uniform(0, 1, (1, 100_000))
+    none = np.zeros(values.shape, int)
+    heldout = SplitTrace(np.arange(100_000), values, none[0], none, none, none)
+    run = Run("a", "task", Trace(np.array([1]), np.array([1.0]), {"heldout": heldout}), np.array([0.5]))
+    drawn = calibration.redrawn([run, run, runs[2]], 0.5, 400, draws=2000, seed=0)
+    assert np.all(drawn == drawn[:, :1])
     assert drawn.std() == pytest.approx(1 / 40, rel=0.06) and drawn.mean() == pytest.approx(0.5, abs=3e-3)
 
 
-def test_a_fitted_quantile_is_close_for_a_gamma_variable_and_surer():
-    rng = np.random.default_rng(0)
-    law = stats.gamma(4, scale=0.13)
-    drawn = np.array([rng.choice(law.rvs(300, random_state=rng), 300) for _ in range(300)])
-    fitted = np.array([calibration.fitted_quantile(row, 0.01) for row in drawn])
-    plain = np.quantile(drawn, 0.01, axis=1)
-    assert fitted.mean() == pytest.approx(law.ppf(0.01), rel=0.05)
-    assert fitted.std() < 0.75 * plain.std()
+def test_thresholds_redrawn_from_many_examples_are_those_of_the_rule(runs):
+    many = [made_up(0, heldout=3000), runs[2], made_up(1, evaluations=4, heldout=2000)]
+    [drawn] = calibration.redrawn(many, Q, 100_000, draws=1, seed=0)
+    np.testing.assert_allclose(drawn, np.log(calibration.heldout_quantile(many, Q)), rtol=0.02)
+    assert drawn[1] == min(drawn) < max(drawn)
 
 
-def test_which_threshold_is_chosen(runs):
-    assert study.choose(runs, "given", Q, 1.3).perplexity == 1.3
-    expected = calibration.reference_run(runs, Q)[0]
+def test_which_thresholds_are_chosen(runs):
+    assert [one.perplexity for one in study.choose(runs, "given", Q, 1.3)] == [1.3] * 4
     for rule in ("heldout_quantile", "published"):  # nobody published these runs
-        chosen = study.choose([runs[2], *runs], rule, Q, 0.0)  # the first has nothing held out
-        assert chosen.perplexity == pytest.approx(expected)
-        lowest = {run.name: run.heldout_nll.mean(axis=1).min() for run in runs if run.heldout_nll is not None}
-        assert chosen.detail["run"] == min(lowest, key=lowest.get)
-    with pytest.raises(UserError, match="no run has held-out examples"):
+        chosen = study.choose(runs, rule, Q, 0.0)
+        assert [one.perplexity for one in chosen] == calibration.heldout_quantile(runs, Q)
+        assert study.rule_for(runs, rule) == "heldout_quantile"
+    with pytest.raises(UserError, match="no run has the target NLL"):
         study.choose([runs[2]], "heldout_quantile", Q, 0.0)
     with pytest.raises(UserError, match="'tuned'"):
         study.choose(runs, "tuned", Q, 0.0)
+
+
+def test_every_run_is_scored_at_its_own_threshold(runs):
+    chosen = study.choose(runs, "heldout_quantile", Q, 0.0)
+    assert len({one.perplexity for one in chosen}) == 3
+    for run, one, row in zip(runs, chosen, study.run_table(runs, chosen), strict=True):
+        accuracy_ME = run.train.correct / run.train.samples
+        masked_ME = np.where(np.exp(run.train.nll) >= one.perplexity, accuracy_ME, 0)
+        expected = np.minimum(np.maximum.accumulate(masked_ME), accuracy_ME).mean(axis=1)
+        np.testing.assert_allclose(row["pre_memorization_accuracy"], expected)
+        np.testing.assert_allclose(row["fraction_memorized"], (np.exp(run.train.nll) < one.perplexity).mean(axis=1))
+        assert row["threshold"] == one.perplexity
+    table = study.predictor_table(runs, chosen, draws=2, seed=0)
+    p = calibration.points(runs, calibration.heldout_quantile(runs, Q))
+    assert table["pre_memorization_accuracy"]["r2_identity"] == pytest.approx(agreement.r2_identity(p.x, p.y))
+    assert table["pre_memorization_accuracy"]["threshold"] == np.median([one.perplexity for one in chosen])
 
 
 def test_rules_that_the_runs_cannot_feed_are_left_out(runs):
@@ -159,11 +175,33 @@ def released():
 def test_held_out_quantiles_of_the_released_runs(released):
     """facts/threshold.md: 0.123, 0.100 of the half run and 0.124, 0.101 of the quarter run, first two checkpoints."""
     every = calibration.each_evaluation(released, 0.01)
-    found = {run.name.split("_")[3]: np.log(p[:2]) for run, p in zip(released, every, strict=True) if p is not None}
+    found = {run.name.split("_")[3]: np.log(p[:2]) for run, p in zip(released, every, strict=True) if np.ndim(p)}
     assert found.keys() == {"half", "quarter"}
     np.testing.assert_allclose(found["half"], [0.123, 0.100], atol=0.6e-3)
     np.testing.assert_allclose(found["quarter"], [0.124, 0.101], atol=0.6e-3)
     assert np.log(calibration.reference_run(released, 0.01)[0]) == pytest.approx(0.100, abs=0.6e-3)
+
+
+def test_the_default_rule_on_the_released_runs():
+    """From the files alone: the half and the quarter run's own thresholds, the others the lower of these."""
+    own = {}
+    for name in ("6ep half lr2e-05", "12ep quarter lr2e-05"):
+        run = released_run(name)
+        own[name] = min(np.quantile(row, 0.01) for row in run["train_nll"][:, ~run["trained"]])
+    assert min(own.values()) == own["6ep half lr2e-05"] < own["12ep quarter lr2e-05"] < 0.1003 + 2e-3
+    x, y = [], []
+    for name in RELEASED:
+        run = released_run(name)
+        nll, accuracy = run["train_nll"][:, run["trained"]], run["train_accuracy"][:, run["trained"]]
+        masked = np.where(nll >= own.get(name, min(own.values())), accuracy, 0)
+        x += np.minimum(np.maximum.accumulate(masked), accuracy).mean(axis=1).tolist()
+        y += run["test_accuracy"].mean(axis=1).tolist()
+    x, y = np.array(x), np.array(y)
+    expected = 1 - np.sum((x - y) ** 2) / np.sum((y - y.mean()) ** 2)
+    runs = read_runs(shared(FOLDER), test_samples="fewest")
+    p = calibration.points(runs, calibration.heldout_quantile(runs, 0.01))
+    assert agreement.r2_identity(p.x, p.y) == pytest.approx(expected, abs=1e-6) and len(p.x) == len(x) == 51
+    assert calibration.Sensitivity(runs).tuned()[1] - 0.02 < expected
 
 
 def test_the_fraction_of_the_first_epoch_on_the_released_runs(released):

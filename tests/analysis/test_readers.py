@@ -12,7 +12,7 @@ import pytest
 from premem_jax.analysis import premem, trace
 from premem_jax.analysis.readers import read_runs, release, table
 from premem_jax.errors import UserError
-from tests.analysis.traces import FOLDER, released_run
+from tests.analysis.traces import FOLDER, released_run, synthetic_splits
 from tests.shared import shared
 
 QUARTER = "gsm8k_orig_12epochs_quarter_lr2e-05_bs128"
@@ -148,6 +148,21 @@ def test_run_folders_are_the_run(quarter, tmp_path):
 
 
 # ---- The traps of the published files --------------------------------------------------------------------------------
+
+
+def test_a_run_folder_says_which_split_its_threshold_comes_from(tmp_path):
+    """The published studies read it off the test solutions."""
+    splits = synthetic_splits(0, 1)
+    splits["test"] |= {"target_nll": np.linspace(0.1, 0.9, 400), "target_tokens": np.full(400, 90)}
+    config = {"data": {"task": "made up"}, "model": {"preset": "tiny"}, "threshold": {"split": "test"}}
+    trace.write_evaluation(tmp_path / "trace", 1, 1, splits)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    [run] = read_runs(tmp_path)
+    np.testing.assert_allclose(run.heldout_nll, splits["test"]["target_nll"][None], rtol=1e-6)
+    config["threshold"]["split"] = "heldout"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    [run] = read_runs(tmp_path)
+    assert run.heldout_nll is None
 
 
 def test_the_published_running_maximum_comes_out():

@@ -43,7 +43,7 @@ def test_openings_are_joined_to_the_examples_by_id():
     splits = {"train": train, "train after 'First'": opened, "test": opened}
     run = Run("a", "task", Trace(np.array([1, 2]), np.array([1.0, 2.0]), splits), np.full(2, np.nan))
     plain = Run("b", "task", Trace(run.trace.steps, run.trace.epochs, {"train": train}), np.full(2, np.nan))
-    as_trained, first = robustness.table([run, plain], 1.2, draws=5, seed=0)
+    as_trained, first = robustness.table([run, plain], [1.2, 1.2], draws=5, seed=0)
     assert (as_trained["opening"], first["opening"], first["run"]) == ("", "'First'", "a")
     assert [row["examples"] for row in as_trained["bins"]] == [1, 0, 0, 1, 0, 1]
     assert [row["accuracy"] for row in first["bins"] if row["examples"]] == [0.2, 0.8]

@@ -122,7 +122,8 @@ def test_an_evaluation_made_again_has_the_same_bits(skipped, threshold):
 def test_a_study_at_a_lower_threshold_is_refused(skipped, threshold):
     trace = read_trace(skipped / "trace")
     run = Run("mine", "task", trace, np.full(len(trace.steps), 0.5))
-    assert study.choose([run], "given", 0.01, threshold).perplexity == threshold
+    [chosen] = study.choose([run], "given", 0.01, threshold)
+    assert chosen.perplexity == threshold
     with pytest.raises(UserError, match=r"Run 'mine' did not sample .* Set threshold.rule=given"):
         study.choose([run], "given", 0.01, 1 + (threshold - 1) / 4)
 
