@@ -52,4 +52,4 @@ def test_the_study_shows_it():
     runs = [run_of(seed, [0.2, 0.3, 0.4]) for seed in range(3)]
     row = study.predictor_table(runs, [given(1.1)] * 3, draws=10, seed=0)["average_thresholded_confidence"]
     assert row["n_points"] == 9 and row["r2_identity"] is not None
-    assert len(study.run_table(runs, given(1.1))[0]["average_thresholded_confidence"]) == 3
+    assert len(study.run_table(runs, [given(1.1)] * 3)[0]["average_thresholded_confidence"]) == 3
