@@ -92,10 +92,13 @@ def cli() -> None:
         progress.say("stopped as asked, everything is saved; run the same command again to continue")
         sys.exit(75)
     except Exception as error:
-        if not disk_is_full(error):
-            leave(traceback.format_exc(), 1)
         why = textwrap.shorten(str(error), 250)
-        leave(f"error: the disk is full ({why}); free some space and run the same command again to continue", 2)
+        if disk_is_full(error):
+            leave(f"error: the disk is full ({why}); free some space and run the same command again to continue", 2)
+        processes = sys.modules.get("premem_jax.processes")
+        if processes and processes.lost_another(error):
+            leave(f"error: another process is gone ({why}); start all of them again to continue", 1)
+        leave(traceback.format_exc(), 1)
 
 
 def leave(message: str, status: int) -> NoReturn:

@@ -159,6 +159,13 @@ def poll() -> None:
 # ---- Ending ---------------------------------------------------------------------------------------------------------
 
 
+def lost_another(error: Exception) -> bool:
+    """Whether `error` is what JAX raises where another process of the run has ended, or does not answer."""
+    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+        return False
+    return "Gloo" in str(error) or str(error).startswith(("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED"))
+
+
 def leave(status: int) -> NoReturn:
     """Ends a process that failed. One of several leaves at once: the others may never come to say goodbye.
 

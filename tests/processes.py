@@ -109,12 +109,12 @@ class Run:
         return {key: value for key, value in summary.items() if not key.startswith(skip)}
 
     def checkpoint(self, step: int) -> dict[str, np.ndarray]:
-        """The arrays of a checkpoint by name, read by Orbax without the package's code."""
+        """The arrays of a checkpoint's state by name, read by Orbax without the package's code."""
         with ocp.PyTreeCheckpointer() as reader:
             path = (self.workdir / "checkpoints" / str(step) / "default").absolute()
             item = reader.metadata(path).item_metadata.tree
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-            tree = reader.restore(path, restore_args=arguments)
+            tree = reader.restore(path, restore_args=arguments)["state"]
         return {jax.tree_util.keystr(name): np.asarray(x) for name, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
