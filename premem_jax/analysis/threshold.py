@@ -88,5 +88,6 @@ def of_runs(nlls: Sequence[np.ndarray | None], quantile: float = 0.01) -> list[T
 
 def usable(nll_ME: np.ndarray | None) -> dict[int, np.ndarray]:
     """The evaluations with at least 50 finite values, and these values; none of None."""
-    rows = {} if nll_ME is None else {m: nll_E[np.isfinite(nll_E)] for m, nll_E in enumerate(nll_ME)}
+    nll_ME = np.asarray([] if nll_ME is None else nll_ME, np.float64)
+    rows = {m: nll_E[np.isfinite(nll_E)] for m, nll_E in enumerate(nll_ME)}
     return {m: nll_E for m, nll_E in rows.items() if len(nll_E) >= MIN_EXAMPLES}
