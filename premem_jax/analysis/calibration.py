@@ -36,7 +36,7 @@ def median_over_runs(runs: Sequence[Run], quantile: float) -> Thresholds:
 
 
 def reference_run(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """One threshold for all: the quantile at the evaluation with the lowest held-out mean NLL, of all of all runs."""
+    """One threshold for all: the quantile where, over all evaluations of all runs, the held-out mean is lowest."""
     rows = (nll_E for run in runs for nll_E in threshold.usable(run.heldout_nll).values())
     return [math.exp(np.quantile(min(rows, key=np.mean), quantile))] * len(runs)
 
