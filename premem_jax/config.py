@@ -12,7 +12,7 @@ def finetune() -> ConfigDict:
     c = ConfigDict()
     c.experiment = "finetune"
     c.seed = 0
-    c.cache = "runs/cache"  # base models, compiled programs and prepared datasets, shared by runs
+    c.cache = ""  # base models, compiled programs and prepared datasets, shared by runs; no path: beside the workdir
     c.log_every = 10  # steps between rows of metrics.jsonl
     c.compute_dtype = "float32"
 
@@ -157,7 +157,7 @@ def analyze() -> ConfigDict:
     c = ConfigDict()
     c.experiment = "analyze"
     c.seed = 0
-    c.cache = "runs/cache"
+    c.cache = ""
     c.traces = ""  # folder or file of the runs
     # published (by the runs' authors; the held-out quantile for runs that have none), heldout_quantile, given
     c.threshold = ConfigDict(dict(rule="published", quantile=0.01, perplexity=0.0))

@@ -2,7 +2,8 @@
 
 import json
 import time
-from pathlib import Path
+
+from etils.epath import Path
 
 from premem_jax import processes
 from premem_jax.atomic import write_text

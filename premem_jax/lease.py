@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
+
+from etils.epath import Path
 
 from premem_jax import atomic, processes, progress
 from premem_jax.errors import UserError
@@ -86,7 +87,7 @@ def _keep(path: Path, mine: dict, over: threading.Event) -> None:
     """Renews the file until it is `over`; ends the process once somebody else has it, who then writes the run."""
     beat = 0
     while not over.wait(BEAT_SECONDS):
-        with contextlib.suppress(OSError):  # a folder that does not answer may answer again
+        with contextlib.suppress(Exception):  # a folder that does not answer may answer again
             found = _read(path)
             if found and found["token"] != mine["token"]:
                 print(

@@ -5,7 +5,8 @@
 
 --config=FILE[:key=value,...]  what to run; the file's first lines say what it does and what to expect.
 --config.KEY=VALUE             changes one setting of it, such as --config.train.learning_rate=1e-3.
---workdir=DIR                  where results go and where a killed run continues (default: a folder under runs/).
+--workdir=DIR                  where results go and where a killed run continues (default: a folder under runs/); may be
+                               gs://BUCKET/FOLDER.
 """
 
 import contextlib
@@ -14,12 +15,12 @@ import os
 import sys
 import textwrap
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from premem_jax import storage
 from premem_jax.errors import Stopped, UserError, explain
 from premem_jax.experiments import EXPERIMENTS, SEVERAL
 from premem_jax.workdir import default_workdir, disk_is_full
@@ -49,12 +50,13 @@ def main(argv) -> None:
     if CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/quickstart.py, or --help")
     flag = flags.FLAGS["config"]
-    folder = Path(WORKDIR.value or default_workdir(flag.config_filename, flag.override_values))
+    folder = storage.path(WORKDIR.value or default_workdir(flag.config_filename, flag.override_values))
     experiment = CONFIG.value.experiment
     if experiment not in EXPERIMENTS:
         raise UserError(f"config.experiment={experiment!r}: there is {', '.join(EXPERIMENTS)}")
     from premem_jax import processes, runtime  # JAX is imported only now, so that --help and mistakes answer at once
 
+    CONFIG.value.cache = str(storage.path(CONFIG.value.cache or folder.parent / "cache"))
     runtime.prepare(CONFIG.value.cache)
     if experiment in SEVERAL:
         processes.start(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)

@@ -9,10 +9,11 @@ import resource
 import shutil
 import subprocess
 from importlib import metadata
-from pathlib import Path
+
+from etils.epath import Path
 
 import premem_jax
-from premem_jax import processes
+from premem_jax import storage
 from premem_jax.atomic import write_text
 from premem_jax.errors import UserError
 
@@ -44,6 +45,8 @@ def claim(workdir: Path, config: dict) -> None:
       UserError: the folder holds the run of another config (the keys that differ are named), or not all processes see
         it.
     """
+    from premem_jax import processes  # not at the top: it imports JAX
+
     processes.once(lambda: _claim(workdir, config))
     if not processes.all_agree((workdir / "config.json").exists()):
         raise UserError(f"{workdir} is not the same folder for all processes; give a --workdir that they share")
@@ -72,12 +75,14 @@ def _claim(workdir: Path, config: dict) -> None:
     try:
         write_text(path, json.dumps(config, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
+        raise UserError(f"cannot write to {workdir}: {error.strerror or error}") from error
 
 
 def check_room(workdir: Path, need: int) -> None:
     """Raises UserError where the disk of `workdir` has no room for `need` bytes of checkpoints, old ones included."""
-    need -= sum(path.stat().st_size for path in (workdir / "checkpoints").rglob("*"))
+    if storage.in_bucket(workdir):
+        return
+    need -= sum(os.stat(file).st_size for file in storage.files(workdir / "checkpoints"))
     free = shutil.disk_usage(workdir).free
     if free < need:
         raise UserError(
@@ -122,8 +127,8 @@ def _git_commit() -> str:
 
 
 def _begun(workdir: Path) -> bool:
-    kinds = ("checkpoints/*", "trace/*", "chunks/*", "metrics.jsonl", "summary.json")
-    return any(next(workdir.glob(kind), None) for kind in kinds)
+    kinds = ("checkpoints", "trace", "chunks", "metrics.jsonl", "summary.json")
+    return any(file.relative_to(workdir).parts[0] in kinds for file in storage.files(workdir))
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -11,12 +11,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from etils.epath import Path
 
 from premem_jax import atomic
 from premem_jax.analysis import premem
@@ -249,7 +249,8 @@ def _split_table(step: int, epoch: float, name: str, columns: Mapping[str, np.nd
 
 def _open(path: Path, read):
     try:
-        return read(path)
+        with path.open("rb") as file:
+            return read(file)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"The evaluation {path} cannot be read ({error}). It is cut short or damaged: "
@@ -258,7 +259,7 @@ def _open(path: Path, read):
 
 
 def _read_evaluation(path: Path) -> pa.Table:
-    table = _open(path, lambda path: pq.read_table(path, page_checksum_verification=True))
+    table = _open(path, lambda file: pq.read_table(file, page_checksum_verification=True))
     found = (table.schema.metadata or {}).get(_FORMAT_KEY)
     if found != FORMAT or not table.schema.equals(_SCHEMA):
         version = "no version" if found is None else f"version {found.decode(errors='replace')}"

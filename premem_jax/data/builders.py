@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from premem_jax import storage
 from premem_jax.data import sources
 from premem_jax.data.competition_math import MATH
 from premem_jax.data.examples import Example, worked
@@ -91,7 +92,8 @@ def prepared(name: str, source: str | None, cache: str | Path) -> dict[str, Sequ
     """Random access to the rows of each split of `gsm8k` or `math`; text is bytes, `.dataset_info` has the metadata.
 
     They are written under `cache` on first use, into a folder that is named after the checksums of the files they come
-    from: a file that changed is another folder. It gets its name when it is complete.
+    from: a file that changed is another folder. It gets its name when it is complete. ArrayRecord reads from disks
+    alone: of a cache in a bucket, this part lies in `~/.cache/premem_jax`.
 
     Args:
       source: a folder, the URL of a mirror that has the official files, or nothing for their official place.
@@ -107,7 +109,7 @@ def prepared(name: str, source: str | None, cache: str | Path) -> dict[str, Sequ
     else:  # known without a look at the network
         checksums = {Path(file).stem: checksum for file, checksum in dataset.files.items()}
     key = hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(cache).absolute() / "data" / key
+    folder = _folder(cache) / key
     if not (folder / name / str(builder.VERSION)).exists():
         loaded = load(dataset, documents or sources.download(dataset, source))
         _write(builder(data_dir=folder, loaded=loaded))
@@ -154,6 +156,10 @@ def summary(name: str, data: Mapping[str, Sequence[dict]]) -> str:
     counts = {defect.replace("_", " "): n for defect, n in metadata["defects"].items() if any(n.values())}
     defects = ", ".join(f"{defect} {' + '.join(str(n[split]) for split in SPLITS)}" for defect, n in counts.items())
     return f"{name}: {rows} rows, {official}; {defects or 'no known defects'}"
+
+
+def _folder(cache: str | Path) -> Path:
+    return (Path.home() / ".cache" / "premem_jax" if storage.in_bucket(cache) else Path(cache).absolute()) / "data"
 
 
 def _write(builder: Problems) -> None:

@@ -1,9 +1,9 @@
 """Rows of a file that a model is evaluated on: `{prompt, target}` as JSON lines, and `id` and `answer` if there are."""
 
 import json
-from pathlib import Path
 from typing import NamedTuple
 
+from premem_jax import storage
 from premem_jax.data.examples import Example
 from premem_jax.data.sources import jsonl
 from premem_jax.errors import UserError
@@ -29,9 +29,9 @@ def read(path: str, *, graded: bool) -> Rows:
     if not path:
         raise UserError("data.path is empty; give it a file of rows {prompt, target}, one JSON object per line")
     try:
-        data = Path(path).read_bytes()
+        data = storage.path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"data.path={path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"data.path={path}: cannot be read ({error.strerror or error})") from error
     documents = jsonl(data, path)
     if not documents.items:
         raise UserError(f"data.path={path}: the file is empty")

@@ -14,15 +14,16 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import tiktoken
 import tokenizers
+from etils.epath import Path
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
+from premem_jax import storage
 from premem_jax.atomic import write_bytes
 from premem_jax.errors import UserError
 
@@ -303,17 +304,17 @@ def load(path: str | Path) -> Tokenizer:
     Raises:
       UserError: there is no such file, or it is not a whole tokenizer of a kind that is known here.
     """
-    path = Path(path)
-    if path.is_dir():
+    file = storage.path(path)
+    if file.is_dir():
         names = ("tokenizer.model", "tokenizer.json", "original/tokenizer.model")
-        found = [path / name for name in names if (path / name).is_file()]
+        found = [file / name for name in names if (file / name).is_file()]
         if not found:
             raise UserError(f"tokenizer.path={path}: the folder has none of {', '.join(names)}")
-        path = found[0]
+        path = file = found[0]
     try:
-        model = path.read_bytes()
+        model = file.read_bytes()
     except OSError as error:
-        raise UserError(f"tokenizer.path={path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"tokenizer.path={path}: cannot be read ({error.strerror or error})") from error
     try:
         return _kind(model)(model)
     except UserError as error:

@@ -2,10 +2,10 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils.epath import Path
 
 from premem_jax import processes, progress, sharding
 from premem_jax.analysis import premem, trace

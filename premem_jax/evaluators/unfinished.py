@@ -6,9 +6,9 @@ import logging
 import time
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from premem_jax import atomic, processes
 from premem_jax.evaluators.base import Collected
@@ -26,8 +26,8 @@ class Unfinished:
         self.of = {name: Collected(size) for name, size in examples.items()}
         if path.exists():
             try:
-                with np.load(path, allow_pickle=False) as file:
-                    self._load(file)
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    self._load(arrays)
             except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
                 log.warning("%s cannot be read (%s); the evaluation at step %d starts over", path, error, step)
 

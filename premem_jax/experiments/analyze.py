@@ -3,11 +3,11 @@
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
-from premem_jax import progress, workdir
+from premem_jax import progress, storage, workdir
 from premem_jax.analysis import agreement, calibration, robustness, study, threshold
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.runs import Run
@@ -41,11 +41,11 @@ def run(config, folder: Path) -> dict:
 
     summary = {
         "experiment": config.experiment,
-        "traces": str(Path(config.traces).absolute()),
+        "traces": str(storage.path(config.traces)),
         "choices": {**config.release.to_dict(), "threshold": config.threshold.to_dict(), "draws": config.draws},
         "tasks": tasks,
-        "workdir": str(folder.absolute()),
-        "report": str((folder / "report.html").absolute()),
+        "workdir": str(folder),
+        "report": str(folder / "report.html"),
         **workdir.facts(),
     }
     flat = {name: value for name, value in summary.items() if not isinstance(value, dict)}

@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import json
-from pathlib import Path
 
-from premem_jax import processes, sharding
+from etils.epath import Path
+
+from premem_jax import processes, sharding, storage
 from premem_jax.data.pipeline import tokenize, train_batches
 from premem_jax.data.tasks import Task
 from premem_jax.data.tokenizers import Tokenizer
@@ -14,7 +15,7 @@ from premem_jax.lease import lease
 from premem_jax.models.decoder import Model
 from premem_jax.models.hf_files import Checkpoint
 from premem_jax.programs import Clock
-from premem_jax.training.checkpoints import Checkpoints
+from premem_jax.training.checkpoints import Checkpoints, finished
 from premem_jax.training.loop import fit
 from premem_jax.training.metrics import Metrics
 from premem_jax.training.optimizer import learning_rate
@@ -43,8 +44,8 @@ def base_parameters(
     if task.base_texts is None:
         raise UserError(f"base.steps={base.steps}: task {config.data.task!r} has no base texts; set base.steps=0")
 
-    folder = Path(config.cache) / f"base-{_fingerprint(config, model, tokenizer)}"
-    there = processes.once(lambda: (folder / "checkpoints" / str(base.steps)).exists())
+    folder = storage.path(config.cache) / f"base-{_fingerprint(config, model, tokenizer)}"
+    there = processes.once(lambda: base.steps in finished(folder / "checkpoints"))
     with contextlib.nullcontext() if there else lease(folder, wait=True):
         return _trained(config, trainer, task, tokenizer, mesh, clock, folder)
 

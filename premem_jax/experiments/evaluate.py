@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
 from premem_jax import processes, progress, sharding, workdir
 from premem_jax.atomic import write_text
@@ -172,7 +172,7 @@ def conclude(config, folder: Path, goodput: Goodput, rows: files.Rows, chunks: l
         **({"accuracy": verdicts.count("correct") / len(verdicts)} if verdicts else {}),
         **({"unparsed": verdicts.count("unparsed") / len(verdicts)} if verdicts else {}),
         **goodput.summary(),
-        "workdir": str(folder.absolute()),
+        "workdir": str(folder),
         **workdir.facts(),
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")

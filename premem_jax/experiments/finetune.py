@@ -5,11 +5,11 @@ import logging
 import math
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
-from premem_jax import processes, progress, sharding, workdir
+from premem_jax import processes, progress, sharding, storage, workdir
 from premem_jax.analysis import threshold
 from premem_jax.analysis.curves import run_curves
 from premem_jax.analysis.trace import evaluation_steps, read_trace
@@ -269,12 +269,12 @@ def conclude(config, folder: Path, goodput: Goodput) -> dict:
         "samples_skipped": int(sum(np.sum(split.skipped) for split in trace.splits.values())),
         "evaluations": len(evaluation_steps(folder / "trace")),
         **goodput.summary(),
-        "workdir": str(folder.absolute()),
-        "report": str((folder / "report.html").absolute()),
+        "workdir": str(folder),
+        "report": str(folder / "report.html"),
         **workdir.facts(),
     }
     examples = rows_of([folder / "examples.jsonl"])
-    samples = rows_of(sorted((folder / "samples").glob("*.jsonl")))
+    samples = rows_of(file for file in storage.files(folder / "samples") if file.suffix == ".jsonl")
     write_report(folder, trace, curves, chosen, summary, examples, samples)
     write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     goodput.keep(finished=True)

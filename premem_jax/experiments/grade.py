@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils.epath import Path
 
-from premem_jax import progress, workdir
+from premem_jax import progress, storage, workdir
 from premem_jax.atomic import write_text
 from premem_jax.data import competition_math, gsm8k, sources
 from premem_jax.errors import UserError
@@ -68,7 +68,7 @@ def run(config, folder: Path) -> dict:
         **checked,
         **seconds,
         "seconds_total": round(sum(seconds.values()), 3),
-        "workdir": str(folder.absolute()),
+        "workdir": str(folder),
         **workdir.facts(),
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -82,9 +82,9 @@ def read_rows(path: str, rules: str) -> list[Row]:
     if not path:
         raise UserError("data.path is empty: name a file of rows {output, answer}, --config.data.path=FILE.jsonl")
     try:
-        documents = sources.jsonl(Path(path).read_bytes(), path)
+        documents = sources.jsonl(storage.path(path).read_bytes(), path)
     except OSError as error:
-        raise UserError(f"data.path={path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"data.path={path}: cannot be read ({error.strerror or error})") from error
     if not documents.items:
         raise UserError(f"data.path={path}: the file is empty; it needs at least one row {{output, answer}}")
     markers, final = SOLUTIONS[rules]

@@ -1,7 +1,8 @@
 """Models that come from Hugging Face folders and go to them: what a config says of both."""
 
 import logging
-from pathlib import Path
+
+from etils.epath import Path
 
 from premem_jax import progress
 from premem_jax.data.tokenizers import Tokenizer
@@ -9,7 +10,7 @@ from premem_jax.errors import UserError
 from premem_jax.models import config as presets
 from premem_jax.models.decoder import Model, build
 from premem_jax.models.hf import to_hf_config
-from premem_jax.models.hf_files import Checkpoint, save
+from premem_jax.models.hf_files import CONFIG, Checkpoint, save
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def export(
 
     A model that came from a folder keeps its `config.json` and what lay beside its weights.
     """
-    if folder.exists():
+    if (folder / CONFIG).exists():
         return
     if checkpoint is None:
         description, files = to_hf_config(model.config), {}

@@ -1,9 +1,9 @@
 """Plan a study without its TPUs: compile its programs for a topology, and say what fits and what it costs."""
 
 import json
-from pathlib import Path
 
 import jax
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from premem_jax import progress, workdir

@@ -2,8 +2,8 @@
 
 import json
 import logging
-from pathlib import Path
 
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from premem_jax import config as defaults
@@ -71,7 +71,7 @@ def conclude(config, folder: Path, results: dict[str, dict], failed: dict[str, s
         "runs": {name: {key: result[key] for key in (*COLUMNS, "threshold")} for name, result in results.items()},
         "failed": failed,
         "seconds_of_runs": round(sum(result["seconds_total"] for result in results.values()), 3),
-        "workdir": str(folder.absolute()),
+        "workdir": str(folder),
         "report": found["report"],
         **workdir.facts(),
     }

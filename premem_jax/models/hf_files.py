@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 
-from premem_jax import atomic, progress, sharding
+from premem_jax import atomic, progress, sharding, storage
 from premem_jax.errors import UserError
 from premem_jax.models import hf
 from premem_jax.models.config import ModelConfig
@@ -39,9 +39,11 @@ class Checkpoint:
         """Reads config.json, the index and the headers.
 
         Raises:
-          UserError: no such folder, no or another family's config.json, a pickled checkpoint, a missing, truncated or
-            corrupt shard, or tensors that are not those that config.json asks for.
+          UserError: no such folder on a disk, no or another family's config.json, a pickled checkpoint, a missing,
+            truncated or corrupt shard, or tensors that are not those that config.json asks for.
         """
+        if storage.in_bucket(folder):
+            raise UserError(f"model.path={folder}: weights are read from a disk; gcloud storage cp -r {folder} DIR")
         self.folder = folder = Path(folder)
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
@@ -221,7 +223,7 @@ def save(
     """
     if dtype not in DTYPES:
         raise UserError(f"checkpoint.export_dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
-    if folder.exists():
+    if (folder / CONFIG if storage.in_bucket(folder) else folder).exists():
         raise UserError(f"{folder} exists already; move it away, or choose another folder")
     leaves, table, size = flatten_dict(params), hf.tensors(config), jnp.dtype(dtype).itemsize
     shards = _divide(table, size, shard_bytes)
@@ -287,7 +289,7 @@ def _write_shard(file: Path, tensors: list[hf.Tensor], arrays: Iterable[np.ndarr
         header[tensor.name] = dict(dtype=DTYPES[dtype], shape=tensor.shape, data_offsets=(start, end))
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the arrays are aligned
-    with open(file, "xb") as out:
+    with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for array in arrays:
             for piece in _pieces(0, len(array), array.shape):  # a transposed array is put in order piece by piece

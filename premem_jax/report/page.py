@@ -3,10 +3,10 @@
 import base64
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import jinja2
 import numpy as np
+from etils.epath import Path
 
 from premem_jax import atomic
 from premem_jax.analysis.threshold import Threshold
@@ -58,7 +58,6 @@ def write_report(
       ValueError: an unknown verdict.
     """
     explored = explorer(trace, threshold, examples, samples, train)
-    workdir = Path(workdir)
     folder = workdir / "figures"
     figures.curves_figure(curves, folder / "curves.png")
     figures.examples_figure(trace, threshold, folder / "examples.png", train)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
+
+from etils.epath import Path
 
 from premem_jax import atomic
 from premem_jax.analysis import predictors

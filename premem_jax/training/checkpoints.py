@@ -1,14 +1,15 @@
 """Checkpoints of the train state through Orbax: written in the background, restored onto any mesh, checked."""
 
 import logging
-from pathlib import Path
+from itertools import count
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils.epath import Path
 
-from premem_jax import processes, sharding
+from premem_jax import processes, sharding, storage
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,18 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(bits * weight, dtype=jnp.uint32)
 
 
+def finished(folder: Path) -> list[int]:
+    """The steps of the whole checkpoints in `folder`; in a bucket one has its name while it is being written."""
+    return ocp.utils.checkpoint_steps(folder) if folder.exists() else []
+
+
 class Checkpoints:
     """The checkpoints of one run, `folder/STEP`, of which the newest `keep` stay."""
 
     def __init__(self, folder: Path, *, keep: int):
-        self._folder = folder
+        self._folder = storage.path(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._checksums = None
 
     def restore(self, mesh, abstract_state) -> dict | None:
@@ -87,9 +93,8 @@ class Checkpoints:
     def _set_aside(self, step: int) -> str:
         def move():
             folder = self._folder.with_name("unreadable")
-            folder.mkdir(parents=True, exist_ok=True)
-            aside = folder / f"checkpoint-{step}-{len(list(folder.iterdir()))}"
-            (self._folder / str(step)).rename(aside)
+            aside = next(path for n in count() if not (path := folder / f"checkpoint-{step}-{n}").exists())
+            storage.move(self._folder / str(step), aside)
             return str(aside)
 
         aside = processes.once(move)

@@ -2,12 +2,13 @@
 
 import json
 import math
-from pathlib import Path
+import tempfile
 
 import tensorboardX
+from etils.epath import Path
 
-from premem_jax import processes
-from premem_jax.atomic import write_text
+from premem_jax import processes, storage
+from premem_jax.atomic import write_bytes, write_text
 from premem_jax.errors import UserError
 
 
@@ -31,9 +32,12 @@ class Metrics:
             self._rows = [r for r in rows if r["step"] < resume_step or (r["step"] == resume_step and "loss" in r)]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._path} is damaged ({error}); delete it, or use another --workdir") from error
-        self._board = None
+        self._board, self._events, self._disk = None, workdir / "tensorboard", None
         if processes.leads():
-            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+            if storage.in_bucket(workdir):  # where nothing is appended to
+                self._disk = tempfile.TemporaryDirectory()
+            folder = self._disk.name if self._disk else self._events
+            self._board = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict, **for_people: float) -> None:
         """One row; `for_people` (rates, seconds) goes to TensorBoard only."""
@@ -49,8 +53,13 @@ class Metrics:
             return
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in self._rows))
         self._board.flush()
+        if self._disk:
+            for file in storage.files(Path(self._disk.name)):
+                write_bytes(self._events / file.name, file.read_bytes())
 
     def close(self) -> None:
         self.flush()
         if self._board is not None:
             self._board.close()
+            if self._disk:
+                self._disk.cleanup()

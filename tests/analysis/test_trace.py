@@ -137,7 +137,7 @@ def test_a_killed_write_is_passed_over(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:  # as kill -9 between the write and the rename: nothing tidies up
         patch.setattr(os, "replace", killed)
-        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        patch.setattr(os, "remove", lambda *_, **__: None)
         with pytest.raises(SystemExit):
             trace.write_evaluation(tmp_path, 40, 4, synthetic_splits(0, 4))
     assert len(list(tmp_path.iterdir())) == 4

@@ -1,8 +1,8 @@
 """Runs from files: our own traces, the layout of the published runs, or a plain table."""
 
 import os
-from pathlib import Path
 
+from premem_jax import storage
 from premem_jax.analysis.readers import release, table, workdirs
 from premem_jax.analysis.runs import Run
 from premem_jax.errors import UserError
@@ -23,7 +23,7 @@ def read_runs(path: str | os.PathLike, **choices) -> list[Run]:
     Raises:
       UserError: nothing there, several layouts at once, or a file that cannot be used.
     """
-    path = Path(path)
+    path = storage.path(path)
     if not path.exists():
         raise UserError(f"--config.traces={path}: there is no such file or folder.")
     readers = {

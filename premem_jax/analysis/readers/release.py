@@ -10,15 +10,17 @@ A run is a folder `RUN/checkpoint-STEP/*.npy`, or `RUN.npz` with the same arrays
 What to know about the files is in the comments; each choice that was made shows in the notes of the run.
 """
 
+import io
 import math
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
+from premem_jax import storage
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.trace import SplitTrace, Trace
 from premem_jax.errors import UserError
@@ -38,10 +40,9 @@ def find(path: Path) -> list[Path]:
     """The folders and the packed files of runs at or below `path`."""
     if path.is_file():
         return [path] if is_packed(path) else []
-    if path.name.startswith("checkpoint-") and any(path.glob("*.npy")):
-        return [path.parent]
-    folders = {file.parent.parent for file in path.rglob("checkpoint-*/*.npy")}
-    return sorted(folders | {file for file in path.rglob("*.npz") if is_packed(file)})
+    files = storage.files(path)
+    folders = {file.parent.parent for file in files if file.match("checkpoint-*/*.npy")}
+    return sorted(folders | {file for file in files if is_packed(file)})
 
 
 def is_packed(path: Path) -> bool:
@@ -49,8 +50,8 @@ def is_packed(path: Path) -> bool:
     if path.suffix != ".npz":
         return False
     try:
-        with zipfile.ZipFile(path) as file:
-            return any(_CHECKPOINT.fullmatch(name.replace("__", "/", 1)) for name in file.namelist())
+        with path.open("rb") as file, zipfile.ZipFile(file) as packed:
+            return any(_CHECKPOINT.fullmatch(name.replace("__", "/", 1)) for name in packed.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
 
@@ -113,19 +114,20 @@ def _read(place: Path, train_samples: str, test_samples: str, subset: str) -> Ru
 
 def _packed(path: Path) -> Arrays:
     try:
-        file = np.load(path, allow_pickle=False)
+        file = np.load(path.open("rb"), allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}); fetch it again.") from error
     return {key.replace("__", "/", 1): lambda key=key: _load(path, key, lambda: file[key]) for key in file.files}
 
 
 def _unpacked(folder: Path) -> Arrays:
-    files = [*folder.glob("*.npy"), *folder.glob("checkpoint-*/*.npy")]
+    names = [file.relative_to(folder).as_posix() for file in storage.files(folder)]
     return {
-        file.relative_to(folder).as_posix().removesuffix(".npy"): lambda file=file: _load(
-            folder, file.relative_to(folder).as_posix(), lambda: np.load(file, allow_pickle=False)
+        name.removesuffix(".npy"): lambda name=name: _load(
+            folder, name, lambda: np.load(io.BytesIO((folder / name).read_bytes()), allow_pickle=False)
         )
-        for file in files
+        for name in names
+        if re.fullmatch(r"(checkpoint-[^/]*/)?[^/]*\.npy", name)
     }
 
 

@@ -2,11 +2,11 @@
 
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils.epath import Path
 
 from premem_jax.analysis.readers import release
 from premem_jax.analysis.runs import Run
@@ -19,7 +19,7 @@ SPLITS = ("train", "heldout")
 
 def find(path: Path) -> list[Path]:
     """The tables at `path` or directly in it: npz files of the published layout are none, and neither is a trace."""
-    files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("*.npz")])
+    files = [path] if path.is_file() else sorted(path.iterdir())
     tables = [file for file in files if file.suffix in (".parquet", ".npz") and not file.name.startswith("step-")]
     return [file for file in tables if not release.is_packed(file)]
 
@@ -50,7 +50,7 @@ def read(files: list[Path]) -> list[Run]:
 def _columns(file: Path) -> dict[str, np.ndarray]:
     try:
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 columns = {key: arrays[key] for key in arrays.files}
         else:
             columns = {name: column.to_numpy() for name, column in _arrow(file).items()}
@@ -66,7 +66,8 @@ def _columns(file: Path) -> dict[str, np.ndarray]:
 
 
 def _arrow(file: Path) -> dict[str, pa.ChunkedArray]:
-    table = pq.read_table(file)
+    with file.open("rb") as stream:
+        table = pq.read_table(stream)
     return dict(zip(table.column_names, table.columns, strict=True))
 
 

@@ -1,10 +1,11 @@
 """Our own runs: folders with a trace and the `config.json` beside it."""
 
 import json
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
+from premem_jax import storage
 from premem_jax.analysis import premem
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.trace import read_trace
@@ -15,9 +16,10 @@ def find(path: Path) -> list[Path]:
     """The folders of runs at or below `path`."""
     if path.is_file():
         return []
-    if any(path.glob("step-*.parquet")):  # the trace folder itself
+    found = {file.parent for file in storage.files(path) if file.match("step-*.parquet")}
+    if path in found:  # the trace folder itself
         return [path.parent]
-    return sorted({file.parent.parent for file in path.rglob("trace/step-*.parquet")})
+    return sorted(folder.parent for folder in found if folder.name == "trace")
 
 
 def read(folders: list[Path]) -> list[Run]:
@@ -63,7 +65,6 @@ def _config(path: Path) -> tuple[str, str, str]:
 
 def _names(folders: list[Path]) -> list[str]:
     """The last part of each folder, or of as many parents as it takes to tell them apart."""
-    folders = [folder.absolute() for folder in folders]
     for depth in range(1, 1 + max(len(folder.parts) for folder in folders)):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(names)) == len(names):
