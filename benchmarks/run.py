@@ -99,16 +99,19 @@ def compare(case: str, entries: list, contenders: dict, rounds: int, exact: bool
     turns = [[contenders[who].turn(task) for who, task, _ in entries] for _ in range(rounds)]
     rows = []
     for i, (who, task, note) in enumerate(entries):
-        seconds = [turn[i]["seconds"] for turn in turns]
+        seconds, cpu = ([turn[i][clock] for turn in turns] for clock in ("seconds", "cpu"))
         ratios = sorted(theirs / ours[0]["seconds"] for theirs, ours in zip(seconds, turns, strict=True))
-        row = dict(case=case, contender=f"{NAMES[who]} {task}", note=note, seconds=seconds, first=first[i]["seconds"])
+        row = dict(
+            case=case, contender=f"{NAMES[who]} {task}", note=note, seconds=seconds, cpu=cpu, first=first[i]["seconds"]
+        )
         row |= dict(tokens_per_second=round(TOKENS[case] / statistics.median(seconds)))
         row |= dict(ratio=round(statistics.median(ratios), 2), lowest=round(ratios[0], 2), highest=round(ratios[-1], 2))
         row |= dict(rss_mb=round(turns[-1][i]["rss"] / 1e6), agrees=agreement(case, first[0], first[i]))
         rows.append(row)
         print(
             f"{case:>10}  {NAMES[who]:<12} {note:<20} {row['tokens_per_second']:>8,} tok/s   theirs / ours "
-            f"{row['ratio']:>5.2f} ({row['lowest']:.2f} to {row['highest']:.2f})   {row['rss_mb']:>6,} MB   "
+            f"{row['ratio']:>5.2f} ({row['lowest']:.2f} to {row['highest']:.2f})   "
+            f"cpu {statistics.median(cpu):6.2f} s   {row['rss_mb']:>6,} MB   "
             f"{row['agrees']}",
             flush=True,
         )

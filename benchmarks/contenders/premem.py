@@ -28,6 +28,8 @@ from premem_jax.sampling.sampler import sample
 from premem_jax.scoring.likelihood import target_nll
 from premem_jax.training.trainer import Trainer
 
+MICRO_BATCHES = 4  # what is in memory at a time then fits the caches of a CPU better
+
 
 def make(folder: str, name: str, dtype: str) -> None:
     """A Hugging Face folder of random weights, of one of the sizes of the workload or a preset.
@@ -53,7 +55,7 @@ class Tasks:
         self._load = lambda dtype: checkpoint.load(_mesh(), dtype)
 
     def train(self):
-        trainer = Trainer(self._model, _mesh(), Clock(), workload.OPTIMIZER, micro_batches=1)
+        trainer = Trainer(self._model, _mesh(), Clock(), workload.OPTIMIZER, MICRO_BATCHES)
         state, step = trainer.init_state(self._load("float32")), 0
 
         def turn() -> list[float]:

@@ -21,11 +21,11 @@ def serve(tasks: Mapping[str, Callable], versions: dict) -> None:
         name = line.strip()
         if name not in ready:
             ready = {name: tasks[name]()}  # one at a time, so that a task's memory is its own
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         output = ready[name]()
-        seconds = time.perf_counter() - began
+        times = dict(seconds=time.perf_counter() - began, cpu=time.process_time() - worked)
         rss = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        print(json.dumps(dict(seconds=seconds, output=output, rss=rss)), file=replies, flush=True)
+        print(json.dumps(times | dict(output=output, rss=rss)), file=replies, flush=True)
 
 
 class Contender:
@@ -34,11 +34,13 @@ class Contender:
     def __init__(self, python: str, module: str, folder: Path):
         command = [python, "-m", f"benchmarks.contenders.{module}", str(folder)]
         root = Path(__file__).parents[2]
-        self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._log = open(folder / f"{module}.log", "w+")  # noqa: SIM115
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        self._process = subprocess.Popen(command, cwd=root, text=True, **pipes)
         self.versions = self._reply()
 
     def turn(self, task: str) -> dict:
-        """Does `task` once: `seconds`, `output`, and `rss`, the resident bytes after it."""
+        """Does `task` once: `seconds`, `cpu` seconds of all threads, `output`, `rss`, the resident bytes."""
         self._process.stdin.write(task + "\n")
         self._process.stdin.flush()
         return self._reply()
@@ -46,7 +48,8 @@ class Contender:
     def _reply(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"a contender ended with status {self._process.wait()}: {self._process.args[2]}")
+            self._log.seek(0)
+            raise SystemExit(f"{self._log.read()[-3000:]}\n{self._process.args[2]} ended")
         return json.loads(line)
 
     def __enter__(self):
@@ -55,3 +58,4 @@ class Contender:
     def __exit__(self, *_):
         self._process.stdin.close()
         self._process.wait()
+        self._log.close()
