@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from premem_jax import sharding
 from premem_jax.models.decoder import build
+from premem_jax.sampling import sampler
 from premem_jax.sampling.sampler import nucleus, sample
 from tests import tiny
 from tests.models import llama
@@ -87,15 +88,26 @@ def test_nucleus(counts, k):
     for row, total in zip(counts, totals, strict=True):
         half = int(k * (total - 1)) + 0.5  # between two sums of counts, so that rounding cannot decide
         kept = [sum(row[row > count]) < half for count in row]
-        logits = np.log(row).astype(np.float32)[None] + 3
-        expected = np.where(kept, logits[0], -np.inf)
-        np.testing.assert_array_equal(nucleus(logits, half / total)[0], expected)
+        probability = (row / total).astype(np.float32)
+        np.testing.assert_array_equal(nucleus(probability[None], half / total)[0], np.where(kept, probability, 0))
 
 
 def test_nucleus_of_everything_changes_nothing():
-    logits = np.random.default_rng(0).normal(size=(2, 9)).astype(np.float32)
-    np.testing.assert_array_equal(nucleus(logits, 1.0), logits)
-    assert np.isfinite(nucleus(logits, 1e-9)).sum(axis=1).tolist() == [1, 1]
+    probability = np.random.default_rng(0).dirichlet(np.ones(9), 2).astype(np.float32)
+    np.testing.assert_array_equal(nucleus(probability, 1.0), probability)
+    assert np.count_nonzero(nucleus(probability, 1e-9), axis=1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("V", [1, 40, 128, 300])
+def test_draw(V):
+    """Frequencies are those of the weights, of any sum; what has no weight, first and last tokens too, never comes."""
+    weights = np.random.default_rng(V).gamma(0.3, size=V).astype(np.float32) * 50
+    if V > 1:
+        weights[[0, V // 2, V - 1]] = 0
+    keys = jax.random.split(jax.random.key(V), 20_000)
+    drawn = np.asarray(sampler.draw(keys, np.tile(weights, (len(keys), 1))))
+    assert (weights[drawn] > 0).all()
+    assert p_value(drawn, weights / weights.sum()) > 1e-3
 
 
 def test_top_p_is_taken_after_the_temperature(draw):

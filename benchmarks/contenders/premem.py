@@ -1,0 +1,108 @@
+"""This library, with the calls of its trainer and its evaluators. Takes a folder that `make` has written.
+
+python -m benchmarks.contenders.premem FOLDER
+"""
+
+import dataclasses
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from benchmarks import workload
+from benchmarks.contenders.turns import serve
+from benchmarks.workload import Workload
+from premem_jax import sharding
+from premem_jax.models import hf
+from premem_jax.models.config import ModelConfig, preset
+from premem_jax.models.decoder import build, init
+from premem_jax.models.hf_files import Checkpoint, save
+from premem_jax.programs import Clock, Program
+from premem_jax.sampling.sampler import sample
+from premem_jax.scoring.likelihood import target_nll
+from premem_jax.training.trainer import Trainer
+
+MICRO_BATCHES = 4  # what is in memory at a time then fits the caches of a CPU better
+
+
+def make(folder: str, name: str, dtype: str) -> None:
+    """A Hugging Face folder of random weights, of one of the sizes of the workload or a preset.
+
+    Rotary positions are those of tunix, whose Llama has a base of 10**6 whatever its config says (0.1.7).
+    """
+    config = ModelConfig(**workload.SIZES[name]) if name in workload.SIZES else preset(name)
+    config, folder = dataclasses.replace(config, rope_theta=1e6, rope_scaling=None), Path(folder)
+    params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
+    save(folder, params, config, _mesh(), description=hf.to_hf_config(config), files={}, dtype=dtype)
+    (folder / "workload.json").write_text(json.dumps(dict(dtype=dtype)))
+
+
+def _mesh() -> Mesh:
+    return sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+
+
+class Tasks:
+    def __init__(self, folder: Path):
+        self._given = Workload(folder)
+        checkpoint = Checkpoint(folder)
+        self._model = build(checkpoint.config, dtype=self._given.dtype)
+        self._load = lambda dtype: checkpoint.load(_mesh(), dtype)
+
+    def train(self):
+        trainer = Trainer(self._model, _mesh(), Clock(), workload.OPTIMIZER, MICRO_BATCHES)
+        state, step = trainer.init_state(self._load("float32")), 0
+
+        def turn() -> list[float]:
+            nonlocal state, step
+            losses = []
+            for _ in range(workload.UPDATES):
+                batch = sharding.put_batch(_mesh(), self._given.batch(step))
+                state, metrics = trainer.program(state, batch, np.float32(workload.LEARNING_RATE))
+                losses.append(metrics["loss"])
+                step += 1
+            return np.array(losses).tolist()
+
+        return turn
+
+    def sample(self, samples=workload.SAMPLES, temperature=workload.TEMPERATURE, top_p=1.0):
+        params, prompts = self._load(self._given.dtype), self._given.prompts
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        tokens = self._given.padded([(prompt, []) for prompt in prompts], -(-lengths.max() // 32) * 32)["tokens"]
+        settings = dict(samples=samples, max_new_tokens=workload.NEW_TOKENS, temperature=temperature, top_p=top_p)
+        program = Program(partial(sample, self._model, eos_id=-1, **settings), Clock())
+        ids, key = jnp.arange(len(prompts)), jax.random.key(0)
+        return lambda: np.asarray(program(params, jnp.asarray(tokens), jnp.asarray(lengths), ids, key).tokens).tolist()
+
+    def sample_top_p(self):
+        return self.sample(top_p=workload.TOP_P)
+
+    def greedy(self):
+        return self.sample(samples=1, temperature=0.0)
+
+    def score(self):
+        params, program = self._load("float32"), Program(partial(target_nll, self._model), Clock())
+        examples = self._given.examples  # shortest first
+
+        def turn() -> list[float]:
+            nll = []
+            for first in range(0, len(examples), workload.SCORE_BATCH):
+                part = examples[first : first + workload.SCORE_BATCH]
+                length = -(-sum(map(len, part[-1])) // 32) * 32
+                batch = sharding.put_batch(_mesh(), self._given.padded(part, length))
+                nll.append(program(params, batch["tokens"], batch["weights"])[0])
+            return np.concatenate(nll).tolist()
+
+        return turn
+
+
+if __name__ == "__main__":
+    tasks = Tasks(Path(sys.argv[1]))
+    names = ("train", "sample", "sample_top_p", "greedy", "score")
+    versions = dict(jax=jax.__version__, flax=flax.__version__, device=jax.devices()[0].device_kind)
+    serve({name: getattr(tasks, name) for name in names}, versions)

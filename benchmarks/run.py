@@ -1,0 +1,149 @@
+"""Training, sampling and scoring beside what people would use instead: `transformers` on torch, and `google-tunix`.
+
+    python -m benchmarks.run [--suite=train,sample,score] [--model=20m] [--rounds=7] [--tunix_python=PATH]
+
+All get the same weights, tokens and settings, with the lengths of GSM8K; each is a process of its own, and they work in
+turns. Checked first: that the losses and perplexities are the same, and the greedy responses. `--model` is 1m, 20m,
+120m (fp32), or a Llama preset of this library such as llama3_8b, with random weights and in bfloat16. PATH is the
+interpreter of an environment with google-tunix; without it, tunix is left out. Prints a table; the figures go to
+benchmarks/results/.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import workload
+from benchmarks.contenders.turns import Contender
+
+ROOT = Path(__file__).parents[1]
+NAMES = {"premem": "premem_jax", "hugging_face": "transformers", "tunix": "tunix"}
+
+# What is compared, by suite: contenders, their tasks and a word on each. The first is ours.
+CASES = {
+    "train": {"update": (("premem", "train", ""), ("hugging_face", "train", ""), ("tunix", "train", ""))},
+    "sample": {
+        "sample": (
+            ("premem", "sample", ""),
+            ("hugging_face", "sample", "num_return_sequences"),
+            ("hugging_face", "sample_static", "static cache"),
+            ("tunix", "sample", ""),
+        ),
+        "top-p": (
+            ("premem", "sample_top_p", ""),
+            ("hugging_face", "sample_top_p", "num_return_sequences"),
+            ("tunix", "sample_top_p", ""),
+        ),
+        "greedy": (("premem", "greedy", ""), ("hugging_face", "greedy", ""), ("tunix", "greedy", "")),
+    },
+    "score": {
+        "perplexity": (
+            ("premem", "score", ""),
+            ("hugging_face", "score_one_by_one", "one by one"),
+            ("hugging_face", "score", "batches"),
+            ("tunix", "score", "batches"),
+        )
+    },
+}
+# Tokens of one turn: padded ones in training, sampled ones, and those of the texts in scoring.
+TOKENS = {
+    "update": workload.UPDATES * workload.TRAIN_ROWS * workload.TRAIN_LENGTH,
+    "sample": workload.PROMPTS * workload.SAMPLES * workload.NEW_TOKENS,
+    "top-p": workload.PROMPTS * workload.SAMPLES * workload.NEW_TOKENS,
+    "greedy": workload.PROMPTS * workload.NEW_TOKENS,
+    "perplexity": sum(map(sum, workload.LENGTHS)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", default="train,sample,score")
+    parser.add_argument("--model", default="20m")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tunix_python")
+    options = parser.parse_args()
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share a GPU
+    dtype = "float32" if options.model in workload.SIZES else "bfloat16"
+    pythons = dict(premem=sys.executable, hugging_face=sys.executable)
+    if options.tunix_python:
+        pythons["tunix"] = options.tunix_python
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name) / "model"
+        make = "from benchmarks.contenders import premem; import sys; premem.make(*sys.argv[1:])"
+        subprocess.run([sys.executable, "-c", make, folder, options.model, dtype], check=True, cwd=ROOT)
+        contenders = {who: stack.enter_context(Contender(pythons[who], who, folder)) for who in pythons}
+        rows = []
+        for suite in options.suite.split(","):
+            for case, entries in CASES[suite].items():
+                entries = [entry for entry in entries if entry[0] in contenders]
+                rows += compare(case, entries, contenders, options.rounds, exact=dtype == "float32")
+        versions = {NAMES[who]: contender.versions for who, contender in contenders.items()}
+    report = dict(model=options.model, dtype=dtype, rounds=options.rounds, rows=rows, versions=versions) | place()
+    path = ROOT / "benchmarks" / "results" / f"{options.model}-{options.suite.replace(',', '-')}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\n{report['device']}, commit {report['commit'][:9]}, load {report['load']}; in {path.relative_to(ROOT)}")
+
+
+def compare(case: str, entries: list, contenders: dict, rounds: int, exact: bool) -> list[dict]:
+    """Runs one case in turns, after one turn of each that compiles; prints and returns a row per contender."""
+    first = [contenders[who].turn(task) for who, task, _ in entries]
+    turns = [[contenders[who].turn(task) for who, task, _ in entries] for _ in range(rounds)]
+    rows = []
+    for i, (who, task, note) in enumerate(entries):
+        seconds, cpu = ([turn[i][clock] for turn in turns] for clock in ("seconds", "cpu"))
+        ratios = sorted(theirs / ours[0]["seconds"] for theirs, ours in zip(seconds, turns, strict=True))
+        row = dict(
+            case=case, contender=f"{NAMES[who]} {task}", note=note, seconds=seconds, cpu=cpu, first=first[i]["seconds"]
+        )
+        row |= dict(tokens_per_second=round(TOKENS[case] / statistics.median(seconds)))
+        row |= dict(ratio=round(statistics.median(ratios), 2), lowest=round(ratios[0], 2), highest=round(ratios[-1], 2))
+        row |= dict(rss_mb=round(turns[-1][i]["rss"] / 1e6), agrees=agreement(case, first[0], first[i]))
+        rows.append(row)
+        print(
+            f"{case:>10}  {NAMES[who]:<12} {note:<20} {row['tokens_per_second']:>8,} tok/s   theirs / ours "
+            f"{row['ratio']:>5.2f} ({row['lowest']:.2f} to {row['highest']:.2f})   "
+            f"cpu {statistics.median(cpu):6.2f} s   {row['rss_mb']:>6,} MB   "
+            f"{row['agrees']}",
+            flush=True,
+        )
+        if exact and not row["agrees"].endswith(("same", "-")):
+            raise SystemExit(f"{case}: {NAMES[who]} and premem_jax do not agree")
+    return rows
+
+
+def agreement(case: str, ours: dict, theirs: dict) -> str:
+    """How far two first turns have the same outputs; ends in `same` where they do, `-` where chance decides."""
+    if case in ("sample", "top-p"):
+        return "-"
+    a, b = np.array(ours["output"]), np.array(theirs["output"])
+    if case == "greedy":
+        # Rounding decides between two tokens that are all but equally likely, and every token after is another one.
+        equal = np.mean(np.logical_and.accumulate(a == b, axis=-1))
+        return f"{equal:.4f} of tokens" + (" same" if equal > 0.9 else "")
+    apart = np.max(np.abs(a - b))
+    return f"at most {apart:.0e} nats apart" + (", same" if apart < 1e-3 else "")
+
+
+def place() -> dict:
+    """Where, when and at which commit this was measured."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    device = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
+    return dict(
+        device=f"{os.cpu_count()} cores of {device.partition(': ')[2]}",
+        commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        date=datetime.date.today().isoformat(),
+        load=os.getloadavg()[0],
+    )
+
+
+if __name__ == "__main__":
+    main()
