@@ -161,7 +161,7 @@ def poll() -> None:
 
 def lost_another(error: Exception) -> bool:
     """Whether `error` is what JAX raises where another process of the run has ended, or does not answer."""
-    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+    if jax.process_count() == 1 or not isinstance(error, (RuntimeError, ValueError)):
         return False
     return "Gloo" in str(error) or str(error).startswith(("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED"))
 

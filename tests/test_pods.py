@@ -70,6 +70,7 @@ def test_four_then_two_then_one(straight, tmp_path):
         2, run, logs=tmp_path / "2", when=lambda: run.has("trace/step-00000005.parquet"), then=kill(1)
     )
     assert ended[1] == -9 and ended[0] not in (0, 2, 75), said  # process 0 notices and ends
+    assert "Traceback" not in said[0] and (ended[0] != 1 or said[0].count("error: another process is gone") == 1), said
     run.finish()
     assert_close(run, straight)
 
