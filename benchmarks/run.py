@@ -89,6 +89,7 @@ def main() -> None:
         versions = {NAMES[who]: contender.versions for who, contender in contenders.items()}
     report = dict(model=options.model, dtype=dtype, rounds=options.rounds, rows=rows, versions=versions) | place()
     path = ROOT / "benchmarks" / "results" / f"{options.model}-{options.suite.replace(',', '-')}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{report['device']}, commit {report['commit'][:9]}, load {report['load']}; in {path.relative_to(ROOT)}")
 
