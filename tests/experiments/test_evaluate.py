@@ -18,7 +18,8 @@ from premem_jax.models.hf_files import save
 from premem_jax.scoring.reference import grade_bytes
 from tests import tiny
 from tests.models.test_parity import gemma, llama
-from tests.processes import finish, interrupt, kill
+from tests.pod import pod, texts
+from tests.processes import command, finish, interrupt, kill
 
 CONFIG = Path(run_card.__file__)
 ROWS = 21
@@ -104,6 +105,30 @@ def test_a_file_that_changed_is_another_evaluation(place, tmp_path):
         evaluate.run(config, tmp_path / "run")
         found += read(tmp_path / "run")
     assert [row["id"] for row in found] == [0, "row 1"] and found[0]["target_nll"] != found[1]["target_nll"]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(place, tmp_path):
+    """The rows of each batch on two hosts: the same texts, verdicts and order of rows, and one file."""
+    arguments = [
+        f"--config.model.path={place / 'llama'}",
+        f"--config.data.path={place / 'rows.jsonl'}",
+        f"--config.cache={place / 'cache'}",
+        "--config.compute_dtype=float32",
+        "--config.likelihood.batch=8",
+        "--config.sampling.batch=8",
+        "--config.chunk=10",
+    ]
+    card = f"{CONFIG}:samples=3,task=gsm8k,max_new_tokens=9"
+    alone = finish(*arguments, f"--workdir={tmp_path / 'one'}", config=card)
+    assert alone.returncode == 0, alone.stderr
+    with pod(2, command([*arguments, f"--workdir={tmp_path / 'two'}"], config=card), tmp_path / "logs") as processes:
+        assert [process.wait(timeout=240) for process in processes] == [0, 0], texts(tmp_path / "logs")
+    one, two = read(tmp_path / "one"), read(tmp_path / "two")
+    assert [(row["id"], row["target_tokens"], row["responses"]) for row in one] == [
+        (row["id"], row["target_tokens"], row["responses"]) for row in two
+    ]
+    np.testing.assert_allclose([row["target_nll"] for row in two], [row["target_nll"] for row in one], atol=1e-5)
 
 
 def test_a_killed_evaluation_continues_and_other_meshes_agree(place, tmp_path):
