@@ -51,8 +51,8 @@ def start(mode: str, coordinator: str | None, count: int | None, index: int | No
             shutdown_timeout_seconds=END_SECONDS,
         )
     except ValueError as error:  # nothing in the environment says where the others are
-        if mode == "on":
-            raise UserError(f"--distributed=on, but where the other processes are is not known ({error})") from error
+        if mode == "on" or all(given):
+            raise UserError(f"the other processes cannot be joined: {error}; see --help on --coordinator") from error
 
 
 def leads() -> bool:
@@ -159,9 +159,14 @@ def poll() -> None:
 # ---- Ending ---------------------------------------------------------------------------------------------------------
 
 
+def _joined() -> bool:
+    """Whether there are others, without a look at the devices."""
+    return (distributed.global_state.num_processes or 1) > 1
+
+
 def lost_another(error: Exception) -> bool:
     """Whether `error` is what JAX raises where another process of the run has ended, or does not answer."""
-    if jax.process_count() == 1 or not isinstance(error, (RuntimeError, ValueError)):
+    if not _joined() or not isinstance(error, (RuntimeError, ValueError)):
         return False
     return "Gloo" in str(error) or str(error).startswith(("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED"))
 
@@ -171,7 +176,7 @@ def leave(status: int) -> NoReturn:
 
     They end when its heartbeat stops, or when process 0 is gone, which lets them say first what is wrong with them.
     """
-    if jax.process_count() == 1:
+    if not _joined():
         sys.exit(status)
     if leads():
         time.sleep(2)
