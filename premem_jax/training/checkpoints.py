@@ -41,7 +41,7 @@ class Checkpoints:
     """The checkpoints of one run, `folder/STEP`, of which the newest `keep` stay."""
 
     def __init__(self, folder: Path, *, keep: int):
-        self._folder = storage.path(folder)
+        self._folder, self._keep = storage.path(folder), keep
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._checksums = None
@@ -51,13 +51,16 @@ class Checkpoints:
         state = sharding.abstract(mesh, abstract_state)
         number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(mesh))
         wanted = ocp.args.StandardRestore({"state": state, "checksums": jax.tree.map(lambda _: number, state)})
-        for step in sorted(processes.once(lambda: list(self._manager.all_steps())), reverse=True):
+        steps = sorted(processes.once(lambda: list(self._manager.all_steps())), reverse=True)
+        for place, step in enumerate(steps):
             found, why = None, "its checksum is another"
             try:
                 found = self._manager.restore(step, args=wanted)
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
                 why = brief(error)
             if processes.all_agree(found is not None) and self._whole(found):
+                for old in steps[place + self._keep :]:  # a kill came between a save and what it makes needless
+                    self._manager.delete(old)
                 return found["state"]
             del found
             aside = self._set_aside(step)

@@ -60,3 +60,19 @@ def test_a_changed_bit_in_a_file_is_noticed_and_the_checkpoint_before_is_taken(t
     assert int(found["step"]) == 1 and "checkpoint 2 cannot be read" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, found["params"], tiny.trained())
     assert len(list((tmp_path / "unreadable").iterdir())) == 1
+
+
+def test_more_than_are_kept_are_no_more_once_one_is_restored(tmp_path):
+    """As a kill leaves them between a save and the deletion of the oldest."""
+    trainer = tiny.trainer()
+    state = trainer.init_state(jax.tree.map(jnp.asarray, tiny.trained()))
+    folder = tmp_path / "checkpoints"
+    before = Checkpoints(folder, keep=3)
+    for step in (1, 2, 3):
+        before.save(step, state | {"step": jnp.full_like(state["step"], step)})
+    before.wait()
+    before.close()
+    after = Checkpoints(folder, keep=2)
+    assert int(after.restore(tiny.one_device(), trainer.abstract_state)["step"]) == 3
+    after.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
