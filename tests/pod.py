@@ -75,7 +75,7 @@ def assert_close(run: Run, straight: Run) -> None:
     np.testing.assert_allclose([row["step"] for row in rows], [row["step"] for row in expected])
     losses = lambda rows: [row["loss"] for row in rows if "loss" in row]
     np.testing.assert_allclose(losses(rows), losses(expected), atol=1e-4)
-    assert run.saved == straight.saved
+    assert run.saved[-1] == straight.saved[-1] and len(run.saved) == len(straight.saved)  # a stop saves where it is
     mine, theirs = run.checkpoint(run.saved[-1]), straight.checkpoint(run.saved[-1])
     for name, array in theirs.items():
         np.testing.assert_allclose(mine[name], array, atol=2e-4, err_msg=name)

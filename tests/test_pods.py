@@ -82,4 +82,4 @@ def test_two_processes_evaluate_as_one(straight, tmp_path):
     ended, said = run_pod(2, run, logs=tmp_path / "logs")
     assert ended == [0, 0], said
     assert_close(run, straight)
-    assert run.saved == [8, LAST]
+    assert run.saved == straight.saved == [8, LAST]
