@@ -14,6 +14,7 @@ class Goodput:
     """Seconds by phase, kept in `seconds.json` so that a run that was interrupted knows of its earlier launches.
 
     What no phase has is `restart`: between launches, and work of a killed one that was not kept and is done again.
+    As a context it writes the file where the block fails.
     """
 
     def __init__(self, folder: Path, clock: Clock):
@@ -25,6 +26,13 @@ class Goodput:
                 self._began += time.time() - sum(clock.read().values()) - kept["finished"]
         except (FileNotFoundError, ValueError, KeyError):
             self._began, self._before, self._launches = time.time() - sum(clock.read().values()), {}, 1
+
+    def __enter__(self) -> "Goodput":
+        return self
+
+    def __exit__(self, kind, error, where) -> None:
+        if kind is not None:
+            self.keep()
 
     def seconds(self) -> dict[str, float]:
         """By phase, without `restart`."""

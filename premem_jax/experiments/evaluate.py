@@ -36,14 +36,9 @@ def run(config, folder: Path) -> dict:
     """
     clock = Clock()
     workdir.claim(folder, config.to_dict())
-    with lease(folder):
-        goodput = Goodput(folder, clock)
-        try:
-            rows, chunks = measure(config, folder, clock)
-            return processes.once(lambda: conclude(config, folder, goodput, rows, chunks))
-        except BaseException:
-            goodput.keep()
-            raise
+    with lease(folder), Goodput(folder, clock) as goodput:
+        rows, chunks = measure(config, folder, clock)
+        return processes.once(lambda: conclude(config, folder, goodput, rows, chunks))
 
 
 def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]:

@@ -57,14 +57,9 @@ def run(config, folder: Path) -> dict:
     """
     clock = Clock()
     workdir.claim(folder, config.to_dict())
-    with lease(folder):
-        goodput = Goodput(folder, clock)
-        try:
-            train(config, folder, clock, goodput)
-            return processes.once(lambda: conclude(config, folder, goodput))
-        except BaseException:
-            goodput.keep()
-            raise
+    with lease(folder), Goodput(folder, clock) as goodput:
+        train(config, folder, clock, goodput)
+        return processes.once(lambda: conclude(config, folder, goodput))
 
 
 def train(config, folder: Path, clock: Clock, goodput: Goodput) -> None:
