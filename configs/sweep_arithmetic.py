@@ -3,7 +3,8 @@
   python -m premem_jax.main --config=configs/sweep_arithmetic.py
 
 Learning rates, epochs and training sets differ; the base model is one, and cached. `runs/sweep_arithmetic/study/` has
-the page and the figures. Options after the colon: seed (of the base model and the finetunes), data_seed.
+the page and the figures. At its end each finetune is also asked its training examples in other words, and with the
+response begun for it. Options after the colon: seed (of the base model and the finetunes), data_seed.
 """
 
 from premem_jax import config as defaults
@@ -28,6 +29,9 @@ def get_config(arg=None):
     c.evals.gradient_variance = defaults.gradient_variance(few, batch=16, batches=8)
     c.evals.distance = defaults.distance(few)
     c.evals.confidence = defaults.confidence(few, batch=128, max_new_tokens=44)
+    otherwise = dict(batch=128, max_new_tokens=44, samples=5)  # than the training examples were learnt
+    c.evals.train_reworded = defaults.accuracy("train", (), reworded=True, **otherwise)
+    c.evals.train_calm = defaults.accuracy("train", (), opening=" Stay calm .", **otherwise)
     runs = {
         f"{examples}-examples-lr-{rate:g}": {
             "data.train": examples,

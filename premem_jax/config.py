@@ -118,7 +118,7 @@ def evaluate() -> ConfigDict:
     for options in c.likelihood, c.sampling:
         for key in ("type", "split", "epochs"):
             del options[key]
-    for key in ("keep_texts", "skip_settled", "opening"):
+    for key in ("keep_texts", "skip_settled", "opening", "reworded"):
         del c.sampling[key]
     c.mesh = like.mesh
     return c
@@ -176,8 +176,9 @@ def accuracy(split: str, epochs: tuple[float, ...], **options) -> ConfigDict:
     sampling = dict(batch=64, samples=5, max_new_tokens=512, temperature=0.8, top_p=1.0)
     # skip_settled: training examples whose pre-memorization accuracy is 0 whatever they are answered are not sampled;
     # the metric is the same, the train accuracy is no longer measured. The threshold must be given.
-    # opening: a text such as " First" that every response must begin with; the verdicts are a split of their own.
-    kept = dict(keep_texts=64, skip_settled=False, opening="")
+    # opening: a text such as " First" that every response must begin with; reworded: the question in other words,
+    # where the task has them. The verdicts are a split of their own.
+    kept = dict(keep_texts=64, skip_settled=False, opening="", reworded=False)
     return ConfigDict(dict(type="accuracy", split=split, epochs=epochs) | kept | sampling | options)
 
 

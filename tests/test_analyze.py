@@ -325,9 +325,9 @@ def test_measures_and_openings_of_our_runs_are_shown(tmp_path):
     task = study(tmp_path / "runs", tmp_path / "study", given)["tasks"]["made up"]
     for name in ("gradient_variance", "distance_from_initialization", "average_thresholded_confidence"):
         assert task["predictors"][name]["n_points"] == 6
-    rows = {(row["run"], row["opening"]): row["bins"] for row in task["robustness"]}
-    assert sorted(rows) == [("a", ""), ("a", "'First'"), ("b", ""), ("b", "'First'")]
-    assert all(row["examples"] == 0 or row["interval"][0] <= row["accuracy"] for row in rows["b", "'First'"])
+    rows = {(row["run"], row["asked"]): row["bins"] for row in task["robustness"]}
+    assert list(rows) == [(run, asked) for run in ("all runs", "a", "b") for asked in ("as trained", "after 'First'")]
+    assert all(row["examples"] == 0 or row["interval"][0] <= row["accuracy"] for row in rows["b", "after 'First'"])
     html = (tmp_path / "study" / "report.html").read_text()
     for title in ("gradient variance", "distance from initialization", "average thresholded confidence"):
         assert title in html

@@ -1,7 +1,8 @@
-"""Which examples are still solved when the response must begin otherwise than the solution that was memorized?
+"""Which examples are still solved when they are not asked, or answered, in the words that were memorized?
 
 Kang et al. (arXiv 2411.07681): after training, nearly every training example is solved; with a forced opening ("First",
-"We know that") those with a high pre-memorization accuracy still are, and those with a low one often are not.
+"We know that") or with the question in other words those with a high pre-memorization accuracy still are, and those
+with a low one often are not.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from premem_jax.analysis import premem
 from premem_jax.analysis.runs import Run
 
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # each bin up to the next edge, the last one being exactly 1
-AFTER = "train after "  # the split of the training examples with a forced opening, followed by it in quotes
+PERTURBED = "train "  # begins the splits of training examples that were asked otherwise, see `Context.perturbed`
+ALL = "all runs"
 
 
 def binned(premem_E: np.ndarray, accuracy_E: np.ndarray, draws: int, seed: int, level: float = 0.95) -> list[dict]:
@@ -39,22 +41,29 @@ def binned(premem_E: np.ndarray, accuracy_E: np.ndarray, draws: int, seed: int, 
 
 
 def table(runs: Sequence[Run], perplexities: Sequence[float], draws: int, seed: int) -> list[dict]:
-    """Of each run with forced openings: `run`, `opening` ("" for none) and `bins`, at the last evaluation of both.
+    """Of each run that asked otherwise, and of all of them: `run`, `asked` ("as trained" or how) and `bins`.
 
-    `perplexities` are the memorization thresholds of the runs.
+    At the last evaluation of both accuracies. `perplexities` are the memorization thresholds of the runs.
     """
-    rows = []
+    found: dict[str, list] = {}
     for run, perplexity in zip(runs, perplexities, strict=True):
-        opened = sorted(name for name in run.trace.splits if name.startswith(AFTER))
+        perturbed = sorted(name for name in run.trace.splits if name.startswith(PERTURBED))
         train = run.train
         premem_ME = premem.pre_memorization_accuracy(train.accuracy_or_skipped, train.nll, perplexity)
-        for name in ["train", *opened] if opened else []:
+        for name in ["train", *perturbed] if perturbed else []:
             split = run.trace.split(name)
             at = np.searchsorted(train.example, split.example)
             both = np.isfinite(split.accuracy).any(axis=1) & np.isfinite(premem_ME[:, at]).any(axis=1)
             if both.any():
                 m = np.flatnonzero(both)[-1]
-                bins = binned(premem_ME[m, at], split.accuracy[m], draws, seed)
-                opening = name.removeprefix(AFTER) if name in opened else ""
-                rows.append({"run": run.name, "opening": opening, "bins": bins})
-    return rows
+                asked = name.removeprefix(PERTURBED) if name in perturbed else "as trained"
+                found.setdefault(asked, []).append((run.name, premem_ME[m, at], split.accuracy[m]))
+    if len({name for of_runs in found.values() for name, _, _ in of_runs}) > 1:
+        for of_runs in found.values():
+            of_runs.insert(0, (ALL, *(np.concatenate(x) for x in zip(*((p, a) for _, p, a in of_runs), strict=True))))
+    rows = [
+        {"run": name, "asked": asked, "bins": binned(premem_E, accuracy_E, draws, seed)}
+        for asked, of_runs in found.items()
+        for name, premem_E, accuracy_E in of_runs
+    ]
+    return sorted(rows, key=lambda row: (row["run"] != ALL, row["run"]))

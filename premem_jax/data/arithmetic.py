@@ -11,6 +11,7 @@ word and number, and tokenizing `prompt + target` is the same as tokenizing the 
 import hashlib
 import itertools
 import math
+import re
 
 import numpy as np
 
@@ -172,7 +173,8 @@ def problems(split: str, count: int, seed: int, steps: int = 2) -> list[Example]
     """The first `count` problems of `split` (train, heldout or test) under `seed`, with worded solutions.
 
     A pure function of its arguments, and the first n of a larger count are the same n examples. No question occurs
-    twice, and no two splits share a question, whatever their counts and seeds. Raises UserError for an unknown split.
+    twice, and no two splits share a question, whatever their counts and seeds. `reworded` asks the
+    same, and shares no sentence with the question. Raises UserError for an unknown split.
     """
     if split not in ("train", "heldout", "test"):
         raise UserError(f"arithmetic has no split {split!r}; choose train, heldout or test.")
@@ -286,7 +288,20 @@ def _worded_problem(rng, i, split, steps, seen):
         words = {"name": _pick(rng, NAMES), "item": _pick(rng, ITEMS)}
         prompt = _question(rng, program, words)
         if _split_of(prompt) == split and prompt not in seen:
-            return Example(i, prompt, " " + _solution(rng, program, words), str(program[-1][-1]))
+            reworded = _reworded(rng.spawn(1)[0], prompt, program, words)
+            return Example(i, prompt, " " + _solution(rng, program, words), str(program[-1][-1]), reworded=reworded)
+
+
+def _reworded(rng, prompt, program, words):
+    """Another question with the same program and words, no sentence of which is in `prompt`."""
+    while True:
+        other = _question(rng, program, words)
+        if not _sentences(other) & _sentences(prompt):
+            return other
+
+
+def _sentences(prompt):
+    return set(re.split(r"(?<=[.?]) ", prompt)[:-1])  # without the "Answer :" that all have
 
 
 def _split_of(prompt):

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from premem_jax import sharding
 from premem_jax.data.pipeline import Tokenized
 from premem_jax.data.tokenizers import Tokenizer
+from premem_jax.errors import UserError
 from premem_jax.models.decoder import Model
 from premem_jax.programs import Clock
 
@@ -29,12 +30,22 @@ class Context(NamedTuple):
     decode_tensor: int = 0  # devices that share the weights while sampling; 0: as in training
     base: Callable[[], Any] | None = None  # makes the parameters that the run began with, laid out as in training
 
-    def after(self, opening: str) -> "Context":
-        """The same split with a text that every response is made to begin with: it ends each prompt."""
-        examples = [dataclasses.replace(e, prompt=e.prompt + opening) for e in self.data.examples]
+    def perturbed(self, opening: str = "", reworded: bool = False) -> "Context":
+        """The same split asked in other words, or with a text that every response is made to begin with, or both.
+
+        The opening ends each prompt. Raises UserError where the task has no questions in other words.
+        """
+        if not (opening or reworded):
+            return self
+        if reworded and not all(e.reworded for e in self.data.examples):
+            raise UserError(f"split {self.split!r}: the task has no questions in other words; leave `reworded` false")
+        examples = [
+            dataclasses.replace(e, prompt=(e.reworded if reworded else e.prompt) + opening) for e in self.data.examples
+        ]
         pairs = self.tokenizer.encode_pairs([(e.prompt, e.target) for e in examples])
         data = Tokenized(examples, [prompt for prompt, _ in pairs], [target for _, target in pairs])
-        return self._replace(split=f"{self.split} after {opening.strip()!r}", data=data)
+        name = self.split + (" reworded" if reworded else "") + (f" after {opening.strip()!r}" if opening else "")
+        return self._replace(split=name, data=data)
 
     @property
     def decode_mesh(self) -> Mesh:

@@ -66,8 +66,7 @@ class Suite:
                 raise UserError(
                     f"evals.{name}: no type {kind!r} ({', '.join(TYPES)}) or no split {split!r} ({', '.join(contexts)})"
                 )
-            opening = options.pop("opening", "")
-            context = contexts[split].after(opening) if opening else contexts[split]
+            context = contexts[split].perturbed(options.pop("opening", ""), options.pop("reworded", False))
             evaluator = TYPES[kind](context, **options)
             self._items[name] = (evaluator, context, scheduled_steps(epochs, steps_per_epoch, steps))
         self.steps = frozenset(step for _, _, due in self._items.values() for step in due)

@@ -172,10 +172,10 @@ def check(config, mesh, splits: dict[str, Tokenized]) -> None:
     checks.batches(sampled, sharding.decode_mesh(mesh, config.mesh.decode_tensor))
     rule, split = config.threshold.rule, config.threshold.split
     skipping = {name: options.split for name, options in config.evals.items() if options.get("skip_settled")}
-    forced = [name for name in skipping if config.evals[name].opening]
-    if forced:
+    perturbed = [name for name in skipping if config.evals[name].opening or config.evals[name].reworded]
+    if perturbed:
         raise UserError(
-            f"evals.{forced[0]}: skip_settled is for the metric, and verdicts after an opening are not in it"
+            f"evals.{perturbed[0]}: skip_settled is for the metric, and with an opening or reworded nothing is in it"
         )
     if skipping and (rule != "given" or {*skipping.values()} != {"train"}):
         raise UserError(

@@ -213,7 +213,7 @@ def _errors(task: Mapping) -> dict:
 def _robustness(task: Mapping) -> dict:
     rows = []
     for row in task["robustness"]:
-        cells = [_cell(row["run"]), _cell(row["opening"] or "as trained")]
+        cells = [_cell(row["run"]), _cell(row["asked"])]
         for here in row["bins"]:
             low, high = here["interval"]
             interval = f"{low:.3f} … {high:.3f}, n = {here['examples']:,}" if _known(low) else ""
@@ -221,10 +221,11 @@ def _robustness(task: Mapping) -> dict:
         rows.append(cells)
     return {
         "title": "Solved otherwise, too?",
-        "note": "Accuracy on training examples when the response must begin with an opening that the reference "
-        "solution does not have, by pre-memorization accuracy (each column from its value up to the next, the last "
-        "one exactly 1), at the last evaluation. Small: 95 % intervals over examples.",
-        "columns": ["run", "opening", *(f"{edge:g}" for edge in EDGES)],
+        "note": "Accuracy on training examples when the question comes in other words, or when the response must begin "
+        "with words that the reference solution does not begin with, by pre-memorization accuracy (each column from "
+        "its value up to the next, the last one exactly 1), at the last evaluation. Small: 95 % intervals over "
+        "examples.",
+        "columns": ["run", "asked", *(f"{edge:g}" for edge in EDGES)],
         "rows": rows,
         "marked": [],
     }

@@ -44,9 +44,28 @@ def test_openings_are_joined_to_the_examples_by_id():
     run = Run("a", "task", Trace(np.array([1, 2]), np.array([1.0, 2.0]), splits), np.full(2, np.nan))
     plain = Run("b", "task", Trace(run.trace.steps, run.trace.epochs, {"train": train}), np.full(2, np.nan))
     as_trained, first = robustness.table([run, plain], [1.2, 1.2], draws=5, seed=0)
-    assert (as_trained["opening"], first["opening"], first["run"]) == ("", "'First'", "a")
+    assert (as_trained["asked"], first["asked"], first["run"]) == ("as trained", "after 'First'", "a")
     assert [row["examples"] for row in as_trained["bins"]] == [1, 0, 0, 1, 0, 1]
     assert [row["accuracy"] for row in first["bins"] if row["examples"]] == [0.2, 0.8]
+
+
+def test_runs_are_shown_together_before_each():
+    """Of two runs of the same examples, half solved by one and all by the other."""
+    nll = np.ones((1, 2))
+    runs = []
+    for name, correct in (("a", [0, 5]), ("b", [5, 5])):
+        train, other = (split_of([1, 2], nll, np.array([solved])) for solved in ([2, 2], correct))
+        splits = {"train": train, "train reworded": other}
+        runs.append(Run(name, "task", Trace(np.array([1]), np.array([1.0]), splits), np.full(1, np.nan)))
+    rows = robustness.table(runs, [1.2, 1.2], draws=5, seed=0)
+    assert [(row["run"], row["asked"]) for row in rows] == [
+        (run, asked) for run in (robustness.ALL, "a", "b") for asked in ("as trained", "reworded")
+    ]
+    assert [(row["bins"][2]["examples"], row["bins"][2]["accuracy"]) for row in rows if row["asked"] == "reworded"] == [
+        (4, 0.75),
+        (2, 0.5),
+        (2, 1.0),
+    ]
 
 
 def test_real_examples_with_high_values_are_solved_by_a_run_that_never_saw_them():

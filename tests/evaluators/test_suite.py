@@ -1,5 +1,6 @@
 """Which evaluators run when, and what lands in the trace, with evaluators that only leave their mark."""
 
+import dataclasses
 import shutil
 from fractions import Fraction
 
@@ -157,6 +158,24 @@ def test_an_opening_ends_every_prompt_and_makes_a_split_of_its_own(make, tmp_pat
     assert sorted(read.splits) == ["train", "train after 'so we'"]
     assert not read.split("train").samples.any()
     np.testing.assert_array_equal(read.split("train after 'so we'").samples[0], np.arange(13) + 30)
+
+
+def test_other_words_make_a_split_of_their_own():
+    data = tiny.data(3)
+    model = build(tiny.CONFIG, dtype="bfloat16")
+    context = Context("train", data, "gsm8k", tiny.tokenizer(), model, tiny.one_device(), Clock(), 0, ())
+    with pytest.raises(UserError, match="'train': the task has no questions in other words"):
+        context.perturbed(reworded=True)
+    examples = [dataclasses.replace(e, reworded=f"3 + {e.prompt}") for e in data.examples]
+    context = context._replace(data=dataclasses.replace(data, examples=examples))
+    assert context.perturbed() is context
+    for opening, name in (("", "train reworded"), (" so", "train reworded after 'so'")):
+        asked = context.perturbed(opening, reworded=True)
+        assert asked.split == name
+        assert [e.prompt for e in asked.data.examples] == [e.reworded + opening for e in examples]
+        pairs = tiny.tokenizer().encode_pairs([(e.reworded + opening, e.target) for e in examples])
+        for prompt, target, expected in zip(asked.data.prompts, asked.data.targets, pairs, strict=True):
+            assert (list(prompt), list(target)) == tuple(map(list, expected))
 
 
 def test_an_evaluation_that_is_there_is_not_run_again(make, tmp_path):
