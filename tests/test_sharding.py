@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from functools import partial
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.models.config import preset
 from premem_jax.models.decoder import build, init
 from premem_jax.programs import Clock
+from premem_jax.sampling import rounds
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.optimizer import adamw
 from premem_jax.training.step import init_state
@@ -52,6 +54,13 @@ def results(mesh, decode_tensor=0):
     decode = jax.device_put(tiny.trained(), sharding.shardings(context.decode_mesh, params))
     verdicts = collected(Accuracy(context, batch=16, **options).run(decode, 3))
     return jax.tree.map(np.asarray, (state, values, likelihood, verdicts))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_rounds():
+    """Responses of up to nine tokens go on twice."""
+    with patch.object(rounds, "FIRST", 3):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ class Example:
 
     `id` is stable within its split. `prompt` is empty for plain text, which has no answer either. `target` is the
     reference solution and begins with a space; `answer` is the final answer alone. `metadata` is what else the source
-    says of the item (MATH: `level` and `type`). `reworded` is a prompt that asks the same in other words, if the task can
-    make one.
+    says of the item (MATH: `level` and `type`). `reworded` is a prompt that asks the same in other words, if the task
+    can make one.
     """
 
     id: int

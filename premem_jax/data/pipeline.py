@@ -169,7 +169,7 @@ def evaluation_batches(
     `only` names the rows to take, `here` the places of a batch to make; all of them by default.
     """
     lengths = np.array([len(p) for p in data.prompts], np.int32) if prompts_only else data.lengths
-    only = np.arange(len(data)) if only is None else np.asarray(only)
+    only = np.arange(len(data)) if only is None else np.asarray(only, int)
     order = only[np.argsort(lengths[only], kind="stable")]
     for first in range(0, len(order), batch):
         rows = order[first : first + batch]

@@ -15,6 +15,7 @@ from premem_jax.models.decoder import Model, build
 from premem_jax.planning import costs
 from premem_jax.planning.topology import Topology
 from premem_jax.programs import Clock
+from premem_jax.sampling.rounds import continuing, round_tokens
 from premem_jax.scoring.answers import answer_bytes, vocabulary
 from premem_jax.scoring.likelihood import target_nll
 from premem_jax.training.trainer import Trainer
@@ -93,27 +94,34 @@ def lower(config, mesh, name: str) -> tuple[jax.stages.Lowered, int]:
 
 
 def _sample(config, model: Model, mesh, params):
-    """The sampling program of the accuracy evaluators, and its arguments."""
+    """The sampling program of the accuracy evaluators that takes most memory, their last round, and its arguments."""
     batch, rules = sizes(config).sample, tasks.RULES[config.data.task]
+    *before, T = round_tokens(batch["T"])
+    begun, R = sum(before), 1 if before else batch["R"]
+    B = continuing(batch["B"], batch["R"]) if before else batch["B"]
     half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params)
     # Real vocabularies are of this size; their bytes are in no file here, and what they are changes no shape but a few.
     tokens = [bytes([i]) for i in range(256)] + [b" " * 128] + [b""] * (model.config.V - 257)
     replicated = lambda tree: jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), tree
     )
-    answers = answer_bytes([b"0"] * batch["B"], rules)
-    integers = lambda *shape: sharding.abstract_batch(mesh, (batch["B"], *shape), jnp.int32)
+    answers = answer_bytes([b"0"] * B, rules)
+    integers = lambda *shape: sharding.abstract_batch(mesh, (B, *shape), jnp.int32)
     args = (
         sharding.abstract(mesh, half),
-        integers(batch["P"]),
-        integers(),
-        integers(),
+        dict(
+            tokens=integers(batch["P"] + begun),
+            prompt_length=integers(),
+            ids=integers(),
+            first=integers(),
+            begun=integers(begun),
+        ),
         jax.tree.map(lambda x: sharding.abstract_batch(mesh, x.shape, x.dtype), answers),
         replicated(vocabulary(tokens, rules)),
         replicated(jax.eval_shape(jax.random.key, 0)),
     )
     accuracy = _largest(config, "accuracy")
-    settings = {key: accuracy[key] for key in ("samples", "max_new_tokens", "temperature", "top_p")}
+    settings = dict(samples=R, max_new_tokens=T, temperature=accuracy.temperature, top_p=accuracy.top_p)
     return jax.jit(partial(sample_and_grade, model, rules, eos_id=0, **settings)), args
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from premem_jax.models.decoder import Cache, Model
 
-FIRST_STAGE = 128  # tokens
 BLOCK = 128  # tokens of the vocabulary that are drawn together first
 
 
@@ -40,20 +39,24 @@ def sample(
     temperature: float,
     top_p: float,
     eos_id: int,
+    first_B: jax.Array | int = 0,
+    begun: int = 0,
 ) -> Samples:
     """Draw `samples` responses per prompt; runs under `jit`, with everything after `key` static.
 
     The randomness of a response is a pure function of (key, example id, sample index, position): it does not depend on
-    the batch an example is in, its padding, or the number of devices.
+    the batch an example is in, its padding, or the number of devices. A response can be drawn in parts.
 
     Args:
       prompts_BP: right-padded prompt tokens.
       length_B: tokens in each prompt, at least 1.
-      ids_B: example ids.
+      ids_B: example ids; below 0 where there is none, and nothing is drawn.
       key: random key of the evaluation.
       temperature: 0 takes the likeliest token.
       top_p: nucleus mass (Holtzman et al., arXiv 1904.09751); 1 samples the full distribution.
       eos_id: the stop marker.
+      first_B: index of each prompt's first sample.
+      begun: tokens at the end of each prompt that are of the response.
     """
     decoder = model.bind(params)
     (B, P), R, T = prompts_BP.shape, samples, max_new_tokens
@@ -62,7 +65,7 @@ def sample(
     last_BD = jnp.take_along_axis(hidden, (length_B - 1)[:, None, None], axis=1)[:, 0]
     prompt_mask = jnp.arange(P) < length_B[:, None]
     length_X = jnp.repeat(length_B, R)
-    keys_X = sample_keys(key, ids_B, R).reshape(X)
+    keys_X = sample_keys(key, ids_B, first_B, R).reshape(X)
 
     def choose(logits_XV, step):
         if temperature == 0:
@@ -71,7 +74,7 @@ def sample(
         return draw(jax.vmap(jax.random.fold_in, (0, None))(keys_X, step), probability_XV)
 
     def body(state: _State) -> _State:
-        token = choose(state.logits, state.step).astype(jnp.int32)
+        token = choose(state.logits, begun + state.step).astype(jnp.int32)
         done = state.done | (token == eos_id)
         token = jnp.where(done, 0, token)
         tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step))
@@ -82,29 +85,19 @@ def sample(
         step=jnp.int32(0),
         tokens=jnp.zeros((X, T), jnp.int32),
         length=jnp.zeros((X,), jnp.int32),
-        done=jnp.zeros((X,), bool),
+        done=jnp.repeat(ids_B < 0, R),
         logits=jnp.repeat(decoder.logits(last_BD), R, axis=0),
-        own=jax.tree.map(lambda x: jnp.zeros((x.shape[0], X, x.shape[2], 0, x.shape[4]), x.dtype), prompt),
+        own=jax.tree.map(lambda x: jnp.zeros((x.shape[0], X, x.shape[2], T, x.shape[4]), x.dtype), prompt),
     )
-    for end in stages(T):
-        grown = [(0, 0)] * 3 + [(0, end - state.own.k.shape[3]), (0, 0)]
-        state = state._replace(own=jax.tree.map(lambda x, grown=grown: jnp.pad(x, grown), state.own))
-        state = jax.lax.while_loop(lambda s, end=end: (s.step < end) & ~jnp.all(s.done), body, state)
+    state = jax.lax.while_loop(lambda s: (s.step < T) & ~jnp.all(s.done), body, state)
     return Samples(state.tokens.reshape(B, R, T), state.length.reshape(B, R))
 
 
-def stages(T: int) -> list[int]:
-    """Slots of the samples' own caches, which grow as responses do: FIRST_STAGE, doubled up to T.
-
-    A token looks at all slots, in use or not, so most responses are over before the cache has the size of the longest.
-    """
-    return [end for i in range(T.bit_length()) if (end := FIRST_STAGE << i) < T] + [T]
-
-
-def sample_keys(key: jax.Array, ids_B: jax.Array, samples: int) -> jax.Array:
-    """Random keys (B, R), one for each sample: a function of the example's id, not of its place in a batch."""
-    of_sample = lambda k: jax.vmap(lambda r: jax.random.fold_in(k, r))(jnp.arange(samples))
-    return jax.vmap(lambda i: of_sample(jax.random.fold_in(key, i)))(ids_B)
+def sample_keys(key: jax.Array, ids_B: jax.Array, first_B: jax.Array | int, samples: int) -> jax.Array:
+    """Random keys (B, R), one for each sample from the first on: a function of the example's id, not of its place."""
+    index_BR = jnp.broadcast_to(first_B, ids_B.shape)[:, None] + jnp.arange(samples)
+    of_sample = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(lambda i, index_R: of_sample(jax.random.fold_in(key, i), index_R))(ids_B, index_BR)
 
 
 def nucleus(probability_XV: jax.Array, top_p: float) -> jax.Array:

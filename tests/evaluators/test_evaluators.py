@@ -12,6 +12,7 @@ from premem_jax.evaluators.base import Collected, Context
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.models.decoder import build
 from premem_jax.programs import Clock
+from premem_jax.sampling import rounds
 from premem_jax.scoring.reference import grade_bytes
 from premem_jax.scoring.verdict import Verdict
 from tests import tiny
@@ -73,6 +74,17 @@ def test_verdicts_do_not_depend_on_batches_or_padding(accuracy, batch, buckets, 
     for _ in range(2):
         columns, kept = run(other)
         assert same(columns, whole) and kept == texts[:keep] and len(kept) == min(keep, 13)
+
+
+@pytest.mark.parametrize(("first", "batch"), [(1, 13), (2, 4), (4, 3)])
+def test_rounds_change_no_response(accuracy, monkeypatch, first, batch):
+    """Drawn a few tokens at a time, with others that are as long, responses are the same."""
+    whole, texts = accuracy
+    monkeypatch.setattr(rounds, "FIRST", first)
+    evaluator = Accuracy(context(), batch=batch, **SAMPLING)
+    columns, kept = run(evaluator)
+    assert len(evaluator._programs) == len(rounds.round_tokens(9)) > 2
+    assert same(columns, whole) and kept == texts
 
 
 def test_texts_and_verdicts_are_those_of_the_plain_rules(accuracy):
