@@ -1,9 +1,12 @@
 """Training, sampling and scoring beside what people would use instead: `transformers` on torch, and `google-tunix`.
 
     python -m benchmarks.run [--suite=train,sample,score] [--model=20m] [--rounds=7] [--tunix_python=PATH]
+    python -m benchmarks.run --suite=study --model=1m --rounds=0 --data=GSM8K [--examples=512]
 
 All get the same weights, tokens and settings, with the lengths of GSM8K; each is a process of its own, and they work in
-turns. Checked first: that the losses and perplexities are the same, and the greedy responses. `--model` is 1m, 20m,
+turns. Checked first: that the losses and perplexities are the same, and the greedy responses. `study` is a whole run,
+training and six evaluations, beside the way of Kang et al.; without rounds its first turn counts, compilation and all.
+`--model` is 1m, 20m,
 120m (fp32), or a Llama preset of this library such as llama3_8b, with random weights and in bfloat16. PATH is the
 interpreter of an environment with google-tunix; without it, tunix is left out. Prints a table; the figures go to
 benchmarks/results/.
@@ -30,7 +33,9 @@ NAMES = {"premem": "premem_jax", "hugging_face": "transformers", "tunix": "tunix
 
 # What is compared, by suite: contenders, their tasks and a word on each. The first is ours.
 CASES = {
-    "train": {"update": (("premem", "train", ""), ("hugging_face", "train", ""), ("tunix", "train", ""))},
+    "train": {
+        "update": (("premem", "train", "4 micro-batches"), ("hugging_face", "train", ""), ("tunix", "train", ""))
+    },
     "sample": {
         "sample": (
             ("premem", "sample", ""),
@@ -53,6 +58,7 @@ CASES = {
             ("tunix", "score", "batches"),
         )
     },
+    "study": {"study": (("premem", "study", ""), ("hugging_face", "study", "one by one, generate"))},
 }
 # Tokens of one turn: padded ones in training, sampled ones, and those of the texts in scoring.
 TOKENS = {
@@ -70,6 +76,8 @@ def main() -> None:
     parser.add_argument("--model", default="20m")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tunix_python")
+    parser.add_argument("--data", default="", help="folder with GSM8K's train.jsonl and test.jsonl, for the study")
+    parser.add_argument("--examples", type=int, default=512)
     options = parser.parse_args()
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share a GPU
     dtype = "float32" if options.model in workload.SIZES else "bfloat16"
@@ -78,8 +86,9 @@ def main() -> None:
         pythons["tunix"] = options.tunix_python
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name) / "model"
+        study = (str(Path(options.data).resolve()), str(options.examples)) if options.data else ()
         make = "from benchmarks.contenders import premem; import sys; premem.make(*sys.argv[1:])"
-        subprocess.run([sys.executable, "-c", make, folder, options.model, dtype], check=True, cwd=ROOT)
+        subprocess.run([sys.executable, "-c", make, folder, options.model, dtype, *study], check=True, cwd=ROOT)
         contenders = {who: stack.enter_context(Contender(pythons[who], who, folder)) for who in pythons}
         rows = []
         for suite in options.suite.split(","):
@@ -97,7 +106,7 @@ def main() -> None:
 def compare(case: str, entries: list, contenders: dict, rounds: int, exact: bool) -> list[dict]:
     """Runs one case in turns, after one turn of each that compiles; prints and returns a row per contender."""
     first = [contenders[who].turn(task) for who, task, _ in entries]
-    turns = [[contenders[who].turn(task) for who, task, _ in entries] for _ in range(rounds)]
+    turns = [[contenders[who].turn(task) for who, task, _ in entries] for _ in range(rounds)] or [first]
     rows = []
     for i, (who, task, note) in enumerate(entries):
         seconds, cpu = ([turn[i][clock] for turn in turns] for clock in ("seconds", "cpu"))
@@ -105,12 +114,15 @@ def compare(case: str, entries: list, contenders: dict, rounds: int, exact: bool
         row = dict(
             case=case, contender=f"{NAMES[who]} {task}", note=note, seconds=seconds, cpu=cpu, first=first[i]["seconds"]
         )
-        row |= dict(tokens_per_second=round(TOKENS[case] / statistics.median(seconds)))
+        speed = f"{statistics.median(seconds):,.1f} s"
+        if case in TOKENS:
+            row |= dict(tokens_per_second=round(TOKENS[case] / statistics.median(seconds)))
+            speed = f"{row['tokens_per_second']:,} tok/s"
         row |= dict(ratio=round(statistics.median(ratios), 2), lowest=round(ratios[0], 2), highest=round(ratios[-1], 2))
         row |= dict(rss_mb=round(turns[-1][i]["rss"] / 1e6), agrees=agreement(case, first[0], first[i]))
         rows.append(row)
         print(
-            f"{case:>10}  {NAMES[who]:<12} {note:<20} {row['tokens_per_second']:>8,} tok/s   theirs / ours "
+            f"{case:>10}  {NAMES[who]:<12} {note:<20} {speed:>14}   theirs / ours "
             f"{row['ratio']:>5.2f} ({row['lowest']:.2f} to {row['highest']:.2f})   "
             f"cpu {statistics.median(cpu):6.2f} s   {row['rss_mb']:>6,} MB   "
             f"{row['agrees']}",
@@ -126,6 +138,10 @@ def agreement(case: str, ours: dict, theirs: dict) -> str:
     if case in ("sample", "top-p"):
         return "-"
     a, b = np.array(ours["output"]), np.array(theirs["output"])
+    if case == "study":
+        nll, accuracy = np.abs(a - b).mean(axis=-1).max(axis=-1), np.abs(a.mean(axis=-1) - b.mean(axis=-1)).max(axis=-1)
+        apart = f"NLL {nll[0]:.4f} nats apart, mean accuracy {accuracy[1]:.3f}"
+        return apart + (", same" if nll[0] < 0.02 and accuracy[1] < 0.03 else "")
     if case == "greedy":
         # Rounding decides between two tokens that are all but equally likely, and every token after is another one.
         equal = np.mean(np.logical_and.accumulate(a == b, axis=-1))

@@ -118,6 +118,8 @@ def facts() -> dict:
 
 
 def _git_commit() -> str:
+    if stated := os.environ.get("PREMEM_COMMIT"):  # in an image, which has no repository
+        return stated
     folder = Path(premem_jax.__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

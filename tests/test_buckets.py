@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from premem_jax.errors import UserError
 from premem_jax.models import hf, hf_files
 from premem_jax.training.checkpoints import finished
 from premem_jax.training.metrics import Metrics
+from tests import pod as pods
 from tests import processes, tiny
 from tests.analysis.traces import synthetic_splits
 from tests.gcs import Bucket, Object
@@ -35,7 +37,8 @@ def bucket(served, monkeypatch):
     served.objects.clear()
     served.refused, served.status, served.held = "", 403, ""
     served.reached.clear()
-    monkeypatch.setattr(processes, "ENVIRONMENT", processes.ENVIRONMENT | served.environment)
+    for module in processes, pods:
+        monkeypatch.setattr(module, "ENVIRONMENT", processes.ENVIRONMENT | served.environment)
     return served
 
 
@@ -268,3 +271,20 @@ def test_a_run_whose_cache_is_in_the_bucket_is_killed_again_and_again(straight, 
     assert any(name.startswith("runs/cache/programs/") for name in bucket.objects)
     assert any(name.startswith("runs/cache/base-") for name in bucket.objects)
     assert not os.path.exists("gs:")
+
+
+@pytest.mark.slow
+def test_two_processes_work_in_a_bucket(straight, bucket, tmp_path):
+    """Both killed in the middle of a save, and continued by two."""
+    arguments = "--workdir=gs://bucket/runs/one", f"--config.cache={straight.cache}"
+    run = SimpleNamespace(arguments=arguments)
+    bucket.held = "checkpoints/8/commit_success.txt"
+    stop = lambda running: [process.kill() for process in running]
+    ended, said = pods.run_pod(2, run, logs=tmp_path / "killed", when=bucket.reached.is_set, then=stop)
+    bucket.held = ""
+    assert ended == [-9, -9] and not any(name.endswith("checkpoints/8/commit_success.txt") for name in bucket.objects)
+    assert "runs/one/checkpoints/4/commit_success.txt" in bucket.objects
+    ended, said = pods.run_pod(2, run, logs=tmp_path / "continued")
+    assert ended == [0, 0], said
+    bucket.download("runs/one", tmp_path / "one")
+    pods.assert_close(Run(tmp_path / "one", tmp_path / "cache"), straight)

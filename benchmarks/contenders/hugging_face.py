@@ -32,41 +32,46 @@ class Tasks:
         return {name: x.to(DEVICE) for name, x in batch.items()}
 
     def train(self):
-        model, given, step = self._model("float32").train(), workload.OPTIMIZER, 0
-        betas = (given["b1"], given["b2"])
-        rest = dict(eps=given["eps"], weight_decay=given["weight_decay"], fused=True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=workload.LEARNING_RATE, betas=betas, **rest)
-        narrow = self._given.dtype != "float32"
+        model, step = self._model("float32").train(), 0
+        update = self._update(model, workload.OPTIMIZER)
 
         def turn() -> list[float]:
             nonlocal step
             losses = []
             for _ in range(workload.UPDATES):
-                with torch.autocast(DEVICE.type, getattr(torch, self._given.dtype), enabled=narrow):
-                    loss = model(**self._batch(self._given.batch(step)), use_cache=False).loss
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), given["clip_norm"])
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(loss.detach())
+                losses.append(update(self._given.batch(step), workload.LEARNING_RATE))
                 step += 1
             return torch.stack(losses).tolist()
 
         return turn
 
+    def _update(self, model, given: dict):
+        """One step of AdamW on a batch, at a learning rate; returns the loss."""
+        betas = (given["b1"], given["b2"])
+        rest = dict(eps=given["eps"], weight_decay=given["weight_decay"], fused=True)
+        optimizer = torch.optim.AdamW(model.parameters(), betas=betas, **rest)
+        narrow = self._given.dtype != "float32"
+
+        def update(batch: dict, rate: float) -> torch.Tensor:
+            optimizer.param_groups[0]["lr"] = rate
+            with torch.autocast(DEVICE.type, getattr(torch, self._given.dtype), enabled=narrow):
+                loss = model(**self._batch(batch), use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), given["clip_norm"])
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return update
+
     def _generate(self, repeat: int, **settings):
         """`generate` on left-padded prompts, each of them `repeat` times."""
         model, prompts = self._model(), self._given.prompts
-        longest = max(map(len, prompts))
-        left_padded = [torch.from_numpy(np.pad(prompt, (longest - len(prompt), 0))).long() for prompt in prompts]
-        tokens = torch.stack(left_padded).repeat_interleave(repeat, dim=0).to(DEVICE)
-        settings |= dict(max_new_tokens=workload.NEW_TOKENS, eos_token_id=None, pad_token_id=0)
+        settings |= dict(max_new_tokens=workload.NEW_TOKENS, eos_token_id=None)
 
         def turn() -> list:
             torch.manual_seed(0)
-            with torch.inference_mode():
-                out = model.generate(tokens, attention_mask=(tokens != 0).long(), **settings)
-            return out[:, longest:].reshape(len(prompts), -1, workload.NEW_TOKENS).tolist()
+            return generate(model, prompts, repeat, **settings).tolist()
 
         return turn
 
@@ -89,27 +94,85 @@ class Tasks:
         model, examples = self._model("float32"), self._given.examples
         narrow = self._given.dtype != "float32"
 
-        def turn() -> list[float]:
-            nll = []
-            for first in range(0, len(examples), batch):
-                part = examples[first : first + batch]
-                arrays = self._batch(self._given.padded(part, sum(map(len, part[-1]))))
-                labels = arrays.pop("labels")[:, 1:]
-                with torch.inference_mode(), torch.autocast(DEVICE.type, getattr(torch, self._given.dtype), narrow):
-                    logits = model(**arrays, use_cache=False).logits[:, :-1]
-                losses = torch.nn.functional.cross_entropy(logits.float().mT, labels, reduction="none")
-                nll.append(losses.sum(1) / (labels >= 0).sum(1))
-            return torch.cat(nll).tolist()
+        return lambda: self._score(model, examples, batch, narrow)
 
-        return turn
+    def _score(self, model, examples: list, batch: int, narrow: bool = False) -> list[float]:
+        """Perplexities (in nats) of the targets of `examples`, shortest first."""
+        nll = []
+        for first in range(0, len(examples), batch):
+            part = examples[first : first + batch]
+            arrays = self._batch(self._given.padded(part, sum(map(len, part[-1]))))
+            labels = arrays.pop("labels")[:, 1:]
+            with torch.inference_mode(), torch.autocast(DEVICE.type, getattr(torch, self._given.dtype), narrow):
+                logits = model(**arrays, use_cache=False).logits[:, :-1]
+            losses = torch.nn.functional.cross_entropy(logits.float().mT, labels, reduction="none")
+            nll.append(losses.sum(1) / (labels >= 0).sum(1))
+        return torch.cat(nll).tolist()
 
     def score_one_by_one(self):
         return self.score(batch=1)
+
+    def study(self):
+        """As the paper does it: perplexities example by example, and `generate`, whose texts are graded one by one."""
+        from benchmarks import study
+        from premem_jax.scoring.reference import grade_bytes
+        from premem_jax.scoring.verdict import Verdict
+
+        config = study.config(self._folder)
+        options = config.evals.accuracy
+        settings = dict(max_new_tokens=options.max_new_tokens, num_return_sequences=options.samples)
+        settings |= dict(do_sample=True, temperature=options.temperature, top_k=0)
+        optimizer = config.optimizer.to_dict()
+
+        def evaluate(model, data, tokenizer) -> tuple[list, list]:
+            pairs = list(zip(data.prompts, data.targets, strict=True))
+            nll, accuracy = self._score(model.eval(), pairs, 1), np.zeros(len(data))
+            order = sorted(range(len(data)), key=lambda row: len(data.prompts[row]))
+            for first in range(0, len(order), options.batch):
+                rows = order[first : first + options.batch]
+                drawn = generate(
+                    model, [data.prompts[row] for row in rows], 1, eos_token_id=tokenizer.eos_id, **settings
+                )
+                for row, responses in zip(rows, drawn, strict=True):
+                    texts = [tokenizer.decode(list(until(response, tokenizer.eos_id))) for response in responses]
+                    answer = data.examples[row].answer.encode()
+                    verdicts = [grade_bytes(text.encode(), answer, "gsm8k") for text in texts]
+                    accuracy[row] = np.mean(np.equal(verdicts, Verdict.CORRECT))
+            model.train()
+            return nll, accuracy.tolist()
+
+        def turn() -> list[list]:
+            torch.manual_seed(0)
+            data, tokenizer = study.examples(config)
+            model = self._model("float32").train()
+            update, found = self._update(model, optimizer), []
+            for step, batch, rate in study.updates(config, data):
+                update(batch, rate)
+                if step in study.evaluated(config, data):
+                    found.append(evaluate(model, data, tokenizer))
+            return [list(values) for values in zip(*found, strict=True)]
+
+        return turn
+
+
+def generate(model, prompts: list, repeat: int, **settings) -> np.ndarray:
+    """`generate` on left-padded prompts, each of them `repeat` times: (prompts, responses, tokens)."""
+    longest = max(map(len, prompts))
+    left_padded = [torch.from_numpy(np.pad(prompt, (longest - len(prompt), 0))).long() for prompt in prompts]
+    tokens = torch.stack(left_padded).repeat_interleave(repeat, dim=0).to(DEVICE)
+    with torch.inference_mode():
+        out = model.generate(tokens, attention_mask=(tokens != 0).long(), pad_token_id=0, **settings)
+    return out[:, longest:].reshape(len(prompts), -1, out.shape[1] - longest).cpu().numpy()
+
+
+def until(tokens: np.ndarray, eos_id: int) -> np.ndarray:
+    """The tokens before the first end marker."""
+    return tokens[: list(tokens).index(eos_id)] if eos_id in tokens else tokens
 
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one")
+    names = ("train", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one", "study")
     versions = dict(torch=torch.__version__, transformers=transformers.__version__)
     serve({name: getattr(tasks, name) for name in names}, versions)

@@ -6,6 +6,7 @@ python -m benchmarks.contenders.premem FOLDER
 import dataclasses
 import json
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from benchmarks import workload
@@ -31,8 +33,8 @@ from premem_jax.training.trainer import Trainer
 MICRO_BATCHES = 4  # what is in memory at a time then fits the caches of a CPU better
 
 
-def make(folder: str, name: str, dtype: str) -> None:
-    """A Hugging Face folder of random weights, of one of the sizes of the workload or a preset.
+def make(folder: str, name: str, dtype: str, data: str = "", examples: str = "0") -> None:
+    """A Hugging Face folder of random weights, of one of the sizes of the workload or a preset; with `data`, to study.
 
     Rotary positions are those of tunix, whose Llama has a base of 10**6 whatever its config says (0.1.7).
     """
@@ -41,6 +43,10 @@ def make(folder: str, name: str, dtype: str) -> None:
     params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
     save(folder, params, config, _mesh(), description=hf.to_hf_config(config), files={}, dtype=dtype)
     (folder / "workload.json").write_text(json.dumps(dict(dtype=dtype)))
+    if data:
+        from benchmarks import study  # a GPU machine may be without the libraries that this needs
+
+        study.write(folder, data, int(examples), config.V)
 
 
 def _mesh() -> Mesh:
@@ -49,7 +55,7 @@ def _mesh() -> Mesh:
 
 class Tasks:
     def __init__(self, folder: Path):
-        self._given = Workload(folder)
+        self._folder, self._given = folder, Workload(folder)
         checkpoint = Checkpoint(folder)
         self._model = build(checkpoint.config, dtype=self._given.dtype)
         self._load = lambda dtype: checkpoint.load(_mesh(), dtype)
@@ -100,9 +106,26 @@ class Tasks:
 
         return turn
 
+    def study(self):
+        from benchmarks import study
+        from premem_jax import runtime
+        from premem_jax.analysis.trace import read_trace
+        from premem_jax.experiments import finetune
+
+        config = study.config(self._folder)
+        runtime.prepare(config.cache)
+
+        def turn() -> list[list]:
+            with tempfile.TemporaryDirectory() as name:
+                finetune.run(config, epath.Path(name) / "run")
+                train = read_trace(Path(name) / "run" / "trace").split("train")
+            return [train.nll.tolist(), train.accuracy.tolist()]
+
+        return turn
+
 
 if __name__ == "__main__":
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "sample", "sample_top_p", "greedy", "score")
+    names = ("train", "sample", "sample_top_p", "greedy", "score", "study")
     versions = dict(jax=jax.__version__, flax=flax.__version__, device=jax.devices()[0].device_kind)
     serve({name: getattr(tasks, name) for name in names}, versions)

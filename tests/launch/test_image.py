@@ -14,6 +14,7 @@ from tests.processes import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "launch" / "Dockerfile").read_text()
+COMMIT = "0123abcd-dirty"  # what the build is given
 
 
 def instructions(name: str) -> list[str]:
@@ -37,6 +38,8 @@ def run(image: Path, command: list[str]) -> subprocess.CompletedProcess:
     """Runs an exec-form command of the image with this Python, which has what the image installs."""
     assert command[0] == "python"
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
+    for name, value in (pair.split("=") for line in instructions("ENV") for pair in line.split()):
+        environment[name] = value.replace("${COMMIT}", COMMIT)
     return subprocess.run(
         [sys.executable, *command[1:]], cwd=image, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -56,7 +59,8 @@ def test_the_entry_command_runs_an_experiment_with_the_files_of_the_image(image,
     arguments = ["--config=configs/grade.py:task=gsm8k", f"--config.data.path={rows}", f"--workdir={tmp_path}/out"]
     done = run(image, [*entry, *arguments])
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["accuracy"] == 0.5
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["accuracy"] == 0.5 and summary["git_commit"] == COMMIT
 
 
 def test_the_supervisor_starts_the_program_in_the_image(image):
