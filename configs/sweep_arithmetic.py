@@ -29,7 +29,7 @@ def get_config(arg=None):
     c.evals.gradient_variance = defaults.gradient_variance(few, batch=16, batches=8)
     c.evals.distance = defaults.distance(few)
     c.evals.confidence = defaults.confidence(few, batch=128, max_new_tokens=44)
-    otherwise = dict(batch=128, max_new_tokens=44, samples=5)  # than the training examples were learnt
+    otherwise = dict(batch=32, max_new_tokens=44, samples=5)  # than the training examples were learnt
     c.evals.train_reworded = defaults.accuracy("train", (), reworded=True, **otherwise)
     c.evals.train_calm = defaults.accuracy("train", (), opening=" Stay calm .", **otherwise)
     runs = {

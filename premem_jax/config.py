@@ -45,10 +45,10 @@ def arithmetic() -> ConfigDict:
     c.train.update(epochs=16, batch=16, learning_rate=3e-3, warmup_steps=10)
     c.optimizer.update(b2=0.98, weight_decay=0.0, clip_norm=1.0)
     early = (0, 1, 2, 4, 7, 11)
-    sampling = dict(batch=128, max_new_tokens=44)
+    sampling = dict(batch=32, max_new_tokens=44)
     c.evals = dict(
-        train_likelihood=likelihood("train", early),
-        heldout_likelihood=likelihood("heldout", early),
+        train_likelihood=likelihood("train", early, batch=32),
+        heldout_likelihood=likelihood("heldout", early, batch=32),
         train_accuracy=accuracy("train", early, samples=10, **sampling),
         test_accuracy=accuracy("test", early, samples=5, **sampling),
     )
