@@ -26,7 +26,6 @@ from premem_jax.goodput import Goodput
 from premem_jax.lease import lease
 from premem_jax.models.decoder import Model
 from premem_jax.programs import Clock, Profile
-from premem_jax.report.page import headline, write_report
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.loop import fit
 from premem_jax.training.metrics import Metrics
@@ -247,6 +246,8 @@ def rows_of(paths: Iterable[Path]) -> list[dict]:
 
 def conclude(config, folder: Path, goodput: Goodput) -> dict:
     """Analysis, report and `summary.json` of a finished run, from its files alone."""
+    from premem_jax.report.page import headline, write_report  # matplotlib, which a run does without until here
+
     trace = read_trace(folder / "trace")
     chosen = choose(config.threshold, trace)
     curves = curves_of(trace, chosen)
