@@ -173,7 +173,8 @@ def likelihood(split: str, epochs: tuple[float, ...], **options) -> ConfigDict:
 
 def accuracy(split: str, epochs: tuple[float, ...], **options) -> ConfigDict:
     """An evaluator of sampled answers on `split`, after each of `epochs` and at the end; the paper's 5 at 0.8."""
-    sampling = dict(batch=64, samples=5, max_new_tokens=512, temperature=0.8, top_p=1.0)
+    sampling = dict(batch=64, samples=5, max_new_tokens=512, first_round=128, temperature=0.8, top_p=1.0)
+    # first_round: tokens after which what is not finished goes on in batches of its own; then after twice as many ...
     # skip_settled: training examples whose pre-memorization accuracy is 0 whatever they are answered are not sampled;
     # the metric is the same, the train accuracy is no longer measured. The threshold must be given.
     # opening: a text such as " First" that every response must begin with; reworded: the question in other words,

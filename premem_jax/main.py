@@ -41,6 +41,11 @@ NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", os.environ.get("PREMEM_PROCESSES"), "How many processes there are (PREMEM_PROCESSES)."
 )
 PROCESS_ID = flags.DEFINE_integer("process_id", os.environ.get("PREMEM_PROCESS"), "Which one this is (PREMEM_PROCESS).")
+JOIN_SECONDS = flags.DEFINE_integer(
+    "join_seconds",
+    os.environ.get("PREMEM_JOIN_SECONDS", 300),
+    "How long to wait for all processes to be there (PREMEM_JOIN_SECONDS).",
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
@@ -59,7 +64,8 @@ def main(argv) -> None:
     CONFIG.value.cache = str(storage.path(CONFIG.value.cache or folder.parent / "cache"))
     runtime.prepare(CONFIG.value.cache)
     if experiment in SEVERAL:
-        processes.start(DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        where = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+        processes.start(DISTRIBUTED.value, *where, JOIN_SECONDS.value)
     module = importlib.import_module(f"premem_jax.experiments.{experiment}")
     with processes.stoppable() if experiment in SEVERAL else contextlib.nullcontext():
         module.run(CONFIG.value, folder)

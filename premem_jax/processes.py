@@ -18,11 +18,11 @@ from jax.experimental import multihost_utils
 
 from premem_jax.errors import Stopped, UserError
 
-# How long a process waits for the others: to start, to be given up as dead, to do something for all, and to end.
-START_SECONDS, HEARTBEAT_SECONDS, WORK_SECONDS, END_SECONDS = 300, 30, 3600, 60
+# How long a process waits for the others: to be given up as dead, to do something for all, and to end.
+HEARTBEAT_SECONDS, WORK_SECONDS, END_SECONDS = 30, 3600, 60
 
 
-def start(mode: str, coordinator: str | None, count: int | None, index: int | None) -> None:
+def start(mode: str, coordinator: str | None, count: int | None, index: int | None, join_seconds: int) -> None:
     """Joins the other processes, before anything else is asked of JAX.
 
     Args:
@@ -30,6 +30,7 @@ def start(mode: str, coordinator: str | None, count: int | None, index: int | No
         MPI); `on` must.
       coordinator, count, index: host:port of process 0, the number of processes and which of them this one is; all or
         none.
+      join_seconds: how long to wait for all of them to be there.
 
     Raises:
       UserError: some of them only, or `on` where the environment speaks of none.
@@ -46,7 +47,7 @@ def start(mode: str, coordinator: str | None, count: int | None, index: int | No
             coordinator,
             count,
             index,
-            initialization_timeout=START_SECONDS,
+            initialization_timeout=join_seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=END_SECONDS,
         )

@@ -16,6 +16,7 @@ if __name__ == "__main__":
             kind(os.environ[f"PREMEM_{name}"])
             for kind, name in ((str, "COORDINATOR"), (int, "PROCESSES"), (int, "PROCESS"))
         ),
+        join_seconds=60,
     )
     mine = jax.process_index()
 

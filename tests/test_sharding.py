@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from functools import partial
-from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -19,7 +18,6 @@ from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.models.config import preset
 from premem_jax.models.decoder import build, init
 from premem_jax.programs import Clock
-from premem_jax.sampling import rounds
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.optimizer import adamw
 from premem_jax.training.step import init_state
@@ -50,17 +48,10 @@ def results(mesh, decode_tensor=0):
     context = Context("train", data, "gsm8k", tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT), decode_tensor)
     collected = lambda parts: Collected(len(tiny.data())).all(parts).columns
     likelihood = collected(Likelihood(context, batch=16).run(params, 3))
-    options = dict(samples=4, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=0)
+    options = dict(samples=4, max_new_tokens=9, first_round=3, temperature=1.0, top_p=1.0, keep_texts=0)
     decode = jax.device_put(tiny.trained(), sharding.shardings(context.decode_mesh, params))
     verdicts = collected(Accuracy(context, batch=16, **options).run(decode, 3))
     return jax.tree.map(np.asarray, (state, values, likelihood, verdicts))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_rounds():
-    """Responses of up to nine tokens go on twice."""
-    with patch.object(rounds, "FIRST", 3):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -47,12 +47,13 @@ class Accuracy:
         batch: int,
         samples: int,
         max_new_tokens: int,
+        first_round: int,
         temperature: float,
         top_p: float,
         keep_texts: int,
         skip_settled: bool = False,
     ):
-        """`skip_settled` is for the suite, which then names the rows to sample."""
+        """`first_round` is for `round_tokens`; `skip_settled` for the suite, which then names the rows to sample."""
         self._context, self._batch, self._keep = context, batch, keep_texts
         self.samples, self.skip_settled = samples, skip_settled
         tokenizer, rules, self._mesh = context.tokenizer, context.rules, context.decode_mesh
@@ -63,14 +64,15 @@ class Accuracy:
         self._seeds = context.seed, zlib.crc32(context.split.encode())
 
         settings = dict(temperature=temperature, top_p=top_p, eos_id=tokenizer.eos_id)
-        self._rounds = partial(Rounds, context.data, samples, max_new_tokens, context.buckets)
+        tokens = round_tokens(max_new_tokens, first_round)
+        self._rounds = partial(Rounds, context.data, samples, tokens, context.buckets)
         self._programs = [
             Program(
                 partial(sample_and_grade, model, rules, samples=1 if i else samples, max_new_tokens=T, **settings),
                 context.clock,
                 out_shardings=sharding.replicated(self._mesh),
             )
-            for i, T in enumerate(round_tokens(max_new_tokens))
+            for i, T in enumerate(tokens)
         ]
 
     def run(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:

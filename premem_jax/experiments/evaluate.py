@@ -22,7 +22,7 @@ from premem_jax.lease import lease
 from premem_jax.models.hf_files import Checkpoint
 from premem_jax.programs import Clock
 
-COUNTS = ("batch", "max_new_tokens", "chunk")
+COUNTS = ("batch", "max_new_tokens", "first_round", "chunk")
 
 
 def run(config, folder: Path) -> dict:

@@ -45,6 +45,7 @@ COUNTS = (
     "log_every",
     "samples",
     "max_new_tokens",
+    "first_round",
 )
 
 

@@ -96,7 +96,8 @@ def lower(config, mesh, name: str) -> tuple[jax.stages.Lowered, int]:
 def _sample(config, model: Model, mesh, params):
     """The sampling program of the accuracy evaluators that takes most memory, their last round, and its arguments."""
     batch, rules = sizes(config).sample, tasks.RULES[config.data.task]
-    *before, T = round_tokens(batch["T"])
+    accuracy = _largest(config, "accuracy")
+    *before, T = round_tokens(accuracy.max_new_tokens, accuracy.first_round)
     begun, R = sum(before), 1 if before else batch["R"]
     B = continuing(batch["B"], batch["R"]) if before else batch["B"]
     half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params)
@@ -120,7 +121,6 @@ def _sample(config, model: Model, mesh, params):
         replicated(vocabulary(tokens, rules)),
         replicated(jax.eval_shape(jax.random.key, 0)),
     )
-    accuracy = _largest(config, "accuracy")
     settings = dict(samples=R, max_new_tokens=T, temperature=accuracy.temperature, top_p=accuracy.top_p)
     return jax.jit(partial(sample_and_grade, model, rules, eos_id=0, **settings)), args
 

@@ -13,8 +13,6 @@ import numpy as np
 
 from premem_jax.data.pipeline import Tokenized, collate, evaluation_batches, pad_to
 
-FIRST = 128  # tokens of the first round
-
 
 class Batch(NamedTuple):
     """What a round is run on: `at` are the (row, sample) that it goes on with, example by example."""
@@ -34,18 +32,18 @@ class Drawn(NamedTuple):
     verdict: np.ndarray
 
 
-def round_tokens(max_new_tokens: int) -> list[int]:
-    """Tokens of each round, `max_new_tokens` together: FIRST, then as many as there are already."""
-    ends = [end for i in range(max_new_tokens.bit_length()) if (end := FIRST << i) < max_new_tokens]
+def round_tokens(max_new_tokens: int, first: int) -> list[int]:
+    """Tokens of each round, `max_new_tokens` together: `first`, then as many as there are already."""
+    ends = [end for i in range(max_new_tokens.bit_length()) if (end := first << i) < max_new_tokens]
     return [end - begin for begin, end in itertools.pairwise([0, *ends, max_new_tokens])]
 
 
 class Rounds:
     """The responses to the prompts of a split: which batches come next, and what they gave so far."""
 
-    def __init__(self, data: Tokenized, samples: int, max_new_tokens: int, buckets: Sequence[int]):
-        self._data, self._samples, self._buckets = data, samples, buckets
-        self._tokens = round_tokens(max_new_tokens)
+    def __init__(self, data: Tokenized, samples: int, tokens: Sequence[int], buckets: Sequence[int]):
+        """`tokens` of each round, as of `round_tokens`."""
+        self._data, self._samples, self._tokens, self._buckets = data, samples, tokens, buckets
         self._waiting = [deque() for _ in self._tokens]  # (row, sample) by the round that comes next
         self._drawn: dict[int, Drawn] = {}
         self._unfinished: dict[int, int] = {}  # responses, by row

@@ -22,7 +22,7 @@ from tests import tiny
 from tests.processes import finish, mistake
 
 STEPS, EVERY, SAMPLES = 16, 4, 4
-SAMPLING = dict(samples=SAMPLES, max_new_tokens=9, temperature=1.0, top_p=1.0, keep_texts=100, batch=7)
+SAMPLING = dict(samples=SAMPLES, max_new_tokens=9, first_round=4, temperature=1.0, top_p=1.0, keep_texts=100, batch=7)
 
 
 @functools.cache
