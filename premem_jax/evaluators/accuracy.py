@@ -36,7 +36,7 @@ def sample_and_grade(
 
 
 class Accuracy:
-    """R samples per example and their verdicts, decided on the device; only those and a few texts come back."""
+    """R samples per example, drawn in rounds, and their verdicts, which are decided on the device."""
 
     phase, layout = "sample", "decode"
 
