@@ -241,6 +241,7 @@ def ended(bucket, tmp_path, *arguments) -> Run:
     return Run(tmp_path / "one", tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(straight, bucket, tmp_path):
     """Killed in the middle of a save, and continued."""
     arguments = "--workdir=gs://bucket/runs/one", f"--config.cache={straight.cache}"

@@ -25,6 +25,7 @@ def test_processes_agree_and_hold_their_own_rows(tmp_path):
     assert set(sums) == {str(float(np.sum(np.arange(12.0) ** 2)))}  # of a batch of which each process made its rows
 
 
+@pytest.mark.slow
 def test_two_processes_stop_in_an_evaluation_and_one_continues(straight, tmp_path):
     """SIGTERM to one stops both with everything saved; rows that were sampled are not sampled again."""
     run = Run(tmp_path / "run", straight.cache)

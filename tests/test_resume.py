@@ -54,6 +54,7 @@ def test_a_run_killed_again_and_again_continues(straight, run):
     assert_same(run, straight)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_base_phase_continues(straight, tmp_path):
     run = Run(tmp_path / "run", tmp_path / "cache")
     shutil.copytree(straight.cache / "programs", run.cache / "programs")

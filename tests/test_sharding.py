@@ -25,7 +25,8 @@ from premem_jax.training.trainer import Trainer
 from tests import tiny
 
 # Sizes of data, fsdp and tensor, and how many devices share the weights while sampling.
-MESHES = [((1, 8, 1), 2), ((2, 2, 2), 0), ((8, 1, 1), 0), ((1, 2, 4), 1)]
+SLOW = [((8, 1, 1), 0), ((1, 2, 4), 1)]
+MESHES = [((1, 8, 1), 2), ((2, 2, 2), 0), *(pytest.param(*mesh, marks=pytest.mark.slow) for mesh in SLOW)]
 
 
 def mesh_of(shape, devices=None):
@@ -48,7 +49,7 @@ def results(mesh, decode_tensor=0):
     context = Context("train", data, "gsm8k", tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT), decode_tensor)
     collected = lambda parts: Collected(len(tiny.data())).all(parts).columns
     likelihood = collected(Likelihood(context, batch=16).run(params, 3))
-    options = dict(samples=4, max_new_tokens=9, first_round=3, temperature=1.0, top_p=1.0, keep_texts=0)
+    options = dict(samples=4, max_new_tokens=9, first_round=5, temperature=1.0, top_p=1.0, keep_texts=0)
     decode = jax.device_put(tiny.trained(), sharding.shardings(context.decode_mesh, params))
     verdicts = collected(Accuracy(context, batch=16, **options).run(decode, 3))
     return jax.tree.map(np.asarray, (state, values, likelihood, verdicts))

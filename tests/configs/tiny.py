@@ -14,7 +14,7 @@ def get_config(arg=None):
     c.log_every = 2
     c.checkpoint.every = 4
     epochs = (0, 1, 1.25, 2.5)  # steps 0, 4 (with a checkpoint), 5 and 10 (without), and the last
-    sampling = dict(batch=32, samples=2, max_new_tokens=8, first_round=3, keep_texts=32)
+    sampling = dict(batch=32, samples=2, max_new_tokens=8, first_round=4, keep_texts=32)
     c.evals = dict(
         train_likelihood=defaults.likelihood("train", epochs, batch=32),
         heldout_likelihood=defaults.likelihood("heldout", epochs, batch=32),
