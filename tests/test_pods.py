@@ -10,7 +10,7 @@ from tests.pod import assert_close, pod, run_pod, texts
 from tests.processes import LAST, Run
 
 # Many small batches, so that there is time to stop between them; the files do not depend on it.
-SMALL = "--config.evals.train_accuracy.batch=4"
+SMALL = "--config.evals.train_accuracy.batch=8"
 
 
 def test_processes_agree_and_hold_their_own_rows(tmp_path):
