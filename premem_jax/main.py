@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from premem_jax import storage
 from premem_jax.errors import Stopped, UserError, explain
 from premem_jax.experiments import EXPERIMENTS, SEVERAL
-from premem_jax.workdir import default_workdir, disk_is_full
+from premem_jax.workdir import default_workdir, disk_is_full, disk_is_read_only
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, configs/NAME.py[:key=value,...].", lock_config=True
@@ -103,6 +103,8 @@ def cli() -> None:
         why = textwrap.shorten(str(error), 250)
         if disk_is_full(error):
             leave(f"error: the disk is full ({why}); free some space and run the same command again to continue", 2)
+        if disk_is_read_only(error):
+            leave(f"error: the disk is read-only ({why}); mend it and run the same command again to continue", 2)
         processes = sys.modules.get("premem_jax.processes")
         if processes and processes.lost_another(error):
             leave(f"error: another process is gone ({why}); start all of them again to continue", 1)

@@ -92,9 +92,19 @@ def check_room(workdir: Path, need: int) -> None:
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether ENOSPC is behind `error`; Orbax and TensorStore wrap it in errors of their own."""
+    """Whether ENOSPC is behind `error`."""
+    return _is_behind(errno.ENOSPC, error)
+
+
+def disk_is_read_only(error: BaseException | None) -> bool:
+    """Whether EROFS is behind `error`, as of a disk that the system no longer trusts."""
+    return _is_behind(errno.EROFS, error)
+
+
+def _is_behind(number: int, error: BaseException | None) -> bool:
+    """Orbax and TensorStore wrap errors of the system in errors of their own."""
     while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
