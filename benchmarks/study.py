@@ -12,6 +12,7 @@ from premem_jax import config as defaults
 from premem_jax.data import tasks
 from premem_jax.data.pipeline import Tokenized, steps_per_epoch, tokenize, train_batches
 from premem_jax.data.tokenizers import Tokenizer
+from premem_jax.evaluators.suite import scheduled_steps
 from premem_jax.training.optimizer import learning_rate
 
 EPOCHS = (2, 4, 6, 8, 10, 12)  # after each of them every example is evaluated
@@ -69,5 +70,6 @@ def updates(c: ConfigDict, data: Tokenized):
         yield step + 1, batch, learning_rate(step, **schedule)
 
 
-def evaluated(c: ConfigDict, data: Tokenized) -> list[int]:
-    return [epoch * steps_per_epoch(len(data), c.train.batch) for epoch in EPOCHS]
+def evaluated(c: ConfigDict, data: Tokenized) -> tuple[int, ...]:
+    per_epoch = steps_per_epoch(len(data), c.train.batch)
+    return scheduled_steps(EPOCHS, per_epoch, c.train.epochs * per_epoch)

@@ -145,10 +145,10 @@ class Tasks:
             torch.manual_seed(0)
             data, tokenizer = study.examples(config)
             model = self._model("float32").train()
-            update, found = self._update(model, optimizer), []
+            update, found, due = self._update(model, optimizer), [], study.evaluated(config, data)
             for step, batch, rate in study.updates(config, data):
                 update(batch, rate)
-                if step in study.evaluated(config, data):
+                if step in due:
                     found.append(evaluate(model, data, tokenizer))
             return [list(values) for values in zip(*found, strict=True)]
 

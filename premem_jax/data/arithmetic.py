@@ -173,8 +173,8 @@ def problems(split: str, count: int, seed: int, steps: int = 2) -> list[Example]
     """The first `count` problems of `split` (train, heldout or test) under `seed`, with worded solutions.
 
     A pure function of its arguments, and the first n of a larger count are the same n examples. No question occurs
-    twice, and no two splits share a question, whatever their counts and seeds. `reworded` asks the
-    same, and shares no sentence with the question. Raises UserError for an unknown split.
+    twice, and no two splits share a question, whatever their counts and seeds. `reworded` asks the same, and
+    shares no sentence with the question. Raises UserError for an unknown split.
     """
     if split not in ("train", "heldout", "test"):
         raise UserError(f"arithmetic has no split {split!r}; choose train, heldout or test.")

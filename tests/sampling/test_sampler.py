@@ -80,7 +80,7 @@ def test_samples_of_different_examples_are_independent(draw):
 
 
 @given(counts=st.lists(st.lists(st.integers(1, 6), min_size=7, max_size=7), min_size=3, max_size=3), k=st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_nucleus(counts, k):
     """A token stays iff the tokens that are strictly likelier have less than `top_p` of the mass; ties stay."""
     counts = np.array(counts)
