@@ -70,7 +70,9 @@ def sample(
     def choose(logits_XV, step):
         if temperature == 0:
             return jnp.argmax(logits_XV, axis=-1)
-        probability_XV = nucleus(jax.nn.softmax(logits_XV / temperature, axis=-1), top_p)
+        probability_XV = jax.nn.softmax(logits_XV / temperature, axis=-1)
+        if top_p < 1:
+            probability_XV = nucleus(probability_XV, top_p)
         return draw(jax.vmap(jax.random.fold_in, (0, None))(keys_X, step), probability_XV)
 
     def body(state: _State) -> _State:
@@ -100,14 +102,12 @@ def sample_keys(key: jax.Array, ids_B: jax.Array, first_B: jax.Array | int, samp
     return jax.vmap(lambda i, index_R: of_sample(jax.random.fold_in(key, i), index_R))(ids_B, index_BR)
 
 
-def nucleus(probability_XV: jax.Array, top_p: float) -> jax.Array:
+def nucleus(probability_XV: jax.Array, top_p: jax.Array | float) -> jax.Array:
     """Probabilities with all outside the smallest set of mass `top_p` at 0; equally likely tokens stay or go together.
 
     A token stays if those likelier than it hold less than `top_p`. The least such probability is found by bisecting
     over the bits of floats, which order like the numbers: 31 sums over V in the place of a sort.
     """
-    if top_p >= 1:
-        return probability_XV
     bits = jax.lax.bitcast_convert_type(probability_XV, jnp.int32)
 
     def halve(_, bounds):
