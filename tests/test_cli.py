@@ -1,7 +1,6 @@
 """Mistakes and accidents: each ends with exit status 1 and one message that names the thing, before any training."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from premem_jax.analysis.trace import read_trace
 from premem_jax.data.pipeline import batch_rows
 from premem_jax.errors import UserError
 from premem_jax.experiments import finetune
+from tests import disks
 from tests.configs import tiny
 from tests.processes import ENVIRONMENT, Run, assert_same, finish, interrupt, mistake
 
@@ -219,15 +219,12 @@ def small_disk(tmp_path):
     folder.mkdir()
 
     def mount(megabytes: int):
-        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]
-        done = subprocess.run(command, capture_output=True, text=True) if shutil.which("mount") else None
-        if done is None or done.returncode:
-            pytest.skip(f"cannot mount a small disk: {done.stderr.strip() if done else 'no mount command'}")
+        if why := disks.mount(folder, megabytes):
+            pytest.skip(f"cannot mount a small disk: {why}")
         return folder
 
     yield mount
-    if os.path.ismount(folder):
-        subprocess.run(["umount", "-l", folder], check=True)
+    disks.unmount(folder)
 
 
 def test_too_small_a_disk_is_refused_before_the_training(small_disk, tmp_path):
@@ -253,6 +250,21 @@ def test_a_disk_that_fills_up_stops_the_run_which_then_continues(small_disk, str
     files, expected = run.files(), straight.files()
     assert {name: data for name, data in files.items() if expected[name] != data}.keys() <= {"metrics.jsonl"}
     ballast.unlink()
+    run.finish()
+    assert_same(run, straight)
+
+
+def test_a_disk_that_turns_read_only_stops_the_run_which_then_continues(small_disk, straight):
+    disk = small_disk(64)
+    run = Run(disk / "run", straight.cache)
+    turned = []
+    then = lambda process: turned.append(disks.remount(disk, "ro"))
+    status, stderr = interrupt(*run.arguments, when=lambda: run.has("trace/*.parquet"), then=then)
+    assert turned == [True] and status == 2, stderr
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "read-only" in last.lower() and stderr.count("error: ") == 1, stderr
+    assert not run.has("summary.json")
+    assert disks.remount(disk, "rw")
     run.finish()
     assert_same(run, straight)
 

@@ -4,6 +4,7 @@ Training writes it, analysis reads it, and neither knows the other. A trace from
 `write_evaluation` with its numbers.
 """
 
+import hashlib
 import io
 import json
 import math
@@ -22,9 +23,10 @@ from premem_jax import atomic
 from premem_jax.analysis import premem
 from premem_jax.errors import UserError
 
-FORMAT = b"3"
+FORMAT = b"4"
 _FORMAT_KEY = b"premem_jax.trace.format"
 _MEASURES_KEY = b"premem_jax.trace.measures"
+_DIGEST_KEY = b"premem_jax.trace.sha256"
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
 _VALUES = ("target_nll", "log_confidence")  # NaN where not measured
 _COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host", "skipped")
@@ -140,7 +142,8 @@ def write_evaluation(
     values = {name: float(value) for name, value in sorted((measures or {}).items()) if math.isfinite(value)}
     metadata = {_FORMAT_KEY: FORMAT, _MEASURES_KEY: json.dumps(values).encode()}
     table = pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata(metadata)
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    table = table.replace_schema_metadata(metadata | {_DIGEST_KEY: _digest(table)})
+    pq.write_table(table, buffer, compression="zstd")
     atomic.write_bytes(evaluation_path(folder, step), buffer.getvalue())
 
 
@@ -251,15 +254,36 @@ def _open(path: Path, read):
     try:
         with path.open("rb") as file:
             return read(file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise UserError(
             f"The evaluation {path} cannot be read ({error}). It is cut short or damaged: "
             "delete the file and run again; the run recomputes that evaluation."
         ) from error
 
 
+def _read_whole(file) -> pa.Table:
+    table = pq.read_table(file)
+    metadata = table.schema.metadata or {}
+    if metadata.get(_FORMAT_KEY) == FORMAT and metadata[_DIGEST_KEY] != _digest(table):
+        raise OSError("its values are not those that were written")
+    return table
+
+
+def _digest(table: pa.Table) -> bytes:
+    """SHA-256 of the names and values of all columns and of the measures, however Parquet packs them.
+
+    The checksums of Parquet leave out what says how its pages are to be read, and the measures.
+    """
+    digest = hashlib.sha256(table.schema.metadata[_MEASURES_KEY])
+    for name in table.column_names:
+        column = table[name]
+        values = column.cast(pa.string()).to_pylist() if name == "split" else [column.to_numpy().tobytes().hex()]
+        digest.update(json.dumps([name, str(column.type), values]).encode())
+    return digest.hexdigest().encode()
+
+
 def _read_evaluation(path: Path) -> pa.Table:
-    table = _open(path, lambda file: pq.read_table(file, page_checksum_verification=True))
+    table = _open(path, _read_whole)
     found = (table.schema.metadata or {}).get(_FORMAT_KEY)
     if found != FORMAT or not table.schema.equals(_SCHEMA):
         version = "no version" if found is None else f"version {found.decode(errors='replace')}"

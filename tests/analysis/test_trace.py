@@ -12,8 +12,6 @@ from premem_jax.analysis import trace
 from premem_jax.errors import UserError
 from tests.analysis.traces import synthetic_splits
 
-COLUMN_OF_NLL = 4
-
 
 def write_run(folder, steps=(10, 20, 30)):
     splits = {step: synthetic_splits(0, m, examples=60) for m, step in enumerate(steps, 1)}
@@ -154,24 +152,26 @@ def test_a_file_cut_short_is_named_with_the_mend(tmp_path):
 
 
 def test_damage_is_found_or_harmless(tmp_path):
-    """No flipped byte of the NLL column may change a number in silence."""
-    columns = {"example": np.arange(40), "target_nll": np.linspace(0.1, 1, 40)}
-    trace.write_evaluation(tmp_path, 1, 1, {"train": columns})
+    """No flipped bit anywhere in the file changes a value in silence, and each that is noticed names the file."""
+    columns = {"example": np.arange(40), "target_nll": np.linspace(0.1, 1, 40), "samples": np.full(40, 5)}
+    trace.write_evaluation(tmp_path, 1, 0.25, {"train": columns, "test": columns}, {"gradient_variance": 1.25})
     path = trace.evaluation_path(tmp_path, 1)
-    good = path.read_bytes()
-    column = pq.read_metadata(path).row_group(0).column(COLUMN_OF_NLL)
-    start = column.dictionary_page_offset or column.data_page_offset
+    good, expected = path.read_bytes(), trace.read_trace(tmp_path)
     found = 0
-    for at in range(start, start + column.total_compressed_size):
-        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
         try:
-            read = trace.read_trace(tmp_path).split("train")
+            read = trace.read_trace(tmp_path)
         except UserError as error:
             assert path.name in str(error)
             found += 1
         else:
-            np.testing.assert_array_equal(read.nll[0], np.float32(columns["target_nll"]))
-    assert found > column.total_compressed_size / 2
+            assert read.epochs == [0.25] and read.measures == {"gradient_variance": [1.25]}
+            assert read.splits.keys() == expected.splits.keys()
+            for name, split in expected.splits.items():
+                for key, values in vars(split).items():
+                    np.testing.assert_array_equal(getattr(read.split(name), key), values, err_msg=f"{name} {key} {at}")
+    assert found > len(good) / 2
 
 
 def test_another_format_version_is_refused(tmp_path):
