@@ -145,10 +145,10 @@ class Preempt(Campaign):
 
 
 class Save(All):
-    """SIGKILL to all while a checkpoint is being written."""
+    """SIGKILL to all while a checkpoint is being written: the next one after a random moment."""
 
     def ready(self, moment):
-        return self.run.has("checkpoints/*tmp*")
+        return super().ready(moment) and self.run.has("checkpoints/*tmp*")
 
 
 class Twice(Campaign):
