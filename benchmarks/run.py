@@ -58,7 +58,13 @@ CASES = {
             ("tunix", "score", "batches"),
         )
     },
-    "study": {"study": (("premem", "study", ""), ("hugging_face", "study", "one by one, generate"))},
+    "study": {
+        "study": (
+            ("premem", "study", ""),
+            ("hugging_face", "study", "one by one, generate"),
+            ("premem", "study_in_one_round", "no rounds"),
+        )
+    },
 }
 # Tokens of one turn: padded ones in training, sampled ones, and those of the texts in scoring.
 TOKENS = {

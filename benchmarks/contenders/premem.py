@@ -106,13 +106,18 @@ class Tasks:
 
         return turn
 
-    def study(self):
+    def study_in_one_round(self):
+        return self.study(first_round=10**6)
+
+    def study(self, first_round: int | None = None):
         from benchmarks import study
         from premem_jax import runtime
         from premem_jax.analysis.trace import read_trace
         from premem_jax.experiments import finetune
 
         config = study.config(self._folder)
+        if first_round:
+            config.evals.accuracy.first_round = first_round
         runtime.prepare(config.cache)
 
         def turn() -> list[list]:
@@ -126,6 +131,6 @@ class Tasks:
 
 if __name__ == "__main__":
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "sample", "sample_top_p", "greedy", "score", "study")
+    names = ("train", "sample", "sample_top_p", "greedy", "score", "study", "study_in_one_round")
     versions = dict(jax=jax.__version__, flax=flax.__version__, device=jax.devices()[0].device_kind)
     serve({name: getattr(tasks, name) for name in names}, versions)
