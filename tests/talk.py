@@ -1,6 +1,9 @@
 """What `tests/test_pods.py` runs in several processes: each prints what it was told, and its rows of a batch."""
 
 import os
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import numpy as np
 
 from premem_jax import processes, sharding
 from premem_jax.errors import UserError
+from premem_jax.evaluators.unfinished import Unfinished
 
 if __name__ == "__main__":
     processes.start(
@@ -34,4 +38,12 @@ if __name__ == "__main__":
     rows = sharding.rows_here(mesh, 12)
     batch = sharding.put_batch(mesh, rows.astype(np.float32), 12)
     total = jax.jit(lambda x: jnp.sum(x**2), out_shardings=sharding.replicated(mesh))(batch)
+    interrupted = Unfinished(Path(sys.argv[1]), 3, {"nll": 4})
+    interrupted.of["nll"].done[:3] = True
+    interrupted.keep(now=True)
+    processes.all_agree(True)
+    time.sleep(mine / 2)
+    continued = Unfinished(Path(sys.argv[1]), 3, {"nll": 4})  # process 0 is there first
+    continued.clear()
+    print(continued.of["nll"].done.sum(), end=";")
     print(once, agreed, differed, message, " ".join(map(str, rows)), float(total), sep=";")

@@ -15,10 +15,12 @@ SMALL = "--config.evals.train_accuracy.batch=8"
 
 def test_processes_agree_and_hold_their_own_rows(tmp_path):
     """`tests.talk.py` in three processes."""
-    with pod(3, [sys.executable, "-m", "tests.talk"], tmp_path) as processes:
+    command = [sys.executable, "-m", "tests.talk", str(tmp_path / "unfinished.npz")]
+    with pod(3, command, tmp_path) as processes:
         assert [process.wait(timeout=120) for process in processes] == [0, 0, 0], texts(tmp_path)
     said = [text.splitlines()[-1].split(";") for text in texts(tmp_path)]
-    once, agreed, differed, mistakes, rows, sums = zip(*said, strict=True)
+    continued, once, agreed, differed, mistakes, rows, sums = zip(*said, strict=True)
+    assert set(continued) == {"3"}  # rows of an evaluation that process 0 finds finished, and clears at once
     assert set(once) == {"[1, 'two', 0]"}  # process 0's
     assert set(agreed) == {"True"} and set(differed) == {"False"} and set(mistakes) == {"mend it"}
     assert [list(map(int, part.split())) for part in rows] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]

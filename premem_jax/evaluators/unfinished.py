@@ -23,13 +23,10 @@ class Unfinished:
 
     def __init__(self, path: Path, step: int, examples: Mapping[str, int]):
         self._path, self._step, self._kept = path, step, time.monotonic()
-        self.of = {name: Collected(size) for name, size in examples.items()}
-        if path.exists():
-            try:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    self._load(arrays)
-            except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-                log.warning("%s cannot be read (%s); the evaluation at step %d starts over", path, error, step)
+        nothing = lambda: {name: Collected(size) for name, size in examples.items()}
+        found = nothing()
+        # All go on from the file or none does; and none clears it before all have read it.
+        self.of = found if processes.all_agree(self._read(found)) else nothing()
 
     def keep(self, *, now: bool = False) -> None:
         """Writes the file, `now` or where the last time is a minute ago."""
@@ -51,14 +48,26 @@ class Unfinished:
         if processes.leads():
             self._path.unlink(missing_ok=True)
 
-    def _load(self, file) -> None:
+    def _read(self, found: dict[str, Collected]) -> bool:
+        """Fills `found` from the file; whether that was possible."""
+        if not self._path.exists():
+            return False
+        try:
+            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return self._fill(found, arrays)
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            log.warning("%s cannot be read (%s); the evaluation at step %d starts over", self._path, error, self._step)
+            return False
+
+    def _fill(self, found: dict[str, Collected], file) -> bool:
         if file["step"] != self._step:
-            return
-        for name, found in self.of.items():
+            return False
+        for name, mine in found.items():
             said, done = json.loads(str(file[f"{name}/said"])), file[f"{name}/done"]
-            if len(done) != len(found.done):
-                raise ValueError(f"{len(done)} examples of {name}, not {len(found.done)}")
+            if len(done) != len(mine.done):
+                raise ValueError(f"{len(done)} examples of {name}, not {len(mine.done)}")
             prefix = f"{name}/column/"
-            found.columns = {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
-            found.done, found.texts = done, said["texts"]
-            found.measures, found.finished = said["measures"], said["finished"]
+            mine.columns = {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
+            mine.done, mine.texts = done, said["texts"]
+            mine.measures, mine.finished = said["measures"], said["finished"]
+        return True

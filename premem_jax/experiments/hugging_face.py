@@ -4,7 +4,7 @@ import logging
 
 from etils.epath import Path
 
-from premem_jax import progress
+from premem_jax import processes, progress
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
 from premem_jax.models import config as presets
@@ -69,7 +69,7 @@ def export(
 
     A model that came from a folder keeps its `config.json` and what lay beside its weights.
     """
-    if (folder / CONFIG).exists():
+    if processes.once(lambda: (folder / CONFIG).exists()):
         return
     if checkpoint is None:
         description, files = to_hf_config(model.config), {}
