@@ -56,8 +56,8 @@ class Campaign:
 
     def round(self) -> None:
         """One start of the processes, with the damage if they live long enough for it."""
-        logs = Path(tempfile.mkdtemp(dir=self.folder))
-        moment = time.monotonic() + self.random.uniform(0, 1.3 * self.seconds)
+        logs, begun = Path(tempfile.mkdtemp(dir=self.folder)), time.monotonic()
+        moment = begun + self.random.uniform(0, 1.3 * self.seconds)
         before, hurt = self.finished_files(), False
         arguments = [*self.prefix, *command(self.run.arguments)]
         with pod(self.processes, arguments, logs) as processes:
@@ -86,6 +86,8 @@ class Campaign:
                     "tracebacks": sum("Traceback" in text for text in said),
                 }
             )
+        elif statuses == [0] * self.processes:
+            self.seconds = time.monotonic() - begun  # less than was thought, where other work has ended
         if statuses == [0] * self.processes:
             assert_close(self.run, self.straight)
             self.fresh()
