@@ -58,7 +58,7 @@ class Campaign:
         """One start of the processes, with the damage if they live long enough for it."""
         logs, begun = Path(tempfile.mkdtemp(dir=self.folder)), time.monotonic()
         moment = begun + self.random.uniform(0, 1.3 * self.seconds)
-        before, hurt = self.finished_files(), False
+        before, hurt, whole = self.finished_files(), False, not self.run.workdir.exists()
         arguments = [*self.prefix, *command(self.run.arguments)]
         with pod(self.processes, arguments, logs) as processes:
             while any(process.poll() is None for process in processes):
@@ -86,7 +86,7 @@ class Campaign:
                     "tracebacks": sum("Traceback" in text for text in said),
                 }
             )
-        elif statuses == [0] * self.processes:
+        elif whole:
             self.seconds = time.monotonic() - begun  # less than was thought, where other work has ended
         if statuses == [0] * self.processes:
             assert_close(self.run, self.straight)
