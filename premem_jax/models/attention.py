@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+BLOCK = 128  # queries whose logits exist at a time
 NEGATIVE = -1e30  # finite, so that a fully masked row yields a uniform distribution and not NaN
 
 
@@ -45,6 +46,19 @@ def attend(
     weights = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], softcap(logits, cap), NEGATIVE), axis=-1)
     out = jnp.einsum("BKGTS,BKSH->BTKGH", weights.astype(v_BKSH.dtype), v_BKSH)
     return out.reshape(B, T, N, H)
+
+
+def attend_causally(
+    q_BTNH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, *, window: int | None, scale: float, cap: float | None
+) -> jax.Array:
+    """`attend` to itself under `causal_mask`, a block of queries at a time, without the keys that none of them sees."""
+    T, blocks = q_BTNH.shape[1], []
+    mask_TT = causal_mask(T, window)
+    for start in range(0, T, BLOCK):
+        stop, first = min(start + BLOCK, T), 0 if window is None else max(0, start - window + 1)
+        k, v = k_BKTH[:, :, first:stop], v_BKTH[:, :, first:stop]
+        blocks.append(attend(q_BTNH[:, start:stop], k, v, mask_TT[:, start:stop, first:stop], scale=scale, cap=cap))
+    return jnp.concatenate(blocks, axis=1)
 
 
 def attend_with_prompt(

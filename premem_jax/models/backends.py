@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from premem_jax.errors import UserError
-from premem_jax.models.attention import attend, causal_mask
+from premem_jax.models.attention import attend_causally
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class SelfAttention:
             raise UserError(f"model.attention={self.backend!r}: choose {', '.join(BACKENDS)}")
 
     def __call__(self, q_BTNH, k_BKTH, v_BKTH, *, window: int | None, scale: float, cap: float | None) -> jax.Array:
-        """Values (B, T, N, H) that the queries pick; `window`, `scale` and `cap` as in `attend` and `causal_mask`.
+        """Values (B, T, N, H) that the queries pick; `window`, `scale` and `cap` as in `attend_causally`.
 
         Raises:
           UserError: the backend was asked for by name and does not support the case.
@@ -61,7 +61,7 @@ class SelfAttention:
             return self._splash(q_BTNH, k_BKTH, v_BKTH, **case)
         if chosen == "cudnn":
             return _cudnn(q_BTNH, k_BKTH, v_BKTH, **case)
-        return attend(q_BTNH, k_BKTH, v_BKTH, causal_mask(q_BTNH.shape[1], window), scale=scale, cap=cap)
+        return attend_causally(q_BTNH, k_BKTH, v_BKTH, **case)
 
     @property
     def _platform(self) -> str:

@@ -11,6 +11,7 @@ import pytest
 from premem_jax import sharding
 from premem_jax.errors import UserError
 from premem_jax.models import backends
+from premem_jax.models.attention import attend, causal_mask
 from premem_jax.models.backends import SelfAttention
 
 CASES = [
@@ -40,6 +41,16 @@ def test_the_tpu_kernel_equals_the_reference(case):
     expected = with_gradients(SelfAttention("reference"), case, qkv)
     found = with_gradients(SelfAttention("splash"), case, qkv)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4), expected, found)
+
+
+@pytest.mark.parametrize("T", [1, 128, 300])
+@pytest.mark.parametrize("case", CASES)
+def test_the_reference_equals_attention_under_the_whole_mask(case, T):
+    """Block by block and at once; 300 queries are two blocks and a part of one, and windows end within blocks."""
+    qkv = arrays(T=T, H=16)
+    at_once = lambda *qkv, window, **rest: attend(*qkv, causal_mask(T, window), **rest)
+    expected, found = (with_gradients(attention, case, qkv) for attention in (at_once, SelfAttention("reference")))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), expected, found)
 
 
 def test_the_tpu_kernel_on_a_mesh():
@@ -104,7 +115,7 @@ def test_the_choice_is_by_device_and_case_and_is_said_once(platform, shape, case
     record = lambda name: lambda *args, **kw: ran.append(name)
     monkeypatch.setattr(SelfAttention, "_splash", record("splash"))
     monkeypatch.setattr(backends, "_cudnn", record("cudnn"))
-    monkeypatch.setattr(backends, "attend", record("reference"))
+    monkeypatch.setattr(backends, "attend_causally", record("reference"))
     attention = SelfAttention("auto", _Mesh(platform, data=1, fsdp=2, tensor=1))
     with caplog.at_level(logging.INFO, "premem_jax"):
         for _ in range(3):
