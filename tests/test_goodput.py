@@ -1,6 +1,8 @@
 """Where the time of a run went, over launches that ended well or badly."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -44,3 +46,10 @@ def test_what_lies_behind_a_finished_run_is_nobodys_time(tmp_path):
 def test_a_damaged_file_is_begun_anew(tmp_path, text):
     (tmp_path / "seconds.json").write_text(text)
     assert Goodput(tmp_path, worked({"train": 0.01})).summary()["launches"] == 1
+
+
+def test_the_memory_of_a_parent_is_not_counted():
+    ballast = b"x" * 600_000_000
+    code = "from premem_jax.workdir import host_memory_peak; print(host_memory_peak())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 5_000_000 < int(done.stdout) < len(ballast)
