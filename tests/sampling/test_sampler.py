@@ -92,8 +92,9 @@ def test_nucleus(counts, k):
         np.testing.assert_array_equal(kept_by(probability[None], half / total)[0], np.where(kept, probability, 0))
 
 
-def test_the_smallest_nucleus_is_the_likeliest_token():
+def test_nucleus_of_everything_changes_nothing():
     probability = np.random.default_rng(0).dirichlet(np.ones(9), 2).astype(np.float32)
+    np.testing.assert_array_equal(nucleus(probability, 1.0), probability)
     assert np.count_nonzero(nucleus(probability, 1e-9), axis=1).tolist() == [1, 1]
 
 
