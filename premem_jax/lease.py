@@ -1,6 +1,7 @@
 """Who works in a folder: one launch at a time."""
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -22,9 +23,10 @@ DEAD_SECONDS = 60  # without a beat, after which the work of a launch on another
 def lease(folder: Path, *, wait: bool = False):
     """Holds `folder/in_use.json` while it lasts; process 0 does, for all.
 
-    The file says which process of which host works there and changes every 15 seconds. A holder on this host is dead
-    when its process is gone, one on another host when the file has not changed for a minute. So nothing is needed of
-    the file system but that a file is written whole.
+    The file says which process of which host works there; it is written once, so that a holder who stood still cannot
+    write over the name of who took the folder meanwhile. That it lives it says every 15 seconds in
+    `folder/in_use_beat.json`. A holder on this host is dead when its process is gone, one on another host when no beat
+    of its has come for a minute. So nothing is needed of the file system but that a file is written whole.
 
     Args:
       wait: for the holder to finish; otherwise a holder that lives is an error.
@@ -50,7 +52,9 @@ def lease(folder: Path, *, wait: bool = False):
         over.set()
         if processes.leads():
             keeper.join()
-            path.unlink(missing_ok=True)
+            if (_read(path) or mine)["token"] == mine["token"]:
+                for file in (path, _beats(path)):
+                    file.unlink(missing_ok=True)
 
 
 def _take(path: Path, mine: dict, wait: bool) -> None:
@@ -65,7 +69,7 @@ def _take(path: Path, mine: dict, wait: bool) -> None:
             progress.say(f"waiting for process {holder['pid']} on {holder['host']}, which works in {path.parent}")
             said = True
         time.sleep(1)
-    _write(path, mine)
+    atomic.write_text(path, json.dumps(mine) + "\n")
     time.sleep(0.2)  # of two that come at once, the later one has it
     if (_read(path) or mine)["token"] != mine["token"]:
         raise UserError(f"{path.parent} was taken by another launch at this moment; use another --workdir")
@@ -75,18 +79,21 @@ def _lives(path: Path, holder: dict) -> bool:
     if holder["host"] == socket.gethostname():
         return _started(holder["pid"]) == holder["started"]
     progress.say(f"{path.parent} was in use on {holder['host']}; looking whether it still is ({DEAD_SECONDS} s)")
+    last = _read(_beats(path))
     end = time.monotonic() + DEAD_SECONDS
     while time.monotonic() < end:
         time.sleep(1)
-        if _read(path) != holder:
+        beat = _read(_beats(path))
+        if _read(path) != holder or (beat and beat != last and beat["token"] == holder["token"]):
             return True
     return False
 
 
 def _keep(path: Path, mine: dict, over: threading.Event) -> None:
-    """Renews the file until it is `over`; ends the process once somebody else has it, who then writes the run."""
-    beat = 0
-    while not over.wait(BEAT_SECONDS):
+    """Beats until it is `over`; ends the process once somebody else has the folder, who then writes the run."""
+    for beat in itertools.count(1):
+        if over.wait(BEAT_SECONDS):
+            return
         with contextlib.suppress(Exception):  # a folder that does not answer may answer again
             found = _read(path)
             if found and found["token"] != mine["token"]:
@@ -96,8 +103,11 @@ def _keep(path: Path, mine: dict, over: threading.Event) -> None:
                 )
                 sys.stderr.flush()
                 os._exit(2)
-            beat += 1
-            _write(path, mine | {"beat": beat})
+            atomic.write_text(_beats(path), json.dumps({"token": mine["token"], "beat": beat}) + "\n")
+
+
+def _beats(path: Path) -> Path:
+    return path.with_name("in_use_beat.json")
 
 
 def _read(path: Path) -> dict | None:
@@ -105,10 +115,6 @@ def _read(path: Path) -> dict | None:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _write(path: Path, holder: dict) -> None:
-    atomic.write_text(path, json.dumps(holder) + "\n")
 
 
 def _started(pid: int | str) -> str | None:

@@ -79,5 +79,5 @@ def assert_close(run: Run, straight: Run) -> None:
     mine, theirs = run.checkpoint(run.saved[-1]), straight.checkpoint(run.saved[-1])
     for name, array in theirs.items():
         np.testing.assert_allclose(mine[name], array, atol=2e-4, err_msg=name)
-    left = [str(path) for path in run.workdir.rglob("*.tmp")] + [str(p) for p in run.workdir.glob("in_use.json")]
+    left = [str(path) for path in run.workdir.rglob("*.tmp")] + [str(p) for p in run.workdir.glob("in_use*.json")]
     assert left == []
