@@ -35,11 +35,11 @@ def config(folder: Path) -> ConfigDict:
     c.cache = str(folder / "cache")
     c.model.path, c.tokenizer.path = str(folder), str(folder / "tokenizer.model")
     c.data.update(path=given["data"], train=given["examples"], test=1, context=640, buckets=(160, 224, 320, 448, 640))
-    c.train.update(epochs=EPOCHS[-1], batch=8, length_window=8, learning_rate=4e-3)
+    c.train.update(epochs=EPOCHS[-1], batch=8, micro_batches=2, length_window=8, learning_rate=4e-3)
     c.optimizer.update(b2=0.98, weight_decay=0.0, clip_norm=1.0)
     c.evals = dict(
         nll=defaults.likelihood("train", EPOCHS, batch=32),
-        accuracy=defaults.accuracy("train", EPOCHS, batch=32, max_new_tokens=320, keep_texts=0),
+        accuracy=defaults.accuracy("train", EPOCHS, batch=32, max_new_tokens=320, first_round=192, keep_texts=0),
     )
     c.threshold.update(rule="given", perplexity=THRESHOLD)
     c.checkpoint.every = 10**6  # one at the end

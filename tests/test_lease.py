@@ -35,7 +35,10 @@ with module.lease(pathlib.Path(sys.argv[1])):
 def holder(tmp_path):
     """Another process that holds `tmp_path`."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path, tmp_path / "stand_still"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, tmp_path, tmp_path / "stand_still"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with process:
         assert process.stdout.readline() == "held\n"

@@ -110,6 +110,7 @@ class Tasks:
         return self.study(first_round=10**6)
 
     def study(self, first_round: int | None = None):
+        sys.modules["torch"] = None  # where it is installed, TensorBoard's writer loads it, for 0.3 GB
         from benchmarks import study
         from premem_jax import runtime
         from premem_jax.analysis.trace import read_trace
