@@ -34,6 +34,7 @@ def config(folder: Path) -> ConfigDict:
     c = defaults.finetune()
     c.cache = str(folder / "cache")
     c.model.path, c.tokenizer.path = str(folder), str(folder / "tokenizer.model")
+    c.mesh.update(data=-1, fsdp=1)  # on a CPU, a device for each core is worth it: JAX_NUM_CPU_DEVICES
     c.data.update(path=given["data"], train=given["examples"], test=1, context=640, buckets=(160, 224, 320, 448, 640))
     c.train.update(epochs=EPOCHS[-1], batch=8, micro_batches=2, length_window=8, learning_rate=4e-3)
     c.optimizer.update(b2=0.98, weight_decay=0.0, clip_norm=1.0)
