@@ -24,9 +24,9 @@ def command(arguments, config: str | Path = CONFIG) -> list[str]:
     return [sys.executable, "-m", "premem_jax.main", f"--config={config}", *map(str, arguments)]
 
 
-def finish(*arguments, config: str | Path = CONFIG) -> subprocess.CompletedProcess:
-    """The program with these arguments after `--config`, run to its end."""
-    return subprocess.run(command(arguments, config), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+def finish(*arguments, config: str | Path = CONFIG, seconds: float = 300) -> subprocess.CompletedProcess:
+    """The program with these arguments after `--config`, run to its end, for which it has so many seconds."""
+    return subprocess.run(command(arguments, config), env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds)
 
 
 def interrupt(

@@ -13,7 +13,7 @@ pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install -e '.[
 
 
 def plan(tmp_path, options, *overrides):
-    done = finish(f"--workdir={tmp_path}", *overrides, config=f"configs/plan.py:{options}")
+    done = finish(f"--workdir={tmp_path}", *overrides, config=f"configs/plan.py:{options}", seconds=800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((tmp_path / "summary.json").read_text()), done.stdout
 
