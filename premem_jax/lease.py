@@ -69,7 +69,7 @@ def _take(path: Path, mine: dict, wait: bool) -> None:
             progress.say(f"waiting for process {holder['pid']} on {holder['host']}, which works in {path.parent}")
             said = True
         time.sleep(1)
-    atomic.write_text(path, json.dumps(mine) + "\n")
+    _write(path, mine)
     time.sleep(0.2)  # of two that come at once, the later one has it
     if (_read(path) or mine)["token"] != mine["token"]:
         raise UserError(f"{path.parent} was taken by another launch at this moment; use another --workdir")
@@ -103,7 +103,7 @@ def _keep(path: Path, mine: dict, over: threading.Event) -> None:
                 )
                 sys.stderr.flush()
                 os._exit(2)
-            atomic.write_text(_beats(path), json.dumps({"token": mine["token"], "beat": beat}) + "\n")
+            _write(_beats(path), {"token": mine["token"], "beat": beat})
 
 
 def _beats(path: Path) -> Path:
@@ -115,6 +115,10 @@ def _read(path: Path) -> dict | None:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _write(path: Path, said: dict) -> None:
+    atomic.write_text(path, json.dumps(said) + "\n")
 
 
 def _started(pid: int | str) -> str | None:

@@ -44,11 +44,12 @@ def attend(
     """
     B, T, N, H = q_BTNH.shape
     K = k_BKSH.shape[1]
-    q_BKQH = (q_BTNH * scale).swapaxes(1, 2).reshape(B, K, N // K * T, H)
+    G = N // K
+    q_BKQH = (q_BTNH * scale).swapaxes(1, 2).reshape(B, K, G * T, H)
     logits = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32)
-    logits = logits.reshape(B, K, N // K, T, -1)
+    logits = logits.reshape(B, K, G, T, -1)
     weights = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], softcap(logits, cap), NEGATIVE), axis=-1)
-    weights = weights.astype(v_BKSH.dtype).reshape(B, K, N // K * T, -1)
+    weights = weights.astype(v_BKSH.dtype).reshape(B, K, G * T, -1)
     return jnp.einsum("BKQS,BKSH->BKQH", weights, v_BKSH).reshape(B, N, T, H).swapaxes(1, 2)
 
 
