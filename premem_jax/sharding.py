@@ -14,7 +14,7 @@ from premem_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
-# First match wins. Leading L is the layer axis, which is scanned and never sharded.
+# First match wins. Leading L is the layer axis, which is scanned and never sharded; unstacked layers are without it.
 RULES = (
     (r"embedding$", ("tensor", "fsdp")),  # V D
     (r"head$", ("fsdp", "tensor")),  # D V
@@ -93,6 +93,7 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
     if axes is None:
         raise KeyError(f"no sharding rule matches {path!r}")
+    axes = axes[max(0, len(axes) - len(shape)) :]
     keep = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
     return P(*keep)
 

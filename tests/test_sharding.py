@@ -16,7 +16,7 @@ from premem_jax.evaluators.accuracy import Accuracy
 from premem_jax.evaluators.base import Collected, Context
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.models.config import preset
-from premem_jax.models.decoder import build, init
+from premem_jax.models.decoder import build, init, unstack
 from premem_jax.programs import Clock
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.optimizer import adamw
@@ -128,10 +128,13 @@ def test_the_decode_layout_cuts_along_tensor_alone(full):
     full, _ = full
     for tensor, parts in (0, 4), (8, 8), (2, 2):
         mesh = sharding.decode_mesh(mesh_of((1, 2, 4)), tensor)
-        layout = dict(paths(sharding.shardings(mesh, full["params"])))
-        for name, leaf in paths(full["params"]):
+        unstacked = jax.eval_shape(unstack, full["params"])
+        layout, stacked = (dict(paths(sharding.shardings(mesh, tree))) for tree in (unstacked, full["params"]))
+        for name, leaf in paths(unstacked):
             cut = 1 if name.endswith("scale") else parts
             assert np.prod(layout[name].shard_shape(leaf.shape)) == leaf.size / cut
+            whole = stacked[re.sub(r"^layers/\d+", "layers", name)].spec
+            assert tuple(layout[name].spec) == tuple(whole)[-leaf.ndim :] or cut == 1
     with pytest.raises(UserError, match=r"mesh\.decode_tensor=3 does not divide 8 device"):
         sharding.decode_mesh(mesh_of((1, 2, 4)), 3)
 

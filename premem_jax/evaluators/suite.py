@@ -18,6 +18,7 @@ from premem_jax.evaluators.distance import Distance
 from premem_jax.evaluators.gradient_variance import GradientVariance
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.evaluators.unfinished import Unfinished
+from premem_jax.models.decoder import unstack
 from premem_jax.programs import Program
 
 TYPES = {
@@ -143,14 +144,15 @@ class Suite:
         return premem.settled(accuracy_ME, nll_ME, self._perplexity)[-1]
 
     def _to_decode_layout(self, params):
-        """Weights in the compute dtype and the sampling layout, resharded once per evaluation."""
+        """Weights in the compute dtype and the sampling layout, unstacked and resharded once per evaluation."""
         if self._decode_layout is None:
-            layout = sharding.shardings(self._decode_mesh, params)
-            self._decode_layout = Program(partial(cast, self._dtype), self._clock, out_shardings=layout)
+            convert = partial(to_decode, self._dtype)
+            layout = sharding.shardings(self._decode_mesh, jax.eval_shape(convert, params))
+            self._decode_layout = Program(convert, self._clock, out_shardings=layout)
         with self._clock("sample"):
             return self._decode_layout(params)
 
 
-def cast(dtype, tree):
-    """The arrays of `tree` in `dtype`."""
-    return jax.tree.map(lambda x: x.astype(dtype), tree)
+def to_decode(dtype, params):
+    """Parameters for many tokens to decode: in `dtype`, layer by layer."""
+    return jax.tree.map(lambda x: x.astype(dtype), unstack(params))

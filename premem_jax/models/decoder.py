@@ -1,4 +1,4 @@
-"""The decoder of both families: NNX modules with stacked layers, scanned in the forward pass.
+"""The decoder of both families: NNX modules whose layers are stacked and scanned, or lie one by one.
 
 Shapes use the letters of `docs/architecture.md`: B batch, T query length, S key length, N query heads, K key/value
 heads, H head width, D model width, F MLP width, V vocabulary, L layers.
@@ -7,9 +7,11 @@ Sequences are padded on the right. Causal attention then needs no padding mask: 
 a pad sees is never read.
 
 The scanned unit is one period of `config.windows`: a layer in Llama3, a local and a global layer in Gemma2. Parameters
-and caches are stacked along L all the same, so that their layout does not depend on the family.
+are stacked along L all the same, so that their layout does not depend on the family. Decoding does not scan: every
+token would cut each layer out of the stack again, so `unstack` does that once for many tokens.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import cache, partial
@@ -35,7 +37,7 @@ REMAT = {
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, (L, B, K, S, H) each."""
+    """Keys and values of one layer, (B, K, S, H) each."""
 
     k: jax.Array
     v: jax.Array
@@ -112,21 +114,14 @@ class Layer(nnx.Module):
     def forward(self, x, positions_BT, self_attention: SelfAttention, window: int | None):
         """The whole sequence at once; also returns its keys and values."""
         q, k, v = self.attention.project(self.attention_norm(x), positions_BT)
-        return self._add(x, self_attention(q, k, v, window=window, **self.attention.logits)), (k, v)
+        return self._add(x, self_attention(q, k, v, window=window, **self.attention.logits)), Cache(k, v)
 
-    def decode(self, x, positions, prompt: Cache, prompt_mask, own: Cache, own_mask, step, layer):
-        """One new token per sample; its keys and values go to `own[layer, :, :, step]`, in place."""
+    def decode(self, x, positions, prompt: Cache, prompt_mask, own: Cache, own_mask, step):
+        """One new token per sample; its keys and values go to slot `step` of `own`, in place."""
         q, k, v = self.attention.project(self.attention_norm(x), positions)
-        start = (layer, 0, 0, step, 0)
-        own = Cache(
-            *(
-                jax.lax.dynamic_update_slice(c, new[None].astype(c.dtype), start)
-                for c, new in zip(own, (k, v), strict=True)
-            )
-        )
-        at_layer = lambda cache: [jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache]
-        options = self.attention.logits
-        out = attend_with_prompt(q[:, 0], at_layer(prompt), prompt_mask, at_layer(own), own_mask, **options)
+        put = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), step, axis=2)
+        own = Cache(put(own.k, k), put(own.v, v))
+        out = attend_with_prompt(q[:, 0], prompt, prompt_mask, own, own_mask, **self.attention.logits)
         return self._add(x, out[:, None]), own
 
     def _add(self, x, attended_BTNH):
@@ -138,7 +133,7 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A Llama3 or Gemma2 decoder. Layers hold their parameters stacked along a leading axis L."""
+    """A Llama3 or Gemma2 decoder. `layers` is one, its parameters stacked along a leading axis L; or a list of L."""
 
     def __init__(
         self,
@@ -147,25 +142,34 @@ class Decoder(nnx.Module):
         remat: str = "none",
         vocab_chunks: int = 1,
         self_attention: SelfAttention = REFERENCE,
+        stacked: bool = True,
         *,
         rngs: nnx.Rngs,
     ):
+        self.stacked = stacked
         self.config, self.dtype, self.remat, self.vocab_chunks = config, dtype, remat, vocab_chunks
         self.self_attention = self_attention
         self.embedding = weight(rngs, (config.V, config.D), fan_in=1 if not config.tied_embedding else config.D)
-        self.layers = nnx.vmap(lambda r: Layer(config, r))(rngs.split(config.L))
+        if stacked:
+            self.layers = nnx.vmap(lambda r: Layer(config, r))(rngs.split(config.L))
+        else:
+            self.layers = nnx.List(Layer(config, rngs) for _ in range(config.L))
         self.final_norm = Norm(config)
         if not config.tied_embedding:
             self.head = weight(rngs, (config.D, config.V), fan_in=config.D)
 
-    def __call__(self, tokens_BT, positions_BT=None) -> tuple[jax.Array, Cache]:
-        """Final hidden states (B, T, D) of right-padded sequences, and their keys and values as a cache with S = T."""
+    def __call__(self, tokens_BT, positions_BT=None) -> tuple[jax.Array, list[Cache]]:
+        """Final hidden states (B, T, D) of right-padded sequences, and their keys and values as caches with S = T."""
         positions_BT = jnp.arange(tokens_BT.shape[1])[None] if positions_BT is None else positions_BT
-        graphdef, groups = self._groups()
+        forward = partial(Layer.forward, positions_BT=positions_BT, self_attention=self.self_attention)
+        x = self._embed(tokens_BT)
+        x, caches = self._scan(forward, x) if self.stacked else self._one_by_one(forward, x)
+        return self.final_norm(x), caches
 
-        def layer_forward(window, x, layer):
-            return nnx.merge(graphdef, layer).forward(x, positions_BT, self.self_attention, window)
-
+    def _scan(self, forward, x):
+        g = len(self.config.windows)
+        graphdef, stacked = nnx.split(self.layers)
+        layer_forward = lambda window, x, layer: forward(nnx.merge(graphdef, layer), x, window=window)
         if self.remat != "none":
             layer_forward = jax.checkpoint(layer_forward, policy=REMAT[self.remat], static_argnums=0)
 
@@ -174,48 +178,50 @@ class Decoder(nnx.Module):
             for i, window in enumerate(self.config.windows):
                 x, cache = layer_forward(window, x, at(group, i))
                 caches.append(cache)
-            return x, jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
+            return x, caches
 
+        groups = jax.tree.map(lambda x: x.reshape(x.shape[0] // g, g, *x.shape[1:]), stacked)
         # A handful of layers is unrolled: without the copies to and from the stack a train step is a tenth faster.
-        x, cache = jax.lax.scan(body, self._embed(tokens_BT), groups, unroll=self.config.L <= 4)
-        return self.final_norm(x), Cache(*(c.reshape(self.config.L, *c.shape[2:]) for c in cache))
+        x, caches = jax.lax.scan(body, x, groups, unroll=self.config.L <= 4)
+        return x, [at(cache, i) for i in range(self.config.L // g) for cache in caches]
 
-    def decode(self, token_X, position_X, prompt: Cache, prompt_mask_BP, own: Cache, step) -> tuple[jax.Array, Cache]:
+    def _one_by_one(self, forward, x):
+        caches = []
+        for layer, window in self._each():
+            x, cache = forward(layer, x, window=window)
+            caches.append(cache)
+        return x, caches
+
+    def decode(self, token_X, position_X, prompt, prompt_mask_BP, own, step) -> tuple[jax.Array, list[Cache]]:
         """Hidden states (X, D) of one new token per sample, X = B * R with the samples of a prompt next to each other.
 
         Args:
           token_X, position_X: the tokens and their rotary positions.
-          prompt: what the forward pass on the prompts returned, S = P; shared by the samples of each prompt. Slot p
-            is position p.
+          prompt: by layer, what the forward pass on the prompts returned, S = P; shared by the samples of each prompt.
+            Slot p is position p.
           prompt_mask_BP: True at the prompts' tokens.
-          own: keys and values of the sampled tokens, B = X and S = T; slots up to `step` are in use, and positions
-            go up by one from slot to slot.
+          own: by layer, keys and values of the sampled tokens, B = X and S = T; slots up to `step` are in use, and
+            positions go up by one from slot to slot.
           step: the slot that the new tokens take.
         """
-        graphdef, groups = self._groups()
+        x, caches = self._embed(token_X[:, None]), []
         masks = {
-            window: decode_masks(position_X, prompt_mask_BP, step, own.k.shape[3], window)
+            window: decode_masks(position_X, prompt_mask_BP, step, own[0].k.shape[2], window)
             for window in self.config.windows
         }
+        for (layer, window), of_prompt, of_own in zip(self._each(), prompt, own, strict=True):
+            prompt_mask, own_mask = masks[window]
+            x, cache = layer.decode(x, position_X[:, None], of_prompt, prompt_mask, of_own, own_mask, step)
+            caches.append(cache)
+        return self.final_norm(x)[:, 0], caches
 
-        def body(carry, item):
-            first, group = item
-            x, own = carry
-            for i, window in enumerate(self.config.windows):
-                of_prompt, of_own = masks[window]
-                layer = nnx.merge(graphdef, at(group, i))
-                x, own = layer.decode(x, position_X[:, None], prompt, of_prompt, own, of_own, step, first + i)
-            return (x, own), None
-
-        first_L = jnp.arange(0, self.config.L, len(self.config.windows))
-        (x, own), _ = jax.lax.scan(body, (self._embed(token_X[:, None]), own), (first_L, groups))
-        return self.final_norm(x)[:, 0], own
-
-    def _groups(self):
-        """The layers as (graphdef, state); leaves (L / g, g, ...) for groups of one period of g windows."""
-        g = len(self.config.windows)
-        graphdef, stacked = nnx.split(self.layers)
-        return graphdef, jax.tree.map(lambda x: x.reshape(x.shape[0] // g, g, *x.shape[1:]), stacked)
+    def _each(self):
+        """Every layer and its window."""
+        layers = self.layers
+        if self.stacked:
+            graphdef, stacked = nnx.split(self.layers)
+            layers = (nnx.merge(graphdef, at(stacked, i)) for i in range(self.config.L))
+        return zip(layers, itertools.cycle(self.config.windows))
 
     def logits(self, hidden_BTD) -> jax.Array:
         """fp32 logits (B, T, V)."""
@@ -256,9 +262,15 @@ class Decoder(nnx.Module):
         return x * jnp.asarray(self.config.D**0.5, self.dtype) if self.config.scaled_embedding else x
 
 
-def at(group, i: int):
-    """Layer `i` of a group."""
-    return jax.tree.map(lambda x: x[i], group)
+def at(stacked, i: int):
+    """Layer `i` of a stack."""
+    return jax.tree.map(lambda x: x[i], stacked)
+
+
+def unstack(params: dict) -> dict:
+    """Parameters whose layers lie one by one: layer i is `params["layers"][i]`."""
+    layers = params["layers"]
+    return params | {"layers": {i: at(layers, i) for i in range(len(layers["attention"]["q"]))}}
 
 
 def decode_masks(position_X, prompt_mask_BP, step, T: int, window: int | None) -> tuple[jax.Array, jax.Array]:
@@ -295,11 +307,13 @@ class Model(NamedTuple):
 
     config: ModelConfig
     graphdef: nnx.GraphDef
+    graphdef_unstacked: nnx.GraphDef
     dtype: jnp.dtype
     on: Callable[..., "Model"]
 
     def bind(self, params) -> Decoder:
-        return nnx.merge(self.graphdef, params)
+        """The module with parameters as of `init`, or of `unstack`."""
+        return nnx.merge(self.graphdef_unstacked if 0 in params["layers"] else self.graphdef, params)
 
 
 @cache
@@ -329,9 +343,10 @@ def build(
     if vocab_chunks < 1 or config.V % vocab_chunks:
         raise UserError(f"model.vocab_chunks={vocab_chunks} does not divide the vocabulary of {config.V}")
     dtype, self_attention = jnp.dtype(dtype), SelfAttention(attention, mesh)
-    abstract = nnx.eval_shape(lambda: Decoder(config, dtype, remat, vocab_chunks, self_attention, rngs=nnx.Rngs(0)))
+    make = partial(Decoder, config, dtype, remat, vocab_chunks, self_attention)
+    graphdef = lambda stacked: nnx.split(nnx.eval_shape(lambda: make(stacked, rngs=nnx.Rngs(0))))[0]
     on = partial(build, config, dtype=dtype, remat=remat, vocab_chunks=vocab_chunks, attention=attention)
-    return Model(config, nnx.split(abstract)[0], dtype, on)
+    return Model(config, graphdef(stacked=True), graphdef(stacked=False), dtype, on)
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict:

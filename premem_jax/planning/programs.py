@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from premem_jax import sharding
 from premem_jax.data import tasks
 from premem_jax.evaluators.accuracy import sample_and_grade
+from premem_jax.evaluators.suite import to_decode
 from premem_jax.models.config import ModelConfig, preset
 from premem_jax.models.decoder import Model, build
 from premem_jax.planning import costs
@@ -100,7 +101,7 @@ def _sample(config, model: Model, mesh, params):
     *before, T = round_tokens(accuracy.max_new_tokens, accuracy.first_round)
     begun, R = sum(before), 1 if before else batch["R"]
     B = continuing(batch["B"], batch["R"]) if before else batch["B"]
-    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), params)
+    half = jax.eval_shape(partial(to_decode, model.dtype), params)
     # Real vocabularies are of this size; their bytes are in no file here, and what they are changes no shape but a few.
     tokens = [bytes([i]) for i in range(256)] + [b" " * 128] + [b""] * (model.config.V - 257)
     replicated = lambda tree: jax.tree.map(

@@ -1,13 +1,12 @@
 """Sampling: prompts are prefilled once, fanned out to R samples each, and decoded in one compiled loop."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from premem_jax.models.decoder import Cache, Model
-
-BLOCK = 128  # tokens of the vocabulary that are drawn together first
 
 
 class Samples(NamedTuple):
@@ -23,7 +22,7 @@ class _State(NamedTuple):
     length: jax.Array  # (X,)
     done: jax.Array  # (X,)
     logits: jax.Array  # (X, V), of the next token
-    own: Cache  # keys and values of the sampled tokens
+    own: list[Cache]  # by layer, keys and values of the sampled tokens
 
 
 def sample(
@@ -89,7 +88,7 @@ def sample(
         length=jnp.zeros((X,), jnp.int32),
         done=jnp.repeat(ids_B < 0, R),
         logits=jnp.repeat(decoder.logits(last_BD), R, axis=0),
-        own=jax.tree.map(lambda x: jnp.zeros((x.shape[0], X, x.shape[2], T, x.shape[4]), x.dtype), prompt),
+        own=jax.tree.map(lambda x: jnp.zeros((X, x.shape[1], T, x.shape[3]), x.dtype), prompt),
     )
     state = jax.lax.while_loop(lambda s: (s.step < T) & ~jnp.all(s.done), body, state)
     return Samples(state.tokens.reshape(B, R, T), state.length.reshape(B, R))
@@ -127,9 +126,14 @@ def draw(keys_X: jax.Array, weight_XV: jax.Array) -> jax.Array:
     """One token of each row (X,), with probabilities in proportion to its weights, of which one must be positive.
 
     First a block of the vocabulary is drawn, then a token of the block: two random numbers per row, where Gumbel noise
-    (`jax.random.categorical`) takes one per token, which cost as much as a sixth of the decoder.
+    (`jax.random.categorical`) takes one per token, which cost as much as a sixth of the decoder. The blocks are a power
+    of two, about sqrt(V): a vocabulary that is cut along `tensor` is cut between blocks, and its weights stay where
+    they are.
     """
-    blocks = jnp.pad(weight_XV, [(0, 0), (0, -weight_XV.shape[1] % BLOCK)]).reshape(len(weight_XV), -1, BLOCK)
+    X, V = weight_XV.shape
+    count = 1 << (math.isqrt(V).bit_length() - 1)
+    blocks = jnp.pad(weight_XV, [(0, 0), (0, -V % count)]).reshape(X, count, -1)
+    size = blocks.shape[2]
     uniform_X2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_X)
 
     def invert(weights, uniform_X):
@@ -138,4 +142,4 @@ def draw(keys_X: jax.Array, weight_XV: jax.Array) -> jax.Array:
 
     block_X = invert(jnp.sum(blocks, axis=-1), uniform_X2[:, 0])
     chosen = jnp.take_along_axis(blocks, block_X[:, None, None], axis=1)[:, 0]
-    return block_X * BLOCK + invert(chosen, uniform_X2[:, 1])
+    return block_X * size + invert(chosen, uniform_X2[:, 1])

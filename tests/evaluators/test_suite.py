@@ -72,10 +72,6 @@ def mark(split, epochs, *columns, layout="train", kind="mark"):
     return dict(type=kind, split=split, epochs=epochs, layout=layout, columns=columns)
 
 
-def params():
-    return {"head": jnp.ones((4, 8))}
-
-
 def test_one_file_per_due_step_with_what_was_due(make, tmp_path):
     suite = make(
         nll=mark("train", (0, 1), "target_nll"),
@@ -84,7 +80,7 @@ def test_one_file_per_due_step_with_what_was_due(make, tmp_path):
     )
     assert suite.steps == {0, 5, 10, 20, 30}
     for step in sorted(suite.steps):
-        suite.run(step, params())
+        suite.run(step, tiny.parameters())
     assert evaluation_steps(tmp_path / "trace") == [0, 5, 10, 20, 30]
     trace = read_trace(tmp_path / "trace")
     np.testing.assert_array_equal(trace.epochs, [0, 0.5, 1, 2, 3])
@@ -107,7 +103,7 @@ def test_an_evaluation_that_was_stopped_continues_where_it_stood(make, tmp_path,
         nll=mark("train", (), "target_nll"), solved=mark("train", (), "samples"), test=mark("test", (), "samples")
     )
     files = lambda: {path: path.read_bytes() for kind in ("trace", "samples") for path in (tmp_path / kind).iterdir()}
-    make(**evals).run(30, params())
+    make(**evals).run(30, tiny.parameters())
     expected = files()
     shutil.rmtree(tmp_path / "trace")
 
@@ -115,9 +111,9 @@ def test_an_evaluation_that_was_stopped_continues_where_it_stood(make, tmp_path,
     monkeypatch.setattr(processes, "poll", lambda: polls.append(1) or (len(polls) == after and stop()))
     first, second = make(**evals), make(**evals)
     with pytest.raises(Stopped):
-        first.run(30, params())
+        first.run(30, tiny.parameters())
     assert not (tmp_path / "trace").exists()
-    second.run(30, params())
+    second.run(30, tiny.parameters())
     assert files() == expected and not (tmp_path / "unfinished.npz").exists()
     done = lambda suite: [(name, row) for name, (evaluator, _, _) in suite._items.items() for row in evaluator.rows]
     assert len(done(first)) == after
@@ -130,7 +126,7 @@ def test_an_evaluation_that_was_stopped_continues_where_it_stood(make, tmp_path,
 def test_a_damaged_unfinished_evaluation_starts_over(make, tmp_path, caplog):
     (tmp_path / "unfinished.npz").write_bytes(b"PK\3\4 no archive")
     suite = make(nll=mark("train", (), "target_nll"))
-    suite.run(30, params())
+    suite.run(30, tiny.parameters())
     assert "starts over" in caplog.text
     np.testing.assert_array_equal(read_trace(tmp_path / "trace").split("train").nll[0], np.arange(13) + 30)
 
@@ -144,7 +140,7 @@ def test_an_opening_ends_every_prompt_and_makes_a_split_of_its_own(make, tmp_pat
         nll=mark("train", (), "target_nll"),
         opened=mark("train", (), "samples", layout="decode") | {"opening": " so we"},
     )
-    suite.run(30, params())
+    suite.run(30, tiny.parameters())
     (_, plain, _), (_, opened, _) = suite._items.values()
     extra = [tiny.tokenizer().encode_pairs([(text, " ####")])[0][0] for text in ("1 =", "1 = so we")]
     extra = list(extra[1][len(extra[0]) :])
@@ -184,7 +180,7 @@ def test_an_evaluation_that_is_there_is_not_run_again(make, tmp_path):
     path.parent.mkdir()
     path.write_bytes(b"kept as it is")
     for step in (0, 30, 0):
-        suite.run(step, params())
+        suite.run(step, tiny.parameters())
     ((evaluator, _, _),) = suite._items.values()
     assert evaluator.steps == [0]
     assert path.read_bytes() == b"kept as it is"
@@ -193,7 +189,7 @@ def test_an_evaluation_that_is_there_is_not_run_again(make, tmp_path):
 def test_a_step_where_nothing_is_due_runs_everything(make, tmp_path):
     """The evaluation of the last good state, when a run fails."""
     suite = make(nll=mark("train", (0,), "target_nll"), test=mark("test", (1,), "samples", layout="decode"))
-    suite.run(17, params())
+    suite.run(17, tiny.parameters())
     trace = read_trace(tmp_path / "trace")
     np.testing.assert_array_equal(trace.split("train").nll[0], np.arange(13) + 17)
     np.testing.assert_array_equal(trace.split("test").samples[0], np.arange(4) + 17)

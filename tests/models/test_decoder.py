@@ -11,7 +11,7 @@ import pytest
 
 from premem_jax.errors import UserError
 from premem_jax.models.config import GEMMA2, RopeScaling
-from premem_jax.models.decoder import Cache, build, init
+from premem_jax.models.decoder import Cache, build, init, unstack
 from premem_jax.scoring.likelihood import token_nll
 from tests import tiny
 from tests.models import llama
@@ -82,8 +82,9 @@ def test_no_gradient_flows_to_later_tokens():
     np.testing.assert_array_equal(reached, np.tril(np.ones((T, T), bool)))
 
 
+@pytest.mark.parametrize("layers", [lambda params: params, unstack], ids=("stacked", "one by one"))
 @every_shape
-def test_cached_decoding_equals_the_full_forward(config):
+def test_cached_decoding_equals_the_full_forward(config, layers):
     """Ragged prompts are prefilled once; R samples of each then decode token by token."""
     params, model, R, steps = tiny.parameters(config), build(config), 3, 5
     prompts_BP, lengths = sequences(config, seed=1), np.array(LENGTHS)
@@ -91,7 +92,8 @@ def test_cached_decoding_equals_the_full_forward(config):
 
     @jax.jit
     def prefill(params, prompts_BP):
-        return model.bind(params)(prompts_BP)[1]
+        hidden, prompt = model.bind(params)(prompts_BP)
+        return model.bind(params).logits(hidden), prompt
 
     @jax.jit
     def step(params, token_X, prompt, own, t):
@@ -101,11 +103,14 @@ def test_cached_decoding_equals_the_full_forward(config):
         hidden, own = decoder.decode(token_X, position_X, prompt, mask_BP, own, t)
         return decoder.logits(hidden), own
 
-    prompt = prefill(params, prompts_BP)
-    rubbish = jax.random.normal(jax.random.key(3), (config.L, len(own_XT), config.K, steps, config.H))
-    own, decoded = Cache(rubbish, rubbish), []
+    logits_BPV, prompt = prefill(layers(params), prompts_BP)
+    for row, tokens, length in zip(np.asarray(logits_BPV), prompts_BP, lengths, strict=True):
+        expected = llama.logits(params, config, tokens[:length])
+        np.testing.assert_allclose(row[:length], expected, atol=2e-5, rtol=1e-5)
+    rubbish = jax.random.normal(jax.random.key(3), (len(own_XT), config.K, steps, config.H))
+    own, decoded = [Cache(rubbish, rubbish)] * config.L, []
     for t in range(steps):
-        logits_XV, own = step(params, own_XT[:, t], prompt, own, t)
+        logits_XV, own = step(layers(params), own_XT[:, t], prompt, own, t)
         decoded.append(np.asarray(logits_XV))
     for x, tokens in enumerate(own_XT):
         joined = np.concatenate([prompts_BP[x // R][: lengths[x // R]], tokens])
@@ -187,8 +192,8 @@ def test_unknown_options_are_refused(options, message):
 def test_bfloat16_computes_near_fp32():
     params, tokens_BT = tiny.parameters(), sequences(tiny.CONFIG)
     model = build(tiny.CONFIG, dtype="bfloat16")
-    hidden, cache = jax.jit(lambda p, t: model.bind(p)(t))(params, tokens_BT)
-    assert hidden.dtype == cache.k.dtype == cache.v.dtype == jnp.bfloat16
+    hidden, caches = jax.jit(lambda p, t: model.bind(p)(t))(params, tokens_BT)
+    assert {x.dtype for x in jax.tree.leaves((hidden, caches))} == {jnp.dtype("bfloat16")}
     half = jax.jit(partial(logits_of, model))(params, tokens_BT)
     full = jax.jit(partial(logits_of, build(tiny.CONFIG)))(params, tokens_BT)
     assert half.dtype == jnp.float32
