@@ -37,10 +37,15 @@ REMAT = {
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, (B, K, S, H) each."""
+    """Keys and values of one layer. Both are matrices that a few rows meet from the left while decoding."""
 
-    k: jax.Array
-    v: jax.Array
+    k: jax.Array  # (B, K, H, S)
+    v: jax.Array  # (B, K, S, H)
+
+    def empty(self, rows: int, slots: int) -> "Cache":
+        """Zeros for other sequences with the same heads."""
+        _, K, _, H = self.v.shape
+        return Cache(jnp.zeros((rows, K, H, slots), self.k.dtype), jnp.zeros((rows, K, slots, H), self.v.dtype))
 
 
 class Norm(nnx.Module):
@@ -114,13 +119,13 @@ class Layer(nnx.Module):
     def forward(self, x, positions_BT, self_attention: SelfAttention, window: int | None):
         """The whole sequence at once; also returns its keys and values."""
         q, k, v = self.attention.project(self.attention_norm(x), positions_BT)
-        return self._add(x, self_attention(q, k, v, window=window, **self.attention.logits)), Cache(k, v)
+        return self._add(x, self_attention(q, k, v, window=window, **self.attention.logits)), Cache(k.swapaxes(2, 3), v)
 
     def decode(self, x, positions, prompt: Cache, prompt_mask, own: Cache, own_mask, step):
         """One new token per sample; its keys and values go to slot `step` of `own`, in place."""
         q, k, v = self.attention.project(self.attention_norm(x), positions)
-        put = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), step, axis=2)
-        own = Cache(put(own.k, k), put(own.v, v))
+        put = jax.lax.dynamic_update_slice_in_dim
+        own = Cache(put(own.k, k.swapaxes(2, 3), step, axis=3), put(own.v, v, step, axis=2))
         out = attend_with_prompt(q[:, 0], prompt, prompt_mask, own, own_mask, **self.attention.logits)
         return self._add(x, out[:, None]), own
 
@@ -206,7 +211,7 @@ class Decoder(nnx.Module):
         """
         x, caches = self._embed(token_X[:, None]), []
         masks = {
-            window: decode_masks(position_X, prompt_mask_BP, step, own[0].k.shape[2], window)
+            window: decode_masks(position_X, prompt_mask_BP, step, own[0].v.shape[2], window)
             for window in self.config.windows
         }
         for (layer, window), of_prompt, of_own in zip(self._each(), prompt, own, strict=True):

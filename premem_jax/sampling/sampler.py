@@ -88,7 +88,7 @@ def sample(
         length=jnp.zeros((X,), jnp.int32),
         done=jnp.repeat(ids_B < 0, R),
         logits=jnp.repeat(decoder.logits(last_BD), R, axis=0),
-        own=jax.tree.map(lambda x: jnp.zeros((X, x.shape[1], T, x.shape[3]), x.dtype), prompt),
+        own=[cache.empty(X, T) for cache in prompt],
     )
     state = jax.lax.while_loop(lambda s: (s.step < T) & ~jnp.all(s.done), body, state)
     return Samples(state.tokens.reshape(B, R, T), state.length.reshape(B, R))

@@ -107,8 +107,9 @@ def test_cached_decoding_equals_the_full_forward(config, layers):
     for row, tokens, length in zip(np.asarray(logits_BPV), prompts_BP, lengths, strict=True):
         expected = llama.logits(params, config, tokens[:length])
         np.testing.assert_allclose(row[:length], expected, atol=2e-5, rtol=1e-5)
-    rubbish = jax.random.normal(jax.random.key(3), (len(own_XT), config.K, steps, config.H))
-    own, decoded = [Cache(rubbish, rubbish)] * config.L, []
+    rubbish = prompt[0].empty(len(own_XT), steps)
+    rubbish = Cache(*(jax.random.normal(jax.random.key(i), cache.shape) for i, cache in enumerate(rubbish)))
+    own, decoded = [rubbish] * config.L, []
     for t in range(steps):
         logits_XV, own = step(layers(params), own_XT[:, t], prompt, own, t)
         decoded.append(np.asarray(logits_XV))
