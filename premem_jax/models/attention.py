@@ -93,14 +93,20 @@ def attend_with_prompt(
     """
     (X, N, H), (B, K, _, P) = q_XNH.shape, prompt[0].shape
     R, G = X // B, N // K
-    q_BRKGH = (q_XNH * scale).reshape(B, R, K, G, H)
-    of_prompt = jnp.einsum("BRKGH,BKHP->BKRGP", q_BRKGH, prompt[0], preferred_element_type=jnp.float32)
-    of_prompt = jnp.where(prompt_mask_BRP[:, None, :, None], softcap(of_prompt, cap), NEGATIVE)
-    q_XKGH = q_BRKGH.reshape(X, K, G, H)
-    of_own = jnp.einsum("XKGH,XKHT->XKGT", q_XKGH, own[0], preferred_element_type=jnp.float32)
-    of_own = jnp.where(own_mask_T, softcap(of_own, cap), NEGATIVE)
-    logits = jnp.concatenate([of_prompt.swapaxes(1, 2).reshape(X, K, G, P), of_own], axis=-1)
-    weights = jax.nn.softmax(logits, axis=-1).astype(q_XNH.dtype)
-    to_prompt = weights[..., :P].reshape(B, R, K, G, P).swapaxes(1, 2)
-    out = jnp.einsum("BKRGP,BKPH->BKRGH", to_prompt, prompt[1]).swapaxes(1, 2).reshape(X, N, H)
-    return out + jnp.einsum("XKGT,XKTH->XKGH", weights[..., P:], own[1]).reshape(X, N, H)
+    q_XKGH = (q_XNH * scale).reshape(X, K, G, H)
+    q_BKRGH = q_XKGH.reshape(B, R, K, G, H).swapaxes(1, 2)
+    fp32 = dict(preferred_element_type=jnp.float32)
+    of_prompt = softcap(jnp.einsum("BKRGH,BKHP->BKRGP", q_BKRGH, prompt[0], **fp32), cap)
+    of_prompt = jnp.where(prompt_mask_BRP[:, None, :, None], of_prompt, NEGATIVE)
+    of_own = softcap(jnp.einsum("XKGH,XKHT->XKGT", q_XKGH, own[0], **fp32), cap)
+    of_own = jnp.where(own_mask_T, of_own, NEGATIVE)
+    # A softmax over both without writing them side by side, which would bring the prompt's into the order of X.
+    by_row = lambda x_BKRG: x_BKRG.swapaxes(1, 2).reshape(X, K, G, *x_BKRG.shape[4:])
+    peak_XKG = jnp.maximum(by_row(jnp.max(of_prompt, axis=-1)), jnp.max(of_own, axis=-1))
+    peak_BKRG = peak_XKG.reshape(B, R, K, G).swapaxes(1, 2)
+    to_prompt, to_own = jnp.exp(of_prompt - peak_BKRG[..., None]), jnp.exp(of_own - peak_XKG[..., None])
+    total_XKG = by_row(jnp.sum(to_prompt, axis=-1)) + jnp.sum(to_own, axis=-1)
+    values = prompt[1].dtype
+    out = by_row(jnp.einsum("BKRGP,BKPH->BKRGH", to_prompt.astype(values), prompt[1], **fp32))
+    out += jnp.einsum("XKGT,XKTH->XKGH", to_own.astype(values), own[1], **fp32)
+    return (out / total_XKG[..., None]).astype(q_XNH.dtype).reshape(X, N, H)
