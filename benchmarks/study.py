@@ -40,7 +40,7 @@ def config(folder: Path) -> ConfigDict:
     c.optimizer.update(b2=0.98, weight_decay=0.0, clip_norm=1.0)
     c.evals = dict(
         nll=defaults.likelihood("train", EPOCHS, batch=32),
-        accuracy=defaults.accuracy("train", EPOCHS, batch=32, max_new_tokens=320, first_round=192, keep_texts=0),
+        accuracy=defaults.accuracy("train", EPOCHS, batch=16, max_new_tokens=320, first_round=192, keep_texts=0),
     )
     c.threshold.update(rule="given", perplexity=THRESHOLD)
     c.checkpoint.every = 10**6  # one at the end

@@ -133,5 +133,6 @@ class Tasks:
 if __name__ == "__main__":
     tasks = Tasks(Path(sys.argv[1]))
     names = ("train", "sample", "sample_top_p", "greedy", "score", "study", "study_in_one_round")
-    versions = dict(jax=jax.__version__, flax=flax.__version__, device=jax.devices()[0].device_kind)
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    versions = dict(jax=jax.__version__, flax=flax.__version__, devices=devices)
     serve({name: getattr(tasks, name) for name in names}, versions)
