@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from benchmarks import workload
 from premem_jax import sharding
 from premem_jax.models.config import ModelConfig
-from premem_jax.models.decoder import build, init
+from premem_jax.models.decoder import build, init, unstack
 from premem_jax.programs import Clock
 from premem_jax.sampling import sampler
 from premem_jax.scoring.likelihood import target_nll
@@ -103,7 +103,8 @@ class Choices:
         mesh = mesh or self._mesh
         settings = dict(max_new_tokens=NEW_TOKENS, temperature=workload.TEMPERATURE, top_p=top_p, eos_id=-1)
         program = jax.jit(partial(sampler.sample, self._model.on(mesh=mesh), samples=samples, **settings))
-        params = jax.device_put(self._params, sharding.shardings(mesh, self._params))
+        params = unstack(self._params)
+        params = jax.device_put(params, sharding.shardings(mesh, params))
         given = sharding.put_batch(mesh, (*padded(prompts, 128), np.arange(len(prompts))))
         return lambda: program(params, *given, sharding.random_key(mesh, 0))
 

@@ -40,7 +40,7 @@ def measure(point: dict, turns: int) -> dict[str, float]:
     from benchmarks import workload
     from premem_jax import sharding
     from premem_jax.models.config import ModelConfig
-    from premem_jax.models.decoder import build, init
+    from premem_jax.models.decoder import build, init, unstack
     from premem_jax.programs import Clock, Program
     from premem_jax.sampling.sampler import sample
     from premem_jax.scoring.likelihood import target_nll
@@ -54,7 +54,8 @@ def measure(point: dict, turns: int) -> dict[str, float]:
         shape, jax.random.key(0)
     )
     decode_mesh = sharding.decode_mesh(mesh)
-    decode = jax.device_put(params, sharding.shardings(decode_mesh, params))
+    decode = unstack(params)
+    decode = jax.device_put(decode, sharding.shardings(decode_mesh, decode))
     tokens = np.random.default_rng(0).integers(3, shape.V, (B, T)).astype(np.int32)
     text = sharding.put_batch(mesh, dict(tokens=tokens, weights=np.ones((B, T), np.float32)))
     half = sharding.put_batch(decode_mesh, (tokens[:, : T // 2], np.full(B, T // 2, np.int32), np.arange(B)))

@@ -23,7 +23,7 @@ from benchmarks.workload import Workload
 from premem_jax import sharding
 from premem_jax.models import hf
 from premem_jax.models.config import ModelConfig, preset
-from premem_jax.models.decoder import build, init
+from premem_jax.models.decoder import build, init, unstack
 from premem_jax.models.hf_files import Checkpoint, save
 from premem_jax.programs import Clock, Program
 from premem_jax.sampling.sampler import sample
@@ -77,7 +77,7 @@ class Tasks:
         return turn
 
     def sample(self, samples=workload.SAMPLES, temperature=workload.TEMPERATURE, top_p=1.0):
-        params, prompts = self._load(self._given.dtype), self._given.prompts
+        params, prompts = jax.jit(unstack)(self._load(self._given.dtype)), self._given.prompts
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         tokens = self._given.padded([(prompt, []) for prompt in prompts], -(-lengths.max() // 32) * 32)["tokens"]
         settings = dict(samples=samples, max_new_tokens=workload.NEW_TOKENS, temperature=temperature, top_p=top_p)

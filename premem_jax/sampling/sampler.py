@@ -47,6 +47,7 @@ def sample(
     the batch an example is in, its padding, or the number of devices. A response can be drawn in parts.
 
     Args:
+      params: of `unstack`; stacked layers will do, and are taken from their stack first.
       prompts_BP: right-padded prompt tokens.
       length_B: tokens in each prompt, at least 1.
       ids_B: example ids; below 0 where there is none, and nothing is drawn.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from premem_jax import sharding
-from premem_jax.models.decoder import build
+from premem_jax.models.decoder import build, unstack
 from premem_jax.sampling import sampler
 from premem_jax.sampling.sampler import nucleus, sample
 from tests import tiny
@@ -160,8 +160,10 @@ def test_a_response_depends_on_its_example_alone(draw, rows, shape):
 
 @pytest.mark.parametrize("axes, tensor", [((8, 1, 1), 0), ((2, 2, 2), 0), ((1, 8, 1), 2)])
 def test_a_response_does_not_depend_on_the_number_of_devices(draw, axes, tensor):
+    """Nor on how the layers lie: one by one on many devices, as in an evaluation, and stacked on one."""
     mesh = sharding.decode_mesh(sharding.make_mesh(dict(zip(sharding.AXES, axes, strict=True))), tensor)
-    placed = jax.device_put(PARAMS, sharding.shardings(mesh, PARAMS))
+    layers = unstack(PARAMS)
+    placed = jax.device_put(layers, sharding.shardings(mesh, layers))
     tokens, length = draw(range(8), eos_id=3)
     spread, lengths = draw(range(8), eos_id=3, params=placed, put=partial(sharding.put_batch, mesh))
     np.testing.assert_array_equal(spread, tokens)
