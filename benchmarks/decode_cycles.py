@@ -2,8 +2,8 @@
 
     python -m benchmarks.decode_cycles [--model=llama3_8b] [--topology=v5e:2x4] [--tensor=8]
 
-Prints millions of cycles by kind of operation, collectives left out, beside those in which the weights and the caches of
-a device come out of its memory once. The estimate is for comparing two ways to write the same: trust no absolute time.
+Prints millions of cycles by kind of operation, without collectives, and in how many a device reads its weights and its
+caches once. The estimate is for comparing two ways to write the same: trust no absolute time.
 """
 
 import argparse

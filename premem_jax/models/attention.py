@@ -91,7 +91,7 @@ def attend_with_prompt(
     Returns:
       (X, N, H) in the dtype of `q_XNH`.
     """
-    (X, N, H), (B, K, _, P) = q_XNH.shape, prompt[0].shape
+    (X, N, H), (B, K) = q_XNH.shape, prompt[0].shape[:2]
     R, G = X // B, N // K
     q_XKGH = (q_XNH * scale).reshape(X, K, G, H)
     q_BKRGH = q_XKGH.reshape(B, R, K, G, H).swapaxes(1, 2)
