@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=512)
     options = parser.parse_args()
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share a GPU
+    where = place()  # before it takes its time, in which files may change
     dtype = "float32" if options.model in workload.SIZES else "bfloat16"
     pythons = dict(premem=sys.executable, hugging_face=sys.executable)
     if options.tunix_python:
@@ -102,7 +103,7 @@ def main() -> None:
                 entries = [entry for entry in entries if entry[0] in contenders]
                 rows += compare(case, entries, contenders, options.rounds)
         versions = {NAMES[who]: contender.versions for who, contender in contenders.items()}
-    report = dict(model=options.model, dtype=dtype, rounds=options.rounds, rows=rows, versions=versions) | place()
+    report = dict(model=options.model, dtype=dtype, rounds=options.rounds, rows=rows, versions=versions) | where
     path = ROOT / "benchmarks" / "results" / f"{options.model}-{options.suite.replace(',', '-')}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
