@@ -34,7 +34,7 @@ def attend(
 
     Args:
       q_BTNH: queries, N = K * G heads, query head n uses key head n // G.
-      k_BKSH, v_BKSH: keys and values; heads before slots, so that decoding needs no transpose.
+      k_BKSH, v_BKSH: keys and values, heads before slots.
       mask_BTS: True where a query may look; B may be 1.
       scale: factor of the logits.
       cap: soft-cap of the scaled logits.
