@@ -1,8 +1,8 @@
 """The mesh and the one ordered table that says how every array lies on it."""
 
-import functools
 import re
 from collections.abc import Mapping
+from functools import partial, reduce
 
 import jax
 import numpy as np
@@ -101,11 +101,21 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 def shardings(mesh: Mesh, tree):
     """`NamedSharding`s for a tree of arrays or `ShapeDtypeStruct`s: parameters, optimizer state, train state."""
 
-    def leaf(path, x):
-        name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-        return NamedSharding(mesh, spec(name, x.shape, mesh))
-
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    leaf = lambda path, x: NamedSharding(mesh, spec(name(path), x.shape, mesh))
     return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def gathered(mesh: Mesh | None, tree):
+    """Parameters as they meet activations: not cut along `fsdp`.
+
+    Left to itself, XLA's partitioner for TPUs multiplies by one device's part of a weight while it fetches the next,
+    and adds up as many partial gradients: twice the cycles of an update of Llama3-8B on 16 v5e.
+    """
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return tree
+    whole = lambda layout: NamedSharding(mesh, P(*(axis if axis != "fsdp" else None for axis in layout.spec)))
+    return jax.lax.with_sharding_constraint(tree, jax.tree.map(whole, shardings(mesh, tree)))
 
 
 def abstract(mesh: Mesh, tree):
@@ -154,7 +164,7 @@ def random_key(mesh: Mesh, seed: int, *fold: int) -> jax.Array:
 
 
 def _folded(seed, *fold):
-    return functools.reduce(jax.random.fold_in, fold, jax.random.key(seed))
+    return reduce(jax.random.fold_in, fold, jax.random.key(seed))
 
 
 def put_replicated(mesh: Mesh, tree):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.models.config import preset
 from premem_jax.models.decoder import build, init, unstack
 from premem_jax.programs import Clock
+from premem_jax.scoring.likelihood import token_nll
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.optimizer import adamw
 from premem_jax.training.step import init_state
@@ -35,7 +37,7 @@ def mesh_of(shape, devices=None):
 
 def results(mesh, decode_tensor=0):
     """One update from given parameters, and both evaluators, on `mesh`; everything on the host."""
-    model, data, clock = build(tiny.config()), tiny.data(), Clock()
+    model, data, clock = build(tiny.config(), mesh=mesh), tiny.data(), Clock()
     alone = mesh == tiny.one_device()
     trainer = tiny.trainer() if alone else Trainer(model, mesh, clock, tiny.OPTIMIZER, micro_batches=2)
     layout = sharding.shardings(mesh, trainer.abstract_state)
@@ -84,6 +86,15 @@ def paths(tree):
     return [("/".join(map(key, path)), leaf) for path, leaf in leaves]
 
 
+def equations(jaxpr):
+    """Of a program and all that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            yield from equations(inner) if hasattr(inner, "eqns") else ()
+
+
 @pytest.fixture(scope="module", params=["llama3_8b", "gemma2_9b"])
 def full(request):
     """The train state of a full model, as shapes, and its number of parameters."""
@@ -122,6 +133,29 @@ def test_no_large_array_is_replicated(full):
             size = leaf.size * leaf.dtype.itemsize
             assert size <= 2**24 or part == size / 8, name
         assert held < 1.001 * 12 * parameters / 8
+
+
+@pytest.mark.parametrize("model", ["llama3_8b", "gemma2_9b"])
+def test_weights_meet_activations_whole_but_for_tensor(model):
+    """All matrices of each layer of a period, in the compute dtype, and a chunk of the output head."""
+    config = preset(model)
+    params = jax.eval_shape(partial(init, config), jax.random.key(0))
+
+    def met(mesh):
+        decoder = build(config, dtype="bfloat16", vocab_chunks=8, mesh=mesh)
+        program = jax.make_jaxpr(partial(token_nll, decoder))(params, np.zeros((8, 128), np.int32))
+        found = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name == "sharding_constraint"]
+        assert all(eqn.outvars[0].aval.dtype == "bfloat16" for eqn in found if eqn.outvars[0].aval.ndim > 1)
+        return Counter((eqn.outvars[0].aval.shape, tuple(eqn.params["sharding"].spec)) for eqn in found)
+
+    period, cut = len(config.windows), "tensor"
+    expected = Counter({((config.D, config.V // 8), (None, cut)): 1})
+    for name, leaf in paths(params["layers"]):
+        last = name.rpartition("/")[2]
+        spec = dict(q=(None, cut, None), o=(cut, None, None), gate=(None, cut), down=(cut, None), scale=())
+        expected[leaf.shape[1:], (spec | dict(k=spec["q"], v=spec["q"], up=spec["gate"]))[last]] += period
+    assert met(mesh_of((1, 4, 2))) == expected
+    assert not met(mesh_of((4, 1, 2))) and not met(None)
 
 
 def test_the_decode_layout_cuts_along_tensor_alone(full):

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from premem_jax import sharding
 from premem_jax.errors import UserError
 from premem_jax.models import rope
 from premem_jax.models.attention import attend_with_prompt, softcap, within
@@ -172,20 +173,26 @@ class Decoder(nnx.Module):
         return self.final_norm(x), caches
 
     def _scan(self, forward, x):
-        g = len(self.config.windows)
+        g, mesh = len(self.config.windows), self.self_attention.mesh
         graphdef, stacked = nnx.split(self.layers)
-        layer_forward = lambda window, x, layer: forward(nnx.merge(graphdef, layer), x, window=window)
+        # What meets activations is converted before the scan, and cut from its stack where `remat` does that again: of
+        # what the scan itself makes of its weights, a second stack would be kept for the backward pass.
+        convert = lambda x: x.astype(self.dtype) if x.ndim > 2 else x
+        groups = jax.tree.map(lambda x: convert(x).reshape(-1, g, *x.shape[1:]), nnx.to_pure_dict(stacked))
+
+        def layer_forward(i, window, x, group):
+            return forward(nnx.merge(graphdef, sharding.gathered(mesh, at(group, i))), x, window=window)
+
         if self.remat != "none":
-            layer_forward = jax.checkpoint(layer_forward, policy=REMAT[self.remat], static_argnums=0)
+            layer_forward = jax.checkpoint(layer_forward, policy=REMAT[self.remat], static_argnums=(0, 1))
 
         def body(x, group):
             caches = []
             for i, window in enumerate(self.config.windows):
-                x, cache = layer_forward(window, x, at(group, i))
+                x, cache = layer_forward(i, window, x, group)
                 caches.append(cache)
             return x, caches
 
-        groups = jax.tree.map(lambda x: x.reshape(x.shape[0] // g, g, *x.shape[1:]), stacked)
         # A handful of layers is unrolled: without the copies to and from the stack a train step is a tenth faster.
         x, caches = jax.lax.scan(body, x, groups, unroll=self.config.L <= 4)
         return x, [at(cache, i) for i in range(self.config.L // g) for cache in caches]
@@ -245,7 +252,7 @@ class Decoder(nnx.Module):
         def add(carry, chunk):
             peak, total, picked = carry
             c, kernel = chunk
-            logits = self._capped(hidden_BTD, kernel)
+            logits = self._capped(hidden_BTD, sharding.gathered(self.self_attention.mesh, dict(head=kernel))["head"])
             higher = jnp.maximum(peak, jax.lax.stop_gradient(jnp.max(logits, axis=-1)))
             total = total * jnp.exp(peak - higher) + jnp.sum(jnp.exp(logits - higher[..., None]), axis=-1)
             own = jnp.take_along_axis(logits, next_BT[..., None] // C, axis=-1)[..., 0]

@@ -153,6 +153,21 @@ def test_remat_gives_the_same_gradients_with_less_memory():
     assert memory[0] > 1.2 * memory[1] > 1.2 * 1.2 * memory[2]
 
 
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("shape", ["grouped", "gemma"])
+def test_the_backward_pass_reads_the_weights_that_are_there(shape, remat):
+    """What a forward scan hands to the backward one besides its result holds no weight."""
+    config = dataclasses.replace(SHAPES[shape], L=6)
+    model = build(config, dtype="bfloat16", remat=remat)
+    params, tokens_BT = tiny.parameters(config), sequences(config)[:3, :11]  # sizes that no weight has
+    program = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(token_nll(model, p, tokens_BT))))(params)
+    layers = 6 // len(config.windows)
+    forward = next(e for e in program.eqns if e.primitive.name == "scan" and e.params["length"] == layers)
+    kept = [variable.aval.shape for variable in forward.outvars[forward.params["num_carry"] :]]
+    weights = [x.shape[1:] for x in jax.tree.leaves(params["layers"]) if x.ndim > 2]
+    assert kept and not [(a, b) for a in kept for b in weights if a[-len(b) :] == b]
+
+
 @pytest.mark.parametrize("config", [tiny.CONFIG, SHAPES["gemma"]], ids=("llama", "gemma"))
 def test_vocabulary_chunks_change_no_likelihood_and_no_gradient(config):
     """Against the log-softmax of whole logits, which holds V of them for each token."""
