@@ -3,7 +3,7 @@
     python -m benchmarks.tpu_cycles [--model=llama3_8b] [--topology=v5e:2x4] [--tensor=8]
     python -m benchmarks.tpu_cycles --program=train --topology=v5e:4x4 --tensor=1
 
-A step of decoding, or an update with the settings of the paper. Prints millions of cycles by kind of operation without
+A step of decoding, or an update or a scored batch with the settings of the paper. Prints millions of cycles by kind of operation without
 collectives, and the least that it takes: to read the weights and the caches of a device once, or to do the products at
 peak. The estimate is for comparing two ways to write or to compile the same: trust no absolute time.
 """
@@ -31,7 +31,7 @@ PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 64, 4, 256, 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", default="decode", choices=["decode", "train"])
+    parser.add_argument("--program", default="decode", choices=["decode", "train", "score"])
     parser.add_argument("--model", default="llama3_8b")
     parser.add_argument("--topology", default="v5e:2x4")
     parser.add_argument("--tensor", type=int, default=8, help="devices that share the weights while they compute")
@@ -43,13 +43,15 @@ def main() -> None:
         lowered, seconds = decode(preset(options.model), mesh, place.chip)
     else:
         config = defaults.paper(options.model, "gsm8k", None)
-        lowered, _ = programs.lower(config, mesh, "train")
-        seconds = programs.cost(config, place, mesh, "train").flops / place.chips / place.chip.flops
-    found = cycles(lowered.compile().as_text(), of_loop=options.program == "decode")
+        lowered, _ = programs.lower(config, mesh, options.program)
+        seconds = programs.cost(config, place, mesh, options.program).flops / place.chips / place.chip.flops
+    compiled = lowered.compile()
+    found = cycles(compiled.as_text(), of_loop=options.program == "decode")
     for kind, count in found.most_common(12):
         print(f"{count / 1e6:8.2f}  {kind}")
     print(f"{found.total() / 1e6:8.2f}  together")
     print(f"{seconds * CLOCK[options.topology.partition(':')[0]] / 1e6:8.2f}  at the least")
+    print(f"{compiled.memory_analysis().peak_memory_in_bytes / 1e9:8.2f}  GB at the peak")
 
 
 def decode(config: ModelConfig, mesh, chip) -> tuple[jax.stages.Lowered, float]:
