@@ -3,9 +3,10 @@
     python -m benchmarks.tpu_cycles [--model=llama3_8b] [--topology=v5e:2x4] [--tensor=8]
     python -m benchmarks.tpu_cycles --program=train --topology=v5e:4x4 --tensor=1
 
-A step of decoding, or an update or a scored batch with the settings of the paper. Prints millions of cycles by kind of operation without
-collectives, and the least that it takes: to read the weights and the caches of a device once, or to do the products at
-peak. The estimate is for comparing two ways to write or to compile the same: trust no absolute time.
+A step of decoding, or an update or a scored batch with the settings of the paper. Prints millions of cycles by kind of
+operation without collectives, the least that it takes (to read the weights and the caches of a device once, or to do
+the products at peak), and the memory at the peak. The estimate is for comparing two ways to write or to compile the
+same: trust no absolute time.
 """
 
 import argparse

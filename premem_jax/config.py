@@ -84,7 +84,6 @@ def paper(model: str, task: str, arg: str | None) -> ConfigDict:
     buckets = (256, 512, 768, 1024) if math else (256, 384, 512, 640)
     c.data.update(context=buckets[-1], buckets=buckets, drop_long=math)
     c.train.update(epochs=options.epochs, learning_rate=options.lr, batch=24 if math else 128)
-    c.train.micro_batches = 3 if math else 4
     c.mesh.update(dict(fsdp=8, tensor=-1) if math else dict(fsdp=-1), decode_tensor=8)
     c.optimizer.weight_decay = 0.0 if math else 0.01
     epochs = tuple(range(1, options.epochs + 1))

@@ -60,7 +60,8 @@ def _arranged(devices, sizes: list[int]) -> np.ndarray:
     if data % len(slices):
         raise UserError(f"mesh: data={data} must be a multiple of the {len(slices)} slices; set --config.mesh.data")
     within = (data // len(slices), *rest)
-    return np.concatenate([mesh_utils.create_device_mesh(within, part) for _, part in sorted(slices.items())])
+    arrange = partial(mesh_utils.create_device_mesh, allow_split_physical_axes=True)
+    return np.concatenate([arrange(within, part) for _, part in sorted(slices.items())])
 
 
 def rows(mesh: Mesh) -> int:

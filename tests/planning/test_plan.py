@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 
+from premem_jax import config as defaults
 from premem_jax import sharding
 from premem_jax.planning.topology import CHIPS, devices, topology
 from tests.processes import finish, mistake
@@ -68,6 +69,13 @@ def test_slices_of_real_topologies_lie_along_data():
     assert mesh.shape == dict(data=2, fsdp=2, tensor=2)
     assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
     assert jax.default_backend() == "cpu"
+
+
+@pytest.mark.parametrize("task, sizes", [("gsm8k", (1, 16, 1)), ("math", (1, 8, 2))])
+def test_the_meshes_of_the_studies_lie_on_a_torus(task, sizes):
+    """Also where an axis of the mesh takes a part of one of the torus."""
+    mesh = sharding.make_mesh(defaults.paper("llama3_8b", task, None).mesh, devices(topology("v5e:4x4")))
+    assert mesh.devices.shape == sizes and len(set(mesh.devices.flat)) == 16
 
 
 @pytest.mark.slow
