@@ -93,7 +93,7 @@ def planned(point: dict) -> dict[str, float]:
     train, decode = costs.Layout(1, chips, 1), costs.Layout(chips // 8, 1, 8)
     B, T = 2 * point["examples"], 5 * point["context"]
     of = dict(
-        train=costs.train(config, train, 1, B=2 * B, T=T, micro_batches=4),
+        train=costs.train(config, train, 1, B=2 * B, T=T, micro_batches=1),
         score=costs.score(config, train, B=B, T=T),
         sample=costs.sample(config, decode, B=B, R=point["samples"], P=T // 2, T=T // 2),
     )
