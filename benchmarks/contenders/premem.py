@@ -30,7 +30,10 @@ from premem_jax.sampling.sampler import sample
 from premem_jax.scoring.likelihood import target_nll
 from premem_jax.training.trainer import Trainer
 
-MICRO_BATCHES = 4  # what is in memory at a time then fits the caches of a CPU better
+# How an update is made. What is in memory at a time of a small model then fits the caches of a CPU better; a preset is
+# trained as in the studies.
+SMALL = dict(micro_batches=4)
+FULL = dict(micro_batches=1, remat="full", vocab_chunks=8)
 
 
 def make(folder: str, name: str, dtype: str, data: str = "", examples: str = "0") -> None:
@@ -57,11 +60,13 @@ class Tasks:
     def __init__(self, folder: Path):
         self._folder, self._given = folder, Workload(folder)
         checkpoint = Checkpoint(folder)
-        self._model = build(checkpoint.config, dtype=self._given.dtype)
+        options = dict(SMALL if self._given.dtype == "float32" else FULL)
+        self._micro_batches = options.pop("micro_batches")
+        self._model = build(checkpoint.config, dtype=self._given.dtype, **options)
         self._load = lambda dtype: checkpoint.load(_mesh(), dtype)
 
     def train(self):
-        trainer = Trainer(self._model, _mesh(), Clock(), workload.OPTIMIZER, MICRO_BATCHES)
+        trainer = Trainer(self._model, _mesh(), Clock(), workload.OPTIMIZER, self._micro_batches)
         state, step = trainer.init_state(self._load("float32")), 0
 
         def turn() -> list[float]:
