@@ -173,23 +173,24 @@ class Decoder(nnx.Module):
         return self.final_norm(x), caches
 
     def _scan(self, forward, x):
-        g, mesh = len(self.config.windows), self.self_attention.mesh
+        windows, mesh = self.config.windows, self.self_attention.mesh
+        g = len(windows)
         graphdef, stacked = nnx.split(self.layers)
-        # What meets activations is converted before the scan, and cut from its stack where `remat` does that again: of
-        # what the scan itself makes of its weights, a second stack would be kept for the backward pass.
+        # Weights are converted before the scan, and a layer is cut from its stack by what `remat` runs again. Whatever
+        # the scan itself made of its weights, JAX would keep as a second stack for the backward pass.
         convert = lambda x: x.astype(self.dtype) if x.ndim > 2 else x
         groups = jax.tree.map(lambda x: convert(x).reshape(-1, g, *x.shape[1:]), nnx.to_pure_dict(stacked))
 
-        def layer_forward(i, window, x, group):
-            return forward(nnx.merge(graphdef, sharding.gathered(mesh, at(group, i))), x, window=window)
+        def layer_forward(i, x, group):
+            return forward(nnx.merge(graphdef, sharding.gathered(mesh, at(group, i))), x, window=windows[i])
 
         if self.remat != "none":
-            layer_forward = jax.checkpoint(layer_forward, policy=REMAT[self.remat], static_argnums=(0, 1))
+            layer_forward = jax.checkpoint(layer_forward, policy=REMAT[self.remat], static_argnums=0)
 
         def body(x, group):
             caches = []
-            for i, window in enumerate(self.config.windows):
-                x, cache = layer_forward(i, window, x, group)
+            for i in range(g):
+                x, cache = layer_forward(i, x, group)
                 caches.append(cache)
             return x, caches
 
