@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .` to run, `pip install -e '.[test]'` to test."""
+"""Packaging: `pip install .` to run from anywhere, `pip install -e '.[test]'` to change and test."""
 
 from pathlib import Path
 
@@ -15,8 +15,12 @@ setup(
     description="Learning dynamics of LLM finetuning on JAX: predict generalisation from the training examples alone",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["premem_jax", "premem_jax.*"]),
-    package_data={"premem_jax.report": ["*.html", "*.css", "*.js"]},
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=[*find_packages(include=["premem_jax", "premem_jax.*"]), "premem_jax.configs"],
+    package_dir={"premem_jax.configs": "configs"},  # an installed package has them inside
+    package_data={"premem_jax": ["py.typed"], "premem_jax.report": ["*.html", "*.css", "*.js"]},
+    entry_points={"console_scripts": ["premem=premem_jax.main:cli"]},
     python_requires=">=3.11",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={

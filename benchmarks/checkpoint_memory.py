@@ -1,11 +1,11 @@
-"""Host memory while a checkpoint of more than 2 GB is read, and while it is written.
+"""Host memory of reading and writing a checkpoint of more than 2 GB.
 
   python -m benchmarks.checkpoint_memory [--folder=DIR] [--layers=16]
 
-Needs 10 GB of the disk and of the host for the default of 16 layers. Each line is one fresh process on one CPU device,
-which is therefore also where the model lives. `beyond` is the highest resident memory that the kernel saw (VmHWM, which
-counts mapped pages of files) less what the process had before and less the model. The bound is the largest tensor, in
-the dtype it is read to, and 128 MB: pieces of the file, compiled programs, and most of all what the allocator keeps.
+Needs 10 GB of disk and of host memory for the default of 16 layers. Each line is one new process with one CPU device,
+so the model is in host memory too. `beyond` is the peak resident memory (VmHWM, which counts mapped pages of files)
+minus the memory before and minus the model. The bound is the largest tensor, in the dtype it is read to, plus 128 MB
+for pieces of the file, compiled programs and, mostly, allocator overhead.
 """
 
 import argparse
@@ -45,16 +45,16 @@ def child(folder: Path, task: str, stored: str, target: str, layers: int) -> dic
     import jax.numpy as jnp
 
     from premem_jax import sharding
-    from premem_jax.models import hf
-    from premem_jax.models.config import ModelConfig
+    from premem_jax.models.architecture import ModelConfig
     from premem_jax.models.decoder import init
+    from premem_jax.models.hf_config import to_hf_config
     from premem_jax.models.hf_files import Checkpoint, save
 
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     config = ModelConfig(L=layers, **SHAPE)
     if task == "make":
         params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
-        save(folder / stored, params, config, mesh, description=hf.to_hf_config(config), files={}, dtype=stored)
+        save(folder / stored, params, config, mesh, description=to_hf_config(config), files={}, dtype=stored)
         return {}
     checkpoint = Checkpoint(folder / stored)
     numbers, params = measure(lambda: checkpoint.load(mesh, target))
@@ -77,7 +77,7 @@ def _named(params) -> list:
 
 
 def run(folder: Path, task: str, stored: str, target: str, layers: int) -> dict:
-    """One task in a fresh process."""
+    """One task in a new process."""
     command = [sys.executable, "-m", "benchmarks.checkpoint_memory", f"--folder={folder}", f"--layers={layers}"]
     done = subprocess.run([*command, "--child", task, stored, target], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,10 +1,10 @@
-"""What each choice for speed gains: the code as it is beside the plain way, in turns, in one process.
+"""Gain of each choice for speed: our code against a plain version, in turns, in one process.
 
     python -m benchmarks.choices [--model=20m] [--turns=5] [--only=buckets,nucleus]
 
-Both ways do the same work with the same weights, on texts with the lengths of GSM8K. Prints medians of wall time and
-the range of the ratio; the table goes to benchmarks/results/choices-MODEL.md. `decode_layout` has four virtual devices,
-which share the cores of this machine. What rounds gain is in `benchmarks.run --suite=study`.
+Both versions do the same work with the same weights, on texts with the lengths of GSM8K. Prints medians of wall time
+and the range of the ratio; the table goes to benchmarks/results/choices-MODEL.md. `decode_layout` uses four virtual
+devices, which share the cores of this machine. For the gain from rounds, see `benchmarks.run --suite=finetune`.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from jax.sharding import Mesh
 
 from benchmarks import workload
 from premem_jax import sharding
-from premem_jax.models.config import ModelConfig
+from premem_jax.models.architecture import ModelConfig
 from premem_jax.models.decoder import build, init, unstack
-from premem_jax.programs import Clock
+from premem_jax.models.nll import target_nll
+from premem_jax.running.programs import Clock
 from premem_jax.sampling import sampler
-from premem_jax.scoring.likelihood import target_nll
 from premem_jax.training.trainer import Trainer
 
 CONTEXT = 640  # of a text without buckets
@@ -39,7 +39,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Choice(NamedTuple):
-    """Two ways to do the same; `predicted` is plain / ours."""
+    """Two versions of the same work; `predicted` is the ratio plain / ours."""
 
     what: str
     predicted: str
@@ -81,27 +81,29 @@ class Choices:
 
     def draw(self) -> Choice:
         ours, plain = (self._sample(self._prompts) for _ in range(2))
-        return Choice("two random numbers a row, not one a token", "1.2", ours, with_sampler("draw", by_noise, plain))
+        name = "two random numbers per row, not one per vocabulary entry"
+        return Choice(name, "1.2", ours, with_sampler("draw", by_noise, plain))
 
     def micro_batches(self) -> Choice:
-        return Choice("4 micro-batches, which fit caches better", "above 1", self._train(4), self._train(1))
+        return Choice("4 micro-batches, which fit CPU caches better", "above 1", self._train(4), self._train(1))
 
     def everything_kept(self) -> Choice:
-        return Choice("keep all for the backward pass, not the inputs", "1.3", self._train(4), self._train(4, "full"))
+        name = "keep all activations for the backward pass, not only the inputs"
+        return Choice(name, "1.3", self._train(4), self._train(4, "full"))
 
     def vocabulary_chunks(self) -> Choice:
         ours = self._train(1, vocab_chunks=8)
         return Choice("vocabulary in 8 chunks (for memory)", "below 1", ours, self._train(1))
 
     def decode_layout(self) -> Choice:
-        """Of four devices: whole weights on each, or weights that each layer gathers again for every token."""
+        """On four devices: whole weights on each, or weights that each layer gathers for every token."""
         cut = mesh(4)
         ours, plain = (self._sample(self._prompts, mesh=m) for m in (sharding.decode_mesh(cut), cut))
         return Choice("a decode layout of the weights, four devices", "above 2", ours, plain)
 
     def _sample(self, prompts: list, samples=workload.SAMPLES, top_p=1.0, mesh: Mesh | None = None) -> Callable:
         mesh = mesh or self._mesh
-        settings = dict(max_new_tokens=NEW_TOKENS, temperature=workload.TEMPERATURE, top_p=top_p, eos_id=-1)
+        settings = dict(max_new_tokens=NEW_TOKENS, temperature=workload.TEMPERATURE, top_p=top_p, eos_ids=(-1,))
         program = jax.jit(partial(sampler.sample, self._model.on(mesh=mesh), samples=samples, **settings))
         params = unstack(self._params)
         params = jax.device_put(params, sharding.shardings(mesh, params))
@@ -128,13 +130,13 @@ def mesh(devices: int) -> Mesh:
 
 
 def padded(texts: list, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded tokens (B, length) and how many there are (B,)."""
+    """Right-padded tokens (B, length) and their numbers (B,)."""
     tokens = np.stack([np.pad(text[:length], (0, max(0, length - len(text)))) for text in texts])
     return tokens, np.array([min(length, len(text)) for text in texts], np.int32)
 
 
 def with_sampler(name: str, plain: Callable, call: Callable) -> Callable:
-    """`call`, compiled with another function in the place of the sampler's."""
+    """`call`, compiled with another function instead of the sampler's."""
     with mock.patch.object(sampler, name, plain):
         jax.block_until_ready(call())
     return call

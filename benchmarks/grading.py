@@ -1,12 +1,12 @@
-"""What grading costs: on the device, on the host, and beside sampling what is graded.
+"""Cost of grading: on the device, on the host, and relative to sampling.
 
     python -m benchmarks.grading --data=FOLDER [--rules=math] [--rounds=15]
 
-1,024 responses of 512 tokens in Llama 3's vocabulary of 128,256, put together from reference solutions. FOLDER holds
-`tokenizers/tokenizer_llama3.tiktoken`, `math/test.jsonl`, `gsm8k/test.jsonl`. The host grader copies ids from the
-device, looks up their bytes and applies `scoring/reference.py`. Sampling is that of `llama_tiny` (0.3 M parameters
-beside its embeddings), of fewer rows and tokens, and compared per token, each of which costs no less in a longer text.
-All are run in turns, so that a busy machine slows all of them. Prints one JSON object of medians; memory is XLA's own
+1,024 responses of 512 tokens in Llama 3's vocabulary of 128,256, assembled from reference solutions. FOLDER holds
+`tokenizers/tokenizer_llama3.tiktoken`, `math/test.jsonl`, `gsm8k/test.jsonl`. The host grader copies token ids from the
+device, looks up their bytes and applies `grading/reference.py`. Sampling is that of `llama_tiny` (0.3 M parameters
+without embeddings), with fewer rows and tokens, and compared per token; a token of a longer text costs at least as
+much. All run in turns, so that a busy machine slows all of them. Prints one JSON object of medians; memory is XLA's
 analysis of the compiled program.
 """
 
@@ -21,12 +21,13 @@ import jax
 import numpy as np
 
 from premem_jax.data import tokenizers
-from premem_jax.models.config import preset
+from premem_jax.grading.answers import answer_bytes, grade, vocabulary
+from premem_jax.grading.grader import by_rules
+from premem_jax.grading.reference import find_answer, grade_bytes
+from premem_jax.grading.verdict import Verdict
+from premem_jax.models.architecture import preset
 from premem_jax.models.decoder import build, init
 from premem_jax.sampling.sampler import sample
-from premem_jax.scoring.answers import answer_bytes, grade, resolve, vocabulary
-from premem_jax.scoring.reference import find_answer, grade_bytes
-from premem_jax.scoring.verdict import Verdict
 
 ROWS, LENGTH = 1024, 512
 SAMPLED_ROWS, SAMPLED_TOKENS = 128, 16
@@ -49,7 +50,7 @@ def main():
 
     on_device = lambda: np.asarray(compiled.value(*arrays))
     on_host = lambda: grade_on_host(*arrays[:2], token_bytes, answers, options.rules)
-    verdicts, undecided = resolve(on_device(), tokens_BT, lengths, token_bytes, answers, options.rules)
+    verdicts, undecided = by_rules(options.rules).resolve(on_device(), tokens_BT, lengths, token_bytes, answers)
     if not np.array_equal(verdicts, on_host()):
         raise SystemExit("the two graders differ")
     device, host, sampling = medians(options.rounds, on_device, on_host, sampler(tokenizer.vocab_size))
@@ -75,7 +76,7 @@ def main():
 
 
 class timed:
-    """The value of a call, and how long it took."""
+    """The value of a call, and its seconds."""
 
     def __init__(self, call):
         began = time.perf_counter()
@@ -100,14 +101,14 @@ def sampler(vocab_size: int):
     model = build(preset("llama_tiny", V=vocab_size))
     params = jax.jit(init, static_argnums=0)(model.config, jax.random.key(0))
     prompts, ids = np.zeros((SAMPLED_ROWS, 1), np.int32), np.arange(SAMPLED_ROWS, dtype=np.int32)
-    settings = dict(samples=1, max_new_tokens=SAMPLED_TOKENS, temperature=0.8, top_p=1.0, eos_id=-1)
+    settings = dict(samples=1, max_new_tokens=SAMPLED_TOKENS, temperature=0.8, top_p=1.0, eos_ids=(-1,))
     draw = lambda params, key: sample(model, params, prompts, ids * 0 + 1, ids, key, **settings).tokens
     compiled = jax.jit(draw).lower(params, jax.random.key(0)).compile()
     return lambda: np.asarray(compiled(params, jax.random.key(0)))
 
 
 def responses(folder: Path, rules: str, tokenizer) -> tuple[np.ndarray, list[bytes | None]]:
-    """Rows of ids that end in a reference solution, and answers, of which every second is another row's."""
+    """Rows of token ids that end in a reference solution, and answers; every second answer is another row's."""
     field = {"math": "solution", "gsm8k": "answer"}[rules]
     lines = (folder / rules / "test.jsonl").read_text(encoding="utf-8").splitlines()[:ROWS]
     texts = [json.loads(line)[field] + "\n" for line in lines]

@@ -1,10 +1,10 @@
-"""How the cost of training, scoring and sampling grows, measured here, beside the plan's estimate for TPUs.
+"""Growth of the cost of training, scoring and sampling, measured here and by the plan's estimate for TPUs.
 
     python -m benchmarks.growth [--turns=5]
 
-One thing changes at a time: the model, the examples of a batch, the samples of each, the tokens of a text, the devices
-(virtual ones, which share this machine's cores: their column says what cutting costs, not what it gains). Prints the
-seconds of one call and the ratio to the first row, and the same ratio for Llama3-8B on TPU v5e by the roofline of
+One thing changes at a time: the model, the examples per batch, the samples per example, the tokens per text, the
+devices (virtual ones on this machine's cores, so they show the overhead of sharding, not its gain). Prints the seconds
+of one call and the ratio to the first row, and the same ratio for Llama3-8B on TPU v5e by the roofline of
 `configs/plan.py`, whose models are llama3_2_1b and llama3_8b. The table goes to benchmarks/results/growth.md.
 """
 
@@ -39,11 +39,11 @@ def measure(point: dict, turns: int) -> dict[str, float]:
 
     from benchmarks import workload
     from premem_jax import sharding
-    from premem_jax.models.config import ModelConfig
+    from premem_jax.models.architecture import ModelConfig
     from premem_jax.models.decoder import build, init, unstack
-    from premem_jax.programs import Clock, Program
+    from premem_jax.models.nll import target_nll
+    from premem_jax.running.programs import Clock, Program
     from premem_jax.sampling.sampler import sample
-    from premem_jax.scoring.likelihood import target_nll
     from premem_jax.training.trainer import Trainer
 
     shape = ModelConfig(**workload.SIZES[point["model"]])
@@ -59,7 +59,7 @@ def measure(point: dict, turns: int) -> dict[str, float]:
     tokens = np.random.default_rng(0).integers(3, shape.V, (B, T)).astype(np.int32)
     text = sharding.put_batch(mesh, dict(tokens=tokens, weights=np.ones((B, T), np.float32)))
     half = sharding.put_batch(decode_mesh, (tokens[:, : T // 2], np.full(B, T // 2, np.int32), np.arange(B)))
-    settings = dict(samples=point["samples"], max_new_tokens=T // 2, temperature=0.8, top_p=1.0, eos_id=-1)
+    settings = dict(samples=point["samples"], max_new_tokens=T // 2, temperature=0.8, top_p=1.0, eos_ids=(-1,))
     draw = Program(partial(sample, model.on(mesh=decode_mesh), **settings), Clock())
     score, key = Program(partial(target_nll, model), Clock()), sharding.random_key(decode_mesh, 0)
     state = trainer.init_state(jax.tree.map(jnp.copy, params))
@@ -83,8 +83,8 @@ def measure(point: dict, turns: int) -> dict[str, float]:
 
 
 def planned(point: dict) -> dict[str, float]:
-    """The same from the roofline: Llama models on as many times eight chips, with five times the text."""
-    from premem_jax.models.config import preset
+    """The same by the roofline: Llama models on eight chips per device, with five times the text."""
+    from premem_jax.models.architecture import preset
     from premem_jax.planning import costs
     from premem_jax.planning.topology import topology
 

@@ -2,7 +2,7 @@
 
   python -m benchmarks.plan_table [--workdir=runs/plans]
 
-Takes about an hour on two CPU cores; what is there already is not compiled again.
+Takes about an hour on two CPU cores; existing results are not compiled again.
 """
 
 import argparse

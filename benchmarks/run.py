@@ -1,15 +1,15 @@
-"""Training, sampling and scoring beside what people would use instead: `transformers` on torch, and `google-tunix`.
+"""Training, sampling and scoring compared with `transformers` on torch and with `google-tunix`.
 
     python -m benchmarks.run [--suite=train,sample,score] [--model=20m] [--rounds=7] [--tunix_python=PATH]
-    python -m benchmarks.run --suite=study --model=1m --rounds=0 --data=GSM8K [--examples=512]
+    python -m benchmarks.run --suite=finetune --model=1m --rounds=0 --data=GSM8K [--examples=512]
 
-All get the same weights, tokens and settings, with the lengths of GSM8K; each is a process of its own, and they work in
-turns. Checked first: that the losses and perplexities are the same, and the greedy responses. `study` is a whole run,
-training and six evaluations, beside the way of Kang et al.; without rounds its first turn counts, compilation and all;
-`rounds` is ours beside ours with samples drawn in one round. `--model` is 1m, 20m, 120m (fp32), or a Llama preset of
-this library such as llama3_8b, with random weights and in bfloat16. PATH is the interpreter of an environment with
-google-tunix; without it, tunix is left out. Prints a table; the figures go to benchmarks/results/. Ends with 1 where
-contenders do not agree.
+All get the same weights, tokens and settings, with the lengths of GSM8K. Each is a separate process, and they work in
+turns. First, losses, perplexities and greedy responses are checked for agreement. `finetune` is a whole run, training
+and six evaluations, compared with the method of Kang et al.; without rounds its first turn counts, compilation
+included. `rounds` compares our sampling in several rounds and in one. `--model` is 1m, 20m, 120m (fp32), or a Llama
+preset of this library such as llama3_8b, with random weights in bfloat16. PATH is the Python of an environment with
+google-tunix; without it, tunix is left out. Prints a table; the figures go to benchmarks/results/. The exit status is 1
+if contenders do not agree.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks.contenders.turns import Contender
 ROOT = Path(__file__).parents[1]
 NAMES = {"premem": "premem_jax", "hugging_face": "transformers", "tunix": "tunix"}
 
-# What is compared, by suite: contenders, their tasks and a word on each. The first is ours.
+# Comparisons by suite: contenders, their tasks and a label. The first is ours.
 CASES = {
     "train": {"update": (("premem", "train", ""), ("hugging_face", "train", ""), ("tunix", "train", ""))},
     "sample": {
@@ -56,13 +56,13 @@ CASES = {
             ("tunix", "score", "batches"),
         )
     },
-    "study": {
-        "study": (
-            ("premem", "study", ""),
-            ("hugging_face", "study", "one by one, generate"),
+    "finetune": {
+        "finetune": (
+            ("premem", "finetune", ""),
+            ("hugging_face", "finetune", "one by one, generate"),
         )
     },
-    "rounds": {"study": (("premem", "study", ""), ("premem", "study_in_one_round", "no rounds"))},
+    "rounds": {"finetune": (("premem", "finetune", ""), ("premem", "finetune_in_one_round", "no rounds"))},
 }
 # Tokens of one turn: padded ones in training, sampled ones, and those of the texts in scoring.
 TOKENS = {
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--model", default="20m")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tunix_python")
-    parser.add_argument("--data", default="", help="folder with GSM8K's train.jsonl and test.jsonl, for the study")
+    parser.add_argument("--data", default="", help="folder with GSM8K's train.jsonl and test.jsonl, for the finetune")
     parser.add_argument("--examples", type=int, default=512)
     options = parser.parse_args()
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share a GPU
@@ -91,9 +91,9 @@ def main() -> None:
         pythons["tunix"] = options.tunix_python
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name) / "model"
-        study = (str(Path(options.data).resolve()), str(options.examples)) if options.data else ()
+        finetune = (str(Path(options.data).resolve()), str(options.examples)) if options.data else ()
         make = "from benchmarks.contenders import premem; import sys; premem.make(*sys.argv[1:])"
-        subprocess.run([sys.executable, "-c", make, folder, options.model, dtype, *study], check=True, cwd=ROOT)
+        subprocess.run([sys.executable, "-c", make, folder, options.model, dtype, *finetune], check=True, cwd=ROOT)
         contenders = {who: stack.enter_context(Contender(pythons[who], who, folder)) for who in pythons}
         rows = []
         for suite in options.suite.split(","):
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def compare(case: str, entries: list, contenders: dict, rounds: int) -> list[dict]:
-    """Runs one case in turns, after one turn of each that compiles; prints and returns a row per contender."""
+    """Runs one case in turns, after a warm-up turn of each; prints and returns a row per contender."""
     first = [contenders[who].turn(task) for who, task, _ in entries]
     turns = [[contenders[who].turn(task) for who, task, _ in entries] for _ in range(rounds)] or [first]
     rows = []
@@ -140,16 +140,16 @@ def compare(case: str, entries: list, contenders: dict, rounds: int) -> list[dic
 
 
 def agreement(case: str, ours: dict, theirs: dict) -> str:
-    """How far two first turns have the same outputs; ends in `same` where they do, `-` where chance decides."""
+    """Agreement of the outputs of two first turns; ends in `same` if they agree, in `-` if outputs are random."""
     if case in ("sample", "top-p"):
         return "-"
     a, b = np.array(ours["output"]), np.array(theirs["output"])
-    if case == "study":
+    if case == "finetune":
         nll, accuracy = np.abs(a - b).mean(axis=-1).max(axis=-1), np.abs(a.mean(axis=-1) - b.mean(axis=-1)).max(axis=-1)
         apart = f"NLL {nll[0]:.4f} nats apart, mean accuracy {accuracy[1]:.3f}"
         return apart + (", same" if nll[0] < 0.02 and accuracy[1] < 0.03 else "")
     if case == "greedy":
-        # Rounding decides between two tokens that are all but equally likely, and every token after is another one.
+        # Rounding decides between two nearly equally likely tokens, and all later tokens then differ.
         equal = np.mean(np.logical_and.accumulate(a == b, axis=-1))
         return f"{equal:.4f} of tokens" + (" same" if equal > 0.9 else "")
     apart = np.max(np.abs(a - b))
@@ -157,7 +157,7 @@ def agreement(case: str, ours: dict, theirs: dict) -> str:
 
 
 def place() -> dict:
-    """Where, when and at which commit this was measured."""
+    """Machine, time and commit of the measurement."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     device = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
     return dict(

@@ -2,8 +2,8 @@
 
     python -m benchmarks.startup [--rounds=3]
 
-With nothing cached and with the programs of the first round cached. The second is the time until the first update of
-the base model, which the quickstart begins with, is computed; the process is ended there.
+The second time ends when the quickstart's first update, of its base model, is computed; the process is then ended. It
+is measured with nothing cached, and with the programs of the first round cached.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 FIRST_UPDATE = """
 import os, runpy
 import jax
-from premem_jax.programs import Program
+from premem_jax.running.programs import Program
 
 def first(program, *args, call=Program.__call__):
     out = call(program, *args)

@@ -1,12 +1,11 @@
-"""What a step costs on TPUs by XLA's own estimate; compiled for them, needs none.
+"""Cost of a step on TPUs by XLA's estimate; needs no TPU.
 
     python -m benchmarks.tpu_cycles [--model=llama3_8b] [--topology=v5e:2x4] [--tensor=8]
     python -m benchmarks.tpu_cycles --program=train --topology=v5e:4x4 --tensor=1
 
-A step of decoding, or an update or a scored batch with the settings of the paper. Prints millions of cycles by kind of
-operation without collectives, the least that it takes (to read the weights and the caches of a device once, or to do
-the products at peak), and the memory at the peak. The estimate is for comparing two ways to write or to compile the
-same: trust no absolute time.
+A step is a decode step, an update, or a scored batch, with the settings of the paper. Prints millions of cycles by kind
+of operation without collectives, a lower bound (reading weights and caches of a device once, or the products at peak
+speed), and the peak memory. Use the estimate only to compare two versions of a program, not as absolute time.
 """
 
 import argparse
@@ -18,11 +17,11 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 
-from premem_jax import config as defaults
+from configs import llama3_8b_gsm8k
 from premem_jax import sharding
-from premem_jax.models.config import ModelConfig, preset
+from premem_jax.models.architecture import ModelConfig, preset
 from premem_jax.models.decoder import build, init, unstack
-from premem_jax.planning import programs
+from premem_jax.planning import lowered as programs
 from premem_jax.planning.topology import devices, topology
 from premem_jax.sampling.sampler import sample
 
@@ -43,7 +42,7 @@ def main() -> None:
     if options.program == "decode":
         lowered, seconds = decode(preset(options.model), mesh, place.chip)
     else:
-        config = defaults.paper(options.model, "gsm8k", None)
+        config = llama3_8b_gsm8k.get_config(model=options.model)
         lowered, _ = programs.lower(config, mesh, options.program)
         seconds = programs.cost(config, place, mesh, options.program).flops / place.chips / place.chip.flops
     compiled = lowered.compile()
@@ -63,7 +62,7 @@ def decode(config: ModelConfig, mesh, chip) -> tuple[jax.stages.Lowered, float]:
     integers = lambda *shape: sharding.abstract_batch(mesh, (PROMPTS, *shape), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
-    settings = dict(samples=SAMPLES, max_new_tokens=NEW_TOKENS, temperature=0.8, top_p=1.0, eos_id=0)
+    settings = dict(samples=SAMPLES, max_new_tokens=NEW_TOKENS, temperature=0.8, top_p=1.0, eos_ids=(0,))
     traced = jax.jit(partial(sample, model, **settings)).trace(
         params, integers(PROMPT_TOKENS), integers(), integers(), key
     )

@@ -1,4 +1,4 @@
-"""What every contender is given: shapes of models, lengths of GSM8K, and tokens. Imports NumPy alone."""
+"""Common inputs of all contenders: shapes of models, lengths of GSM8K, and tokens. Imports only NumPy."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ SIZES = {
     "120m": dict(V=32_000, D=768, L=12, N=12, K=4, H=64, F=2048),
 }
 
-# Tokens of prompt and solution of 64 training examples of GSM8K in Llama 3's tokenizer: of all 7,473, in the order of
-# their sums, those in the middle of 64 parts of equal size.
+# Tokens of prompt and solution of 64 training examples of GSM8K in Llama 3's tokenizer: all 7,473 are sorted by their
+# sum, and one is taken from the middle of each of 64 equal parts.
 LENGTHS = (
     *((34, 42), (42, 40), (46, 41), (46, 44), (46, 47), (40, 56), (44, 55), (38, 64), (48, 56), (47, 59), (39, 69)),
     *((46, 65), (38, 75), (48, 67), (50, 67), (57, 62), (56, 65), (45, 78), (61, 64), (55, 72), (54, 75), (64, 67)),
@@ -33,7 +33,7 @@ TEMPERATURE, TOP_P = 0.8, 0.95
 
 
 class Workload:
-    """The tokens of one model's benchmark, which are random, in a folder that also holds the model."""
+    """The random tokens of one model's benchmark, in the folder of the model."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Does pre-memorization accuracy predict test accuracy? A study of runs that are there already, on the CPU in seconds.
+"""Does pre-memorization accuracy predict test accuracy? An analysis of finished runs, on the CPU in seconds.
 
   python -m premem_jax.main --config=configs/analyze.py --config.traces=DIR
 
@@ -6,9 +6,9 @@ DIR holds run folders of this program, the published runs of Kang et al., or tab
 On the published Llama3 8B GSM8K runs it gives their R² of 0.9354 against y = x.
 """
 
-from premem_jax import config as defaults
+from premem_jax import config
 
 
 def get_config(arg=None):
-    defaults.parse_arg(arg)
-    return defaults.analyze()
+    config.parse_arg(arg)
+    return config.analyze()

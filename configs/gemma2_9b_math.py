@@ -1,14 +1,14 @@
-"""Gemma2-9B on MATH: one run of the study of Kang et al. (arXiv 2411.07681), section 4.
+"""Gemma2-9B on MATH: one run of Kang et al. (arXiv 2411.07681), section 4.
 
   python -m premem_jax.main --config=configs/gemma2_9b_math.py:lr=5e-5,epochs=6 --config.model.path=HF_FOLDER
 
-For 16 v5e chips, or 8 of v6e or v5p; `configs/plan.py:model=gemma2_9b,task=math` says what it takes. Options after the
-colon are what the paper's runs differ in: lr (5e-4, 5e-5, 5e-6, 5e-7), epochs (1, 3, 6) and size (full, half with 6
-epochs, quarter with 12). `premem_jax.config.paper` tells which settings are theirs and which are ours.
+For 16 v5e chips, or 8 of v6e or v5p; `configs/plan.py:model=gemma2_9b,task=math` reports memory and cost. Options after
+the colon are those in which the paper's runs differ: lr (5e-4, 5e-5, 5e-6, 5e-7), epochs (1, 3, 6) and size (full, half
+with 6 epochs, quarter with 12). `configs/common.py` says which settings are theirs and which are ours.
 """
 
-from premem_jax import config as defaults
+from configs import llama3_8b_math
 
 
 def get_config(arg=None):
-    return defaults.paper("gemma2_9b", "math", arg)
+    return llama3_8b_math.get_config(arg, model="gemma2_9b", lr=5e-5)

@@ -1,21 +1,21 @@
-"""Grade what any model wrote, by the rules of GSM8K or MATH and with the kernel that the training loop uses.
+"""Grade responses of any model by the rules of GSM8K or MATH, with the kernel of the training loop.
 
   python -m premem_jax.main --config=configs/grade.py:task=math --config.data.path=FILE.jsonl
 
-FILE holds rows `{"output": what a model wrote, "answer": the final answer, or a whole reference solution}`. The verdict
-of each row goes to `verdicts.jsonl` in the workdir, in the order of FILE, and the accuracy to `summary.json`.
+FILE holds rows `{"output": a response, "answer": the final answer, or a whole reference solution}`. The verdict of each
+row goes to `verdicts.jsonl` in the workdir, in file order, and the accuracy to `summary.json`.
 
 Options after the colon: task (gsm8k or math); check=math_verify asks math-verify as well (`pip install -e '.[verify]'`;
-one row may take `deadline` seconds) and writes where it says otherwise to `disagreements.jsonl`. It changes no verdict.
+one row may take `deadline` seconds) and writes disagreements to `disagreements.jsonl`. It changes no verdict.
 """
 
 from ml_collections import ConfigDict
 
-from premem_jax import config as defaults
+from premem_jax import config
 
 
 def get_config(arg=None):
-    options = defaults.parse_arg(arg, task="gsm8k", check="")
+    options = config.parse_arg(arg, task="gsm8k", check="")
     c = ConfigDict()
     c.experiment = "grade"
     c.cache = ""  # compiled programs; no path: beside the workdir

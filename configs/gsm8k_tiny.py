@@ -7,12 +7,12 @@ instead. The model starts from random weights, with a SentencePiece tokenizer tr
 after a colon: examples (training examples), epochs.
 """
 
-from premem_jax import config as defaults
+from premem_jax import config
 
 
 def get_config(arg=None):
-    options = defaults.parse_arg(arg, examples=512, epochs=25)
-    c = defaults.finetune()
+    options = config.parse_arg(arg, examples=512, epochs=25)
+    c = config.finetune()
     c.data.update(task="gsm8k", train=options.examples, heldout=128, test=128, context=640)
     c.data.buckets = (160, 224, 320, 448, 640)
     c.tokenizer.update(kind="bpe", vocab_size=2048)
@@ -22,9 +22,9 @@ def get_config(arg=None):
     epochs = (3, 8)
     sampling = dict(batch=128, samples=1, max_new_tokens=320, top_p=0.95)
     c.evals = dict(
-        train_likelihood=defaults.likelihood("train", epochs),
-        heldout_likelihood=defaults.likelihood("heldout", epochs),
-        train_accuracy=defaults.accuracy("train", epochs, **sampling),
-        test_accuracy=defaults.accuracy("test", (8,), **sampling),
+        train_likelihood=config.evaluator("likelihood", "train", epochs),
+        heldout_likelihood=config.evaluator("likelihood", "heldout", epochs),
+        train_accuracy=config.evaluator("accuracy", "train", epochs, **sampling),
+        test_accuracy=config.evaluator("accuracy", "test", (8,), **sampling),
     )
     return c

@@ -1,21 +1,27 @@
-"""Compile before you pay: does this study fit on these TPUs, how long does a step take at best, and what does it cost?
+"""Compile before you pay: does this run fit on these TPUs, how long does a step take at best, and what does it cost?
 
   python -m premem_jax.main --config=configs/plan.py:model=llama3_8b,topology=v5e:4x4
   python -m premem_jax.main --config=configs/plan.py:model=gemma2_9b,task=math,topology=v5e:4x4,slices=2
 
 Needs no TPU, but its compiler: pip install -e '.[plan]'. It compiles the train, score and sample programs of the
-paper's study (configs/MODEL_TASK.py), which takes some minutes on two CPU cores. Every key of that study can be
+paper's run (configs/llama3_8b_TASK.py), which takes some minutes on two CPU cores. Every key of that run can be
 changed, such as --config.train.micro_batches=8. Options after the colon: model, task (gsm8k or math), topology
 (v5e:4x4, v6e:2x4, v5p:2x2x2, ...), slices, search (false: do not look for the nearest configuration that fits).
 """
 
-from premem_jax import config as defaults
+from configs import llama3_8b_gsm8k, llama3_8b_math
+from premem_jax.config import parse_arg
+from premem_jax.errors import UserError
 from premem_jax.planning.topology import topology
+
+STUDIES = {"gsm8k": llama3_8b_gsm8k, "math": llama3_8b_math}
 
 
 def get_config(arg=None):
-    options = defaults.parse_arg(arg, model="llama3_8b", task="gsm8k", topology="v5e:4x4", slices=1, search=True)
-    c = defaults.paper(options.model, options.task, None)
+    options = parse_arg(arg, model="llama3_8b", task="gsm8k", topology="v5e:4x4", slices=1, search=True)
+    if options.task not in STUDIES:
+        raise UserError(f"config option task={options.task!r}: choose {' or '.join(STUDIES)}")
+    c = STUDIES[options.task].get_config(model=options.model)
     c.experiment = "plan"
     c.mesh.data = options.slices
     c.mesh.decode_tensor = min(c.mesh.decode_tensor, topology(options.topology, options.slices).chips)

@@ -6,11 +6,12 @@ A 0.35 M parameter Llama is trained on arithmetic texts (cached for the next run
 its training problems. Options after a colon: examples (training problems), epochs.
 """
 
-from premem_jax import config as defaults
+from configs import common
+from premem_jax import config
 
 
 def get_config(arg=None):
-    options = defaults.parse_arg(arg, examples=256, epochs=16)
-    c = defaults.arithmetic()
+    options = config.parse_arg(arg, examples=256, epochs=16)
+    c = common.arithmetic()
     c.data.train, c.train.epochs = options.examples, options.epochs
     return c

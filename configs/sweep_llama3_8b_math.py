@@ -1,12 +1,17 @@
-"""Eleven finetunes of Llama3-8B on MATH: a whole group of Kang et al. (arXiv 2411.07681), section 4, and its study.
+"""Eleven finetunes of Llama3-8B on MATH, a group of Kang et al. (arXiv 2411.07681), section 4, and their analysis.
 
   python -m premem_jax.main --config=configs/sweep_llama3_8b_math.py --config.model.path=HF_FOLDER
 
-For the chips of `configs/llama3_8b_math.py`; finished runs stay, so it may be killed and continued anywhere.
+For the chips of `configs/llama3_8b_math.py`; finished runs are kept, so a killed sweep continues.
 """
 
-from premem_jax import config as defaults
+from configs import common, llama3_8b_math
+from premem_jax.config import parse_arg
 
 
 def get_config(arg=None):
-    return defaults.paper_sweep("llama3_8b", "math", arg)
+    parse_arg(arg)
+    base = llama3_8b_math.get_config("epochs=12")  # evaluated after every epoch that a run has
+    full = [(rate, epochs) for rate in (2e-4, 5e-5, 5e-7) for epochs in (1, 3, 6)]
+    parts = [(2e-5, 6, "half"), (2e-5, 12, "quarter")]
+    return common.paper_sweep(base, full, parts)

@@ -1,4 +1,4 @@
-"""What the launchers share: their parser, how they end, and how they show and run other programs."""
+"""Shared code of the launchers: parser, exit status, and running or printing of commands."""
 
 import argparse
 import re
@@ -7,9 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from premem_jax.errors import UserError
+from absl import flags
+from ml_collections import config_flags
 
-# Exit statuses of the program, and of these.
+from premem_jax.errors import UserError, explain
+from premem_jax.experiments.members import ALL, members_of
+
+# Exit statuses of the program and of the launchers.
 CANNOT_MEND = 2  # a mistake: starting again would not help
 PREEMPTED = 75  # EX_TEMPFAIL: stopped with its state saved, and to be started again
 
@@ -22,12 +26,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_rest(parser: argparse.ArgumentParser, help: str) -> None:
-    """Makes what follows `--` the parsed `rest`."""
+    """Adds `rest`, the arguments after `--`."""
     parser.add_argument("rest", nargs="*", metavar="-- ARGUMENT", help=help)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Ends the process with what `main` returns for the command line; a mistake is one message and exit status 2."""
+    """Exits with the result of `main` on the command line; a mistake is one message and exit status 2."""
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
@@ -36,13 +40,13 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def send(commands: list[list[str]], dry_run: bool, stdin: str | None = None) -> None:
-    """Runs the commands one after the other, or, for a dry run, prints them as one would type them.
+    """Runs the commands in turn or, in a dry run, prints them as shell commands.
 
     Args:
-      stdin: what each of them reads; a dry run prints it alone, so that it can be piped to the command.
+      stdin: input of each command; a dry run prints only this, so that it can be piped to the command.
 
     Raises:
-      UserError: a command is not installed, or ended badly.
+      UserError: a command is not installed or failed.
     """
     for command in commands:
         shown = shlex.join(command)
@@ -59,7 +63,7 @@ def send(commands: list[list[str]], dry_run: bool, stdin: str | None = None) -> 
 
 
 def check_name(name: str) -> str:
-    """A name that Kubernetes, Compute Engine and Vertex all take, for argparse's `type`."""
+    """A name that Kubernetes, Compute Engine and Vertex all accept, for argparse's `type`."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
         raise argparse.ArgumentTypeError(
             f"{name!r}: write at most 40 of a-z, 0-9 and -, with a letter first and no - at the end"
@@ -68,7 +72,7 @@ def check_name(name: str) -> str:
 
 
 def warn_about_tag(image: str) -> None:
-    """Warns of an image without a digest: its tag may mean something else by the next restart."""
+    """Warns of an image without a digest: its tag may move before the next restart."""
     if not re.search(r"@sha256:[0-9a-f]{64}$", image):
         print(
             f"warning: --image={image} has no digest, so a restart may run another program; "
@@ -77,14 +81,50 @@ def warn_about_tag(image: str) -> None:
         )
 
 
-def program_arguments(rest: list[str], several: bool) -> list[str]:
-    """The arguments of `premem_jax.main` on machines that may be taken away.
+def members(names: str, rest: list[str]) -> dict[str, list[str]]:
+    """The members of a study to launch separately: suffix for the launch's name → arguments that choose the member.
+
+    The suffix is the member's index, because names of members may be long and have dots.
 
     Args:
-      several: whether there are other processes, without which none may begin: they share the folder.
+      names: members separated by commas, or `all`.
+      rest: arguments of the program, whose config names the members.
 
     Raises:
-      UserError: no config, or a workdir that would be gone with the machine.
+      UserError: the config cannot be read or is not of a study, or an unknown member.
+    """
+    values, arguments = flags.FlagValues(), ["launch", *(each for each in rest if each.startswith("--config"))]
+    config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True, sys_argv=arguments)
+    try:
+        values(arguments)
+        config = values.config
+        study = config is not None and "study" in config  # a missing file is told of on first use
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(explain(error)) from error
+    if not study:
+        raise UserError("--members is for a study, and the config of --config=FILE is none")
+    there = list(members_of(config))
+    wanted = there if names == ALL else names.split(",")
+    if unknown := [name for name in wanted if name not in there]:
+        raise UserError(f"--members: {unknown[0]!r} is no member (there are: {', '.join(there)})")
+    return {str(there.index(name)): [*rest, f"--config.study.member={name}"] for name in wanted}
+
+
+def add_members(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that launches the members of a study separately."""
+    parser.add_argument("--members", metavar="A,B,...", help="of a study: one launch for each of these, or for all")
+
+
+def program_arguments(rest: list[str], several: bool) -> list[str]:
+    """The arguments of `premem_jax.main` on machines that may be preempted.
+
+    Args:
+      several: whether there are other processes, for which each must wait: they share the folder.
+
+    Raises:
+      UserError: no config, or a workdir that is lost with the machine.
     """
     if not any(argument.startswith("--config=") for argument in rest):
         raise UserError("no --config=FILE among the arguments of the program, which stand behind --")

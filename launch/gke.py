@@ -3,10 +3,12 @@
   python -m launch.gke --name=mine --image=IMAGE@sha256:... --topology=v5e:4x4 --slices=2 --service_account=premem -- \\
       --config=configs/llama3_8b_gsm8k.py --workdir=gs://BUCKET/mine
 
-What stands behind -- goes to premem_jax.main. --dry_run prints the manifest, which kubectl apply -f - takes. The
-cluster needs JobSet v0.10.1 or later, a node pool per slice, and a Kubernetes service account that may write to the
-bucket; docs/pods.md says how to make them. A run that is preempted starts again as often as it takes, one that fails
---max_restarts times, and one with a mistake in its command line or config not at all.
+Arguments after -- go to premem_jax.main. --dry_run prints the manifest, for kubectl apply -f -. The cluster needs
+JobSet v0.10.1 or later, a node pool per slice, and a Kubernetes service account that may write to the bucket; see
+docs/pods.md. A preempted run restarts as often as needed, a failed one --max_restarts times, and one with a mistake in
+its command line or config never.
+
+--members=all, or some names, starts one JobSet for each member of a study; they share the workdir.
 """
 
 import sys
@@ -33,33 +35,45 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--queue", help="Kueue's local queue, where the cluster has Kueue (xpk: multislice-queue)")
     parser.add_argument("--max_restarts", type=int, default=10, help="after faults (default: 10)")
     parser.add_argument("--grace", type=int, default=600, help="seconds to save in, from SIGTERM on (default: 600)")
+    cli.add_members(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the manifest, and send nothing")
     args = parser.parse_args(argv)
     cli.warn_about_tag(args.image)
     found = slices(args.topology, args.slices)
-    manifest = jobset(
-        name=args.name,
-        namespace=args.namespace,
-        image=args.image,
-        arguments=cli.program_arguments(args.rest, several=found.hosts * args.slices > 1),
-        slices=found,
-        service_account=args.service_account,
-        capacity=_capacity(args.spot, args.reservation),
-        queue=args.queue,
-        max_restarts=args.max_restarts,
-        grace=args.grace,
-    )
-    text = yaml.safe_dump(manifest, sort_keys=False, width=120)
+    arguments = cli.program_arguments(args.rest, several=found.hosts * args.slices > 1)
+    launches = {args.name: arguments}
+    if args.members:
+        launches = {f"{args.name}-{place}": mine for place, mine in cli.members(args.members, arguments).items()}
+        if len(long := max(launches, key=len)) > 40:
+            raise UserError(f"--name={args.name}: {long} is longer than 40 characters; take a shorter name")
+    manifests = [
+        jobset(
+            name=name,
+            namespace=args.namespace,
+            image=args.image,
+            arguments=mine,
+            slices=found,
+            service_account=args.service_account,
+            capacity=_capacity(args.spot, args.reservation),
+            queue=args.queue,
+            max_restarts=args.max_restarts,
+            grace=args.grace,
+        )
+        for name, mine in launches.items()
+    ]
+    text = yaml.safe_dump_all(manifests, sort_keys=False, width=120)
     cli.send([["kubectl", "apply", "-f", "-"]], args.dry_run, stdin=text)
-    print(
-        f"kubectl logs -n {args.namespace} -f job/{args.name}-slice-0 shows what it says, and "
-        f"kubectl delete jobset -n {args.namespace} {args.name} ends it",
-        file=sys.stderr,
-    )
+    for name, mine in launches.items():
+        member = f"{mine[-1].removeprefix('--config.study.member=')}: " if args.members else ""
+        print(
+            f"{member}kubectl logs -n {args.namespace} -f job/{name}-slice-0 shows what it says, and "
+            f"kubectl delete jobset -n {args.namespace} {name} ends it",
+            file=sys.stderr,
+        )
 
 
 def _capacity(spot: bool, reservation: str | None) -> dict[str, str]:
-    """Labels of the nodes to take."""
+    """Labels that select the nodes."""
     if spot:
         return {"cloud.google.com/gke-spot": "true"}
     return {"cloud.google.com/reservation-name": reservation} if reservation else {}
@@ -78,9 +92,9 @@ def jobset(
     max_restarts: int,
     grace: int,
 ) -> dict:
-    """The manifest: a job per slice, a pod per host, and all of them anew when one pod fails.
+    """The manifest: one job per slice, one pod per host; all restart when one pod fails.
 
-    Why a job failed is known to JobSet from the message of its pod failure policy alone, which names the exit code.
+    Kubernetes reports one reason for every such failure, so JobSet matches on the message, which names the exit code.
 
     Sources: cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice; jobset.sigs.k8s.io, KEP 262 (messages).
 

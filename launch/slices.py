@@ -1,4 +1,4 @@
-"""What Google Cloud calls the TPU slices that `premem_jax.planning.topology` names, such as v5e:4x4."""
+"""Google Cloud's names of the TPU slices of `premem_jax.planning.topology`, such as v5e:4x4."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from premem_jax.planning.topology import Topology, topology
 
 
 class Generation(NamedTuple):
-    """How one generation of TPUs is asked for.
+    """Names for requesting one generation of TPUs.
 
     Sources: cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus (`accelerator`, `machine`),
     cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (`prefix`, `cores`, shapes), .../supported-versions (`runtime`).
@@ -28,7 +28,7 @@ GENERATIONS = {
     "v6e": Generation("tpu-v6e-slice", "ct6e-standard", "v6e", 1, "v2-alpha-tpuv6e", 2),
 }
 HOST = 4  # chips of the hosts that slices are made of
-# Shapes that the number of chips stands for in an accelerator type; v5e and v6e have no others.
+# Shapes that an accelerator type names by a number of chips; v5e and v6e have no others.
 SHAPES = {
     2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16"),
@@ -54,7 +54,7 @@ class Slices(NamedTuple):
         """The Cloud TPU API's name of one slice.
 
         Raises:
-          UserError: the name of a slice with as many chips means another shape.
+          UserError: the name for this number of chips means another shape.
         """
         if self.shape not in SHAPES[self.generation.dimensions]:
             raise UserError(

@@ -1,20 +1,21 @@
-"""Starts all processes of a run, and starts all of them again when one fails.
+"""Starts all processes of a run, and restarts all of them when one fails.
 
   python -m launch.supervise --processes=4 --watch=DIR/checkpoints -- \\
       python -m premem_jax.main --config=configs/quickstart.py --workdir=DIR
 
-A round begins with all processes and ends with all of them: as soon as one has failed, the others get SIGTERM, and
-SIGKILL once the grace period is over. How the round ended says what comes next:
+All processes of a round start and end together: as soon as one has failed, the others get SIGTERM, and SIGKILL after
+the grace period. The exit statuses of the round decide what follows:
 
   0   by all     the end
-  2   by any     the end: a mistake that a restart cannot mend
+  2   by any     the end: a mistake that a restart cannot fix
   75  by any     another round: it was preempted, and its state is saved
-  anything else  another round, later and later, until --max_failures rounds in a row failed without progress
+  anything else  another round, with growing delays, until --max_failures rounds in a row failed without progress
 
-SIGTERM, SIGINT and SIGHUP are handed on to all processes as SIGTERM, and no other round begins.
+SIGTERM, SIGINT and SIGHUP are passed to all processes as SIGTERM, and no further round starts.
 
-Of several processes each gets PREMEM_COORDINATOR (with a fresh port each round), PREMEM_PROCESSES and PREMEM_PROCESS,
-and its number stands before each line of its output. One process keeps the environment, as on a worker of a TPU pod.
+With several processes, each gets PREMEM_COORDINATOR (with a new port each round), PREMEM_PROCESSES and PREMEM_PROCESS,
+and each line of its output is prefixed with its number. A single process keeps the environment, as on a worker of a TPU
+pod.
 """
 
 import contextlib
@@ -54,12 +55,12 @@ def main(argv: list[str]) -> int:
 
 
 def wait_seconds(failures: int, first: float) -> float:
-    """How long to wait before the next round, after so many failures in a row without progress."""
+    """Delay before the next round, after this many failures in a row without progress."""
     return min(first * 2.0 ** min(max(failures - 1, 0), 30), LONGEST_WAIT)
 
 
 def cause(statuses: Iterable[int]) -> int:
-    """What a round ended with: a mistake outweighs a fault, a fault a preemption, and that the end of the work."""
+    """The status of a round: a mistake outweighs a fault, a fault a preemption, a preemption success."""
     return max(statuses, key=lambda status: {0: 0, cli.PREEMPTED: 1, cli.CANNOT_MEND: 3}.get(status, 2))
 
 
@@ -75,7 +76,7 @@ class Supervisor:
         self.stopped = None  # the signal that asked for the end
 
     def run(self) -> int:
-        """Runs rounds until there is no reason for another; returns the status that the last one ended with."""
+        """Runs rounds until none is needed; returns the status of the last one."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         rounds = failures = 0
@@ -91,7 +92,7 @@ class Supervisor:
             if status == 0:
                 return _say(f"finished: {ended}", status)
             if status == cli.CANNOT_MEND:
-                return _say(f"gave up: {ended}, which a restart cannot mend", status)
+                return _say(f"gave up: {ended}, which a restart cannot fix", status)
             if self.stopped:
                 return _say(f"stopped by {self.stopped.name}: {ended}", status)
             if failures == self.max_failures:
@@ -105,14 +106,14 @@ class Supervisor:
         self.stopped = signal.Signals(number)
 
     def _sleep(self, seconds: float) -> bool:
-        """Whether the time went by without a signal to stop."""
+        """Sleeps; returns whether no signal to stop came."""
         end = time.monotonic() + seconds
         while not self.stopped and time.monotonic() < end:
             time.sleep(POLL)
         return not self.stopped
 
     def _progress(self) -> bool:
-        """Whether the watched folder holds names that it never had before, but for what is still being written."""
+        """Whether the watched folder has new names, without temporary ones."""
         folder = epath.Path(self.watch) if self.watch else None
         try:
             names = {path.name for path in folder.iterdir()} if folder and folder.exists() else set()
@@ -124,7 +125,7 @@ class Supervisor:
         return bool(new)
 
     def _round(self) -> int:
-        """Starts all processes, sees to it that all end, and returns why they did (`cause`)."""
+        """Starts all processes, makes sure that all end, and returns the `cause`."""
         processes = []
         try:
             for environment in self._environments():
@@ -139,7 +140,7 @@ class Supervisor:
         return cause(noticed)  # not what our own SIGTERM made of the others
 
     def _wait(self, processes: list["Process"]) -> list[int]:
-        """Waits until all have ended or the grace period is over; returns the statuses before any was told to end."""
+        """Waits until all have ended or the grace period is over; returns the statuses before any was signalled."""
         noticed = deadline = None
         while any(process.status is None for process in processes):
             statuses = [process.status for process in processes if process.status is not None]
@@ -164,7 +165,7 @@ class Supervisor:
 
 
 class Process:
-    """A process that leads a group of its own, and threads that pass on its output."""
+    """A process in its own process group, and threads that forward its output."""
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         number = environment.get("PREMEM_PROCESS")
@@ -190,19 +191,19 @@ class Process:
 
     @property
     def status(self) -> int | None:
-        """Its exit status, 128 + N where signal N ended it; None while it runs. It is not reaped yet: its id stays."""
+        """Exit status, 128 + N if signal N ended it; None while it runs. Does not reap it, so its id stays valid."""
         ended = os.waitid(os.P_PID, self.popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None:
             return None
         return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
 
     def signal(self, number: int) -> None:
-        """Sends a signal to its group, that is, to whatever it has started too."""
+        """Sends a signal to its process group, children included."""
         with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter: macOS, of a group that has ended
             os.killpg(self.popen.pid, number)
 
     def reap(self) -> int:
-        """Waits for its end, and for its last output, and returns its exit status."""
+        """Waits for its end and its last output; returns its exit status."""
         code = self.popen.wait()
         for reader in self.readers:
             reader.join(timeout=5)
@@ -217,7 +218,7 @@ def _pass_on(source: IO[bytes], target: IO[str], prefix: str) -> None:
 
 
 def _say(text: str, status: int = 0) -> int:
-    """Tells the user, and returns `status`."""
+    """Prints a message and returns `status`."""
     print(f"supervise: {text}", file=sys.stderr, flush=True)
     return status
 

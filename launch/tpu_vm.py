@@ -5,10 +5,10 @@
       --config=configs/llama3_8b_gsm8k.py --workdir=gs://BUCKET/mine
   python -m launch.tpu_vm delete --name=mine --zone=ZONE
 
-create queues for the slices; run starts the image on all their workers, under launch.supervise, and returns; logs
-follows worker 0 of the first slice; stop lets the program save and end; delete gives the TPUs back. Give --slices to
-each where there are several. --dry_run prints the commands, which are gcloud's, with its login and its project.
-When the TPUs were taken away: delete, create, run; the run continues from its last checkpoint.
+create requests the slices; run starts the image on all their workers, under launch.supervise, and returns; logs follows
+worker 0 of the first slice; stop lets the program save and end; delete returns the TPUs. With several slices, give
+--slices to each. --dry_run prints the gcloud commands, which use gcloud's login and project. After a preemption:
+delete, create, run; the run continues from its last checkpoint.
 """
 
 import argparse
@@ -66,15 +66,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _nodes(args: argparse.Namespace) -> list[str]:
-    """Names of the TPUs, one per slice: those that the queued resource gave them."""
+    """Names of the TPUs, one per slice, as the queued resource gives them."""
     return [args.name] if args.slices == 1 else [f"{args.name}-{number}" for number in range(args.slices)]
 
 
 def create(args: argparse.Namespace) -> list[str]:
-    """The command that asks for slices.
+    """The command that requests slices.
 
     Raises:
-      UserError: no such slice, or none that the Cloud TPU API can be asked for.
+      UserError: an unknown slice, or one that the Cloud TPU API does not offer.
     """
     found = slices(args.topology, args.slices)
     one = [f"--node-id={args.name}"]
@@ -99,9 +99,9 @@ def ssh(node: str, zone: str, worker: str, command: str) -> list[str]:
 
 
 def start_command(name: str, image: str, arguments: list[str]) -> str:
-    """What a worker's shell is given: the program in a container that sees its TPU chips and its network.
+    """The shell command of a worker: runs the program in a container with access to TPU chips and network.
 
-    It is no service of the machine: where the program has ended, or the machine starts anew, nothing starts by itself.
+    It is not a system service: nothing restarts by itself after the program's end or a reboot.
     """
     workdir = next(a for a in reversed(arguments) if a.startswith("--workdir=")).partition("=")[2]
     container = ["--privileged", "--network=host", "--entrypoint=python", f"--stop-timeout={GRACE}"]

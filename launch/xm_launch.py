@@ -4,14 +4,14 @@
   python -m launch.xm_launch --name=mine --executor=vertex --image=IMAGE@sha256:... --resource=a100=8 -- \\
       --config=configs/llama3_8b_gsm8k.py --workdir=gs://BUCKET/mine
 
-The run is one process on one machine. --resource takes XManager's names, such as cpu=8, ram=64e9 (bytes), l4_24th=1 or
-a100=8; these are the two kinds of GPU for which XManager finds a machine on Vertex. It asks for no TPU later than v3:
-launch.gke and launch.tpu_vm do. XManager has many requirements, best in an environment of its own (and with
--r requirements.txt, to run here):
+A run is one process on one machine. --members=all, or some names, starts one work unit for each member of a study.
+--resource takes XManager's names, such as cpu=8, ram=64e9 (bytes), l4_24th=1 or a100=8; on Vertex, XManager finds
+machines only for these two kinds of GPU. It supports no TPU after v3; use launch.gke or launch.tpu_vm for those.
+XManager has many requirements; install it in a separate environment (with -r requirements.txt, to run here):
 
   pip install -r launch/requirements.txt
 
---dry_run needs neither it nor an account, and prints what it would be given, as JSON.
+--dry_run needs neither XManager nor an account, and prints the job as JSON.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--image", help="the container image, NAME@sha256:...; local: without one, this checkout runs")
     parser.add_argument("--resource", action="append", default=[], metavar="NAME=AMOUNT", help="what it needs; repeat")
     parser.add_argument("--service_account", help="the account it acts as: vertex its id, kubernetes its name there")
+    cli.add_members(parser)
     parser.add_argument("--dry_run", action="store_true", help="print what XManager would be given, and send nothing")
     cli.add_rest(parser, "arguments of premem_jax.main; vertex and kubernetes: --workdir is a gs:// folder")
     return parser.parse_args(argv)
@@ -49,7 +50,7 @@ def describe(args: argparse.Namespace) -> dict:
     """The job as plain values.
 
     Raises:
-      UserError: a cloud's job without an image or an account of its own, a TPU, or an amount that is no number.
+      UserError: a cloud job without image or service account, a TPU, or an amount that is not a number.
     """
     cloud = args.executor != "local"
     if cloud and not (args.image and args.service_account):
@@ -63,13 +64,15 @@ def describe(args: argparse.Namespace) -> dict:
         cli.warn_about_tag(args.image)
     command = {"image": args.image} if args.image else {"binary": sys.executable}
     module = [] if args.image else ["-m", "premem_jax.main"]
+    rest = cli.program_arguments(args.rest, several=False) if cloud else args.rest
+    units = [*cli.members(args.members, rest).values()] if args.members else [rest]
     return {
         "title": args.name,
         "executor": args.executor,
         "resources": resources,
         "service_account": args.service_account,
         **command,
-        "arguments": [*module, *(cli.program_arguments(args.rest, several=False) if cloud else args.rest)],
+        "work_units": [[*module, *unit] for unit in units],
     }
 
 
@@ -82,10 +85,10 @@ def _resource(text: str) -> tuple[str, float]:
 
 
 def submit(job: dict) -> None:
-    """Gives the job to XManager, and waits for it where it runs here.
+    """Submits the job to XManager; waits for its end if it runs locally.
 
     Raises:
-      UserError: XManager is not installed, or knows no such resource.
+      UserError: XManager is not installed or does not know a resource.
     """
     try:
         from absl import app
@@ -103,12 +106,13 @@ def submit(job: dict) -> None:
     def launch(_argv) -> None:
         with xm_local.create_experiment(experiment_title=job["title"]) as experiment:
             if job["executor"] != "local":
-                # Not by way of a package, for which XManager copies the image to another registry.
+                # Not as a package, because XManager copies the image of a package to another registry.
                 executable = executables.GoogleContainerRegistryImage(name=job["title"], image_path=job["image"])
             else:
                 here = xm.Container(job["image"]) if "image" in job else xm.Binary(job["binary"])
                 [executable] = experiment.package([xm.Packageable(here, executor.Spec())])
-            experiment.add(xm.Job(executable, executor(requirements), args=job["arguments"]))
+            for arguments in job["work_units"]:
+                experiment.add(xm.Job(executable, executor(requirements), args=arguments))
 
     account = {"vertex": "--xm_gcp_service_account_name", "kubernetes": "--xm_k8s_service_account_name"}
     flags = [f"{account[job['executor']]}={job['service_account']}"] if job["executor"] in account else []

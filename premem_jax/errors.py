@@ -1,18 +1,22 @@
-"""The exceptions that are meant for people, and what is made of others that people cause."""
+"""Exceptions with messages for users, and one-line messages for mistakes in flags and config files."""
 
 import traceback
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the thing and the mend, and `main` prints it and exits with 2."""
+    """A mistake that the user can fix: the message names the thing and the fix; `main` prints it and exits with 2."""
+
+
+class NonFinite(UserError):
+    """A result is NaN or infinite; the message says where, and for which examples."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, a preemption) and can continue: every process raises it at the same poll."""
+    """The run was asked to stop (SIGTERM, a preemption) and can be resumed. All processes raise it at the same poll."""
 
 
 def explain(error: BaseException) -> str:
-    """What is wrong with a flag or a config file, on one line, with the line of that file where it raised."""
+    """One-line message for an error in a flag or a config file, with the line of the file that raised it."""
     chain = [error]
     while inner := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(inner)
@@ -26,6 +30,6 @@ def explain(error: BaseException) -> str:
 
 
 def _config_line(error: BaseException) -> str:
-    """Where in the config file, which `config_flags` loads under a name of its own, `error` was raised."""
+    """The line of the config file that raised `error`; `config_flags` loads that file as module `config_config`."""
     calls = [(f.f_code.co_filename, line, f.f_globals) for f, line in traceback.walk_tb(error.__traceback__)]
     return next((f"{file}:{line}: " for file, line, names in calls[::-1] if names["__name__"] == "config_config"), "")

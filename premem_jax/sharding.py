@@ -1,4 +1,4 @@
-"""The mesh and the one ordered table that says how every array lies on it."""
+"""The mesh, and one ordered table of rules for the sharding of every array."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from premem_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
-# First match wins. Leading L is the layer axis, which is scanned and never sharded; unstacked layers are without it.
+# First match wins. A leading L is the layer axis, which is scanned and never sharded; unstacked layers lack it.
 RULES = (
     (r"embedding$", ("tensor", "fsdp")),  # V D
     (r"head$", ("fsdp", "tensor")),  # D V
@@ -29,13 +29,13 @@ BATCH = P(("data", "fsdp"))
 
 
 def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
-    """A `(data, fsdp, tensor)` mesh over `devices` (default: all); one axis may be -1 and takes what is left.
+    """A `(data, fsdp, tensor)` mesh over `devices` (default: all); one axis may be -1 and takes the rest.
 
-    Devices of several TPU slices are split along `data` first, so that only the sum of gradients crosses the network
-    between slices.
+    TPU slices are split along `data` first, so that only the sum of gradients crosses the network between slices.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices, or `data` is no multiple of the number of slices.
+      UserError: the sizes do not multiply to the number of devices, or `data` is not a multiple of the number of
+        slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [axes[name] for name in AXES]
@@ -52,7 +52,7 @@ def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
 
 
 def _arranged(devices, sizes: list[int]) -> np.ndarray:
-    """Devices in the order that suits their network: slice by slice along `data`, by the torus within a slice."""
+    """Devices ordered by their network: slice by slice along `data`, by the torus within a slice."""
     slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
@@ -64,15 +64,15 @@ def _arranged(devices, sizes: list[int]) -> np.ndarray:
     return np.concatenate([arrange(within, part) for _, part in sorted(slices.items())])
 
 
-def rows(mesh: Mesh) -> int:
-    """Into how many parts a batch is cut: the size of `data` times `fsdp`."""
+def parts(mesh: Mesh) -> int:
+    """Number of batch shards: the size of `data` times `fsdp`."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def decode_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
-    """The same devices with no `fsdp` axis, so that no weight is gathered while tokens are sampled.
+    """The same devices without an `fsdp` axis, so that sampling gathers no weights.
 
-    `tensor` devices share the weights, as many as in training by default; the others hold copies for other rows.
+    `tensor` devices share the weights (default: as in training); the others hold copies, for other batch shards.
 
     Raises:
       UserError: `tensor` does not divide the number of devices.
@@ -86,7 +86,8 @@ def decode_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The partition of one array, by the first rule that matches `path`.
 
-    An axis that does not divide its dimension is left out.
+    An axis that does not divide its dimension is omitted. Extra leading dimensions are the members of a stack, which
+    are not sharded.
 
     Raises:
       KeyError: no rule matches.
@@ -94,7 +95,8 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
     if axes is None:
         raise KeyError(f"no sharding rule matches {path!r}")
-    axes = axes[max(0, len(axes) - len(shape)) :]
+    members = (None,) * (len(shape) - len(axes) if axes else 0)
+    axes = members + axes[max(0, len(axes) - len(shape)) :]
     keep = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
     return P(*keep)
 
@@ -108,10 +110,10 @@ def shardings(mesh: Mesh, tree):
 
 
 def gathered(mesh: Mesh | None, tree):
-    """Parameters as they meet activations: not cut along `fsdp`.
+    """Gathers parameters along `fsdp` before they are multiplied with activations.
 
-    Left to itself, XLA's partitioner for TPUs multiplies by one device's part of a weight while it fetches the next,
-    and adds up as many partial gradients: twice the cycles of an update of Llama3-8B on 16 v5e.
+    By default, XLA's partitioner for TPUs multiplies by one shard of a weight while it fetches the next, and adds as
+    many partial gradients: twice the cycles of an update of Llama3-8B on 16 v5e.
     """
     if mesh is None or mesh.shape["fsdp"] == 1:
         return tree
@@ -120,13 +122,13 @@ def gathered(mesh: Mesh | None, tree):
 
 
 def abstract(mesh: Mesh, tree):
-    """The shapes of a tree with the layout that the rules give it."""
+    """The shapes of a tree, with shardings by the rules."""
     place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(place, tree, shardings(mesh, tree))
 
 
 def abstract_batch(mesh: Mesh, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-    """The shape of an array that `put_batch` lays out."""
+    """The shape of an array from `put_batch`, with its sharding."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, BATCH))
 
 
@@ -134,32 +136,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def rows_here(mesh: Mesh, batch: int) -> np.ndarray:
-    """Which rows of a batch of `batch` lie on devices of this process, ascending; of one process, all."""
+def places_here(mesh: Mesh, batch: int) -> np.ndarray:
+    """Indices of a batch of `batch` on devices of this process, ascending; with one process, all."""
     parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch,)).values()
     return np.unique(np.concatenate([np.arange(batch)[part] for (part,) in parts]))
 
 
-def put_batch(mesh: Mesh, tree, batch: int | None = None):
-    """Host arrays whose leading axis is the batch, laid out over `data` and `fsdp`.
+def put_batch(mesh: Mesh, tree, batch: int | None = None, axis: int = 0):
+    """Puts host arrays on the mesh, their batch axis `axis` sharded over `data` and `fsdp`.
 
-    They hold the `rows_here` of a batch of `batch`; without it, all of its rows.
+    They hold the `places_here` of a batch of `batch`; without `batch`, the whole batch.
     """
-    layout = NamedSharding(mesh, BATCH)
+    layout = NamedSharding(mesh, P(*[None] * axis, *BATCH))
     if not mesh.is_multi_process:
         return jax.device_put(tree, layout)
 
     def put(x):
-        size = len(x) if batch is None else batch
-        rows = np.arange(size) if batch is None else rows_here(mesh, size)
-        part = lambda index: x[np.searchsorted(rows, np.arange(size)[index[0]])]
-        return jax.make_array_from_callback((size, *x.shape[1:]), layout, part)
+        size = x.shape[axis] if batch is None else batch
+        places = np.arange(size) if batch is None else places_here(mesh, size)
+        part = lambda index: x.take(np.searchsorted(places, np.arange(size)[index[axis]]), axis)
+        return jax.make_array_from_callback((*x.shape[:axis], size, *x.shape[axis + 1 :]), layout, part)
 
     return jax.tree.map(put, tree)
 
 
 def random_key(mesh: Mesh, seed: int, *fold: int) -> jax.Array:
-    """The key of a seed with some numbers folded in, a copy on each device."""
+    """The key of a seed with some numbers folded in, replicated."""
     numbers = [np.uint32(number) for number in (seed, *fold)]
     return jax.jit(_folded, out_shardings=replicated(mesh))(*numbers)
 
@@ -169,6 +171,6 @@ def _folded(seed, *fold):
 
 
 def put_replicated(mesh: Mesh, tree):
-    """Host arrays, the same in every process, of which each device holds a copy."""
+    """Puts host arrays, the same in every process, on the mesh, replicated."""
     put = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
     return jax.tree.map(lambda x: put(np.asarray(x)), tree)

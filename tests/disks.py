@@ -18,7 +18,8 @@ def mount(folder: Path, megabytes: int) -> str | None:
 
 def remount(folder: Path, mode: str) -> bool:
     """Makes it read-only (`ro`) or writable again (`rw`); refused for as long as a file is open for writing."""
-    for _ in range(400):
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
         if not subprocess.run(["mount", "-o", f"remount,{mode}", folder], capture_output=True).returncode:
             return True
         time.sleep(0.005)

@@ -29,6 +29,37 @@ def finish(*arguments, config: str | Path = CONFIG, seconds: float = 300) -> sub
     return subprocess.run(command(arguments, config), env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds)
 
 
+ATTEMPTS = """
+import json, os, sys, tempfile
+from premem_jax import main
+ended = []
+for arguments in json.load(sys.stdin):
+    with tempfile.TemporaryFile() as said:
+        if not (child := os.fork()):
+            os.dup2(said.fileno(), 2)
+            sys.argv = ["main", *arguments]
+            main.cli()
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        ended.append((status, said.read().decode()))
+print(json.dumps(ended))
+"""
+
+
+def attempts(commands: Iterable[Iterable[str]]) -> list[subprocess.CompletedProcess]:
+    """Every command of the program, given by its arguments, in one launch that imports it once and forks for each."""
+    commands = [list(map(str, arguments)) for arguments in commands]
+    done = subprocess.run(
+        [sys.executable, "-c", ATTEMPTS], env=ENVIRONMENT, input=json.dumps(commands), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [
+        subprocess.CompletedProcess(command, status, stderr=said)
+        for command, (status, said) in zip(commands, json.loads(done.stdout), strict=True)
+    ]
+
+
 def interrupt(
     *arguments, when: Callable[[], bool], then: Callable[[subprocess.Popen], None], config: str | Path = CONFIG
 ) -> tuple[int, str]:
@@ -105,7 +136,7 @@ class Run:
     def summary(self) -> dict:
         """The summary without times and places."""
         summary = json.loads((self.workdir / "summary.json").read_text())
-        skip = ("seconds", "goodput", "launches", "host_memory", "workdir", "report", "git_commit")
+        skip = ("sha256", "seconds", "goodput", "launches", "host_memory", "workdir", "report", "git_commit")
         return {key: value for key, value in summary.items() if not key.startswith(skip)}
 
     def checkpoint(self, step: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What `tests/test_pods.py` runs in several processes: each prints what it was told, and its rows of a batch."""
+"""What `tests/test_pods.py` runs in several processes: each prints what it was told, and its places of a batch."""
 
 import os
 import sys
@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from premem_jax import processes, sharding
+from premem_jax import sharding
 from premem_jax.errors import UserError
 from premem_jax.evaluators.unfinished import Unfinished
+from premem_jax.running import processes
 
 if __name__ == "__main__":
     processes.start(
@@ -34,9 +35,10 @@ if __name__ == "__main__":
         message = "nothing"
     except UserError as error:
         message = str(error)
+    assert processes.once(lambda: [processes.once(lambda: mine), processes.all_agree(False)]) == [0, False]
     mesh = sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1))
-    rows = sharding.rows_here(mesh, 12)
-    batch = sharding.put_batch(mesh, rows.astype(np.float32), 12)
+    places = sharding.places_here(mesh, 12)
+    batch = sharding.put_batch(mesh, places.astype(np.float32), 12)
     total = jax.jit(lambda x: jnp.sum(x**2), out_shardings=sharding.replicated(mesh))(batch)
     interrupted = Unfinished(Path(sys.argv[1]), 3, {"nll": 4})
     interrupted.of["nll"].done[:3] = True
@@ -46,4 +48,4 @@ if __name__ == "__main__":
     continued = Unfinished(Path(sys.argv[1]), 3, {"nll": 4})  # process 0 is there first
     continued.clear()
     print(continued.of["nll"].done.sum(), end=";")
-    print(once, agreed, differed, message, " ".join(map(str, rows)), float(total), sep=";")
+    print(once, agreed, differed, message, " ".join(map(str, places)), float(total), sep=";")

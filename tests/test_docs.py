@@ -35,7 +35,19 @@ def test_the_example_of_bringing_your_own_runs(tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
 
 
-@pytest.mark.parametrize("page", ["study.md", "pods.md", "../README.md"])
+def test_the_example_of_a_forecast(tmp_path):
+    text = (ROOT / "docs" / "emergence.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", text, re.S)
+    [command] = re.findall(r"```bash\npython (.*--workdir.*?)\n```", text)
+    where = dict(cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", code], **where)
+    command = command.replace("configs/", f"{ROOT}/configs/").split()
+    subprocess.run([sys.executable, *command, "--config.draws=5"], **where)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert abs(summary["elbow"] - 1.814) < 0.1 and abs(summary["verdict"]["elbow"] - 1.814) < 0.03
+
+
+@pytest.mark.parametrize("page", ["study.md", "emergence.md", "pods.md", "../README.md"])
 def test_links_to_files_lead_somewhere(page):
     path = ROOT / "docs" / page
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from premem_jax.errors import UserError
-from premem_jax.experiments.sweep import member
+from premem_jax.experiments.members import config_of, members_of
 from tests.processes import ENVIRONMENT, command
 from tests.shared import shared
 
@@ -55,9 +55,9 @@ def test_the_groups_of_the_paper(model, task):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     c = module.get_config()
-    settings = [member(c, changes) for _, changes in c.sweep.runs]
+    settings = [config_of(c, member) for member in members_of(c).values()]
     number = {("llama3_8b", "gsm8k"): 13, ("llama3_8b", "math"): 11}.get((model, task), 14)
-    assert len({name for name, _ in c.sweep.runs}) == len(settings) == number
+    assert len(settings) == number
     parts = {(s.data.train, s.train.epochs) for s in settings if s.data.train}
     rows = 7500 if task == "math" else 7473
     assert parts == {(rows // 2, 6), (rows // 4, 12)}

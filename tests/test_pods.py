@@ -14,7 +14,7 @@ SMALL = "--config.evals.train_accuracy.batch=8"
 
 
 def test_processes_agree_and_hold_their_own_rows(tmp_path):
-    """`tests.talk.py` in three processes."""
+    """`tests/talk.py` in three processes."""
     command = [sys.executable, "-m", "tests.talk", str(tmp_path / "unfinished.npz")]
     with pod(3, command, tmp_path) as processes:
         assert [process.wait(timeout=120) for process in processes] == [0, 0, 0], texts(tmp_path)
@@ -25,6 +25,20 @@ def test_processes_agree_and_hold_their_own_rows(tmp_path):
     assert set(agreed) == {"True"} and set(differed) == {"False"} and set(mistakes) == {"mend it"}
     assert [list(map(int, part.split())) for part in rows] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert set(sums) == {str(float(np.sum(np.arange(12.0) ** 2)))}  # of a batch of which each process made its rows
+
+
+@pytest.mark.slow
+def test_one_process_runs_a_python_grader_and_tells_the_others(tmp_path):
+    """`tests/grade_apart.py` in two processes, whose functions would not agree; both end when it fails."""
+    with pod(2, [sys.executable, "-m", "tests.grade_apart"], tmp_path) as processes:
+        assert [process.wait(timeout=240) for process in processes] == [0, 0], texts(tmp_path)
+    said = [text.splitlines()[-1].split(";") for text in texts(tmp_path)]
+    (first, second), *told = zip(*said, strict=True)
+    assert (first, second) == ("26", "0")  # two responses to each of 13 examples
+    assert all(one == other for one, other in told), said
+    correct, verdicts, message = (one for one, _ in told)
+    assert correct == str([1] * 13) and "'correct'" in verdicts and "'wrong'" in verdicts
+    assert message.startswith("grader __main__.fails: KeyError: ")
 
 
 @pytest.mark.slow

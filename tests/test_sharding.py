@@ -14,12 +14,12 @@ from premem_jax import sharding
 from premem_jax.data.pipeline import collate
 from premem_jax.errors import UserError
 from premem_jax.evaluators.accuracy import Accuracy
-from premem_jax.evaluators.base import Collected, Context
+from premem_jax.evaluators.base import Collected
 from premem_jax.evaluators.likelihood import Likelihood
-from premem_jax.models.config import preset
+from premem_jax.models.architecture import preset
 from premem_jax.models.decoder import build, init, unstack
-from premem_jax.programs import Clock
-from premem_jax.scoring.likelihood import token_nll
+from premem_jax.models.nll import token_nll
+from premem_jax.running.programs import Clock
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.optimizer import adamw
 from premem_jax.training.step import init_state
@@ -48,12 +48,12 @@ def results(mesh, decode_tensor=0):
     state, values = trainer.program(state, arrays, np.float32(0.01))
     jax.tree.map(lambda x, s: x.sharding == s or pytest.fail(f"{x.sharding} is not {s}"), state, layout)
 
-    context = Context("train", data, "gsm8k", tiny.tokenizer(), model, mesh, clock, 0, (8, tiny.CONTEXT), decode_tensor)
+    run = tiny.run(mesh, model=model, clock=clock, buckets=(8, tiny.CONTEXT), decode_tensor=decode_tensor)
     collected = lambda parts: Collected(len(tiny.data())).all(parts).columns
-    likelihood = collected(Likelihood(context, batch=16).run(params, 3))
+    likelihood = collected(Likelihood(tiny.split(), run, batch=16).measure(params, 3))
     options = dict(samples=4, max_new_tokens=9, first_round=5, temperature=1.0, top_p=1.0, keep_texts=0)
-    decode = jax.device_put(tiny.trained(), sharding.shardings(context.decode_mesh, params))
-    verdicts = collected(Accuracy(context, batch=16, **options).run(decode, 3))
+    decode = jax.device_put(tiny.trained(), sharding.shardings(run.at("decode").mesh, params))
+    verdicts = collected(Accuracy(tiny.split(), run, batch=16, **options).measure(decode, 3))
     return jax.tree.map(np.asarray, (state, values, likelihood, verdicts))
 
 
@@ -215,7 +215,7 @@ def test_one_axis_takes_what_is_left(asked):
     sizes = tuple(mesh.shape[name] for name in sharding.AXES)
     assert mesh.axis_names == sharding.AXES and np.prod(sizes) == 8
     assert all(size == want for size, want in zip(sizes, asked, strict=True) if want != -1)
-    assert sharding.rows(mesh) == sizes[0] * sizes[1]
+    assert sharding.parts(mesh) == sizes[0] * sizes[1]
 
 
 @pytest.mark.parametrize("asked", [(3, 1, 1), (2, 2, 1), (1, -1, 3), (16, 1, 1), (16, -1, 1)])

@@ -8,12 +8,15 @@ import numpy as np
 
 from premem_jax import sharding
 from premem_jax.data.examples import Example
-from premem_jax.data.pipeline import tokenize, train_batches
+from premem_jax.data.pipeline import tokenize
+from premem_jax.data.reader import train_batches
 from premem_jax.data.tokenizers import SentencePiece, Tokenizer
 from premem_jax.data.tokenizers import train as train_tokenizer
-from premem_jax.models.config import ModelConfig
+from premem_jax.evaluators.base import Split
+from premem_jax.evaluators.run import Run
+from premem_jax.models.architecture import ModelConfig
 from premem_jax.models.decoder import build, init
-from premem_jax.programs import Clock
+from premem_jax.running.programs import Clock
 from premem_jax.training.trainer import Trainer
 
 CONFIG = ModelConfig(V=40, D=32, L=2, N=4, K=2, H=8, F=48, rope_theta=100.0)
@@ -36,6 +39,11 @@ def parameters(config=CONFIG, sharpness=3.0):
 
     params = jax.tree_util.tree_map_with_path(rescale, params)
     return params | {"final_norm": {"scale": times(params["final_norm"]["scale"], sharpness)}}
+
+
+def alone(params) -> dict:
+    """Weights as a suite takes them, of a run that is trained alone."""
+    return {"": lambda: params}
 
 
 def one_device(device=0):
@@ -65,6 +73,17 @@ def data(count: int = 13):
     return tokenize("train", examples(count), tokenizer(), context=CONTEXT, drop_long=False)
 
 
+def split(name="train", data=None, grader="gsm8k") -> Split:
+    """A split for evaluators to look at."""
+    return Split(name, data or globals()["data"](), grader)
+
+
+def run(mesh=None, **changes) -> Run:
+    """What evaluators share; the model is that of `config`, in fp32."""
+    given = dict(tokenizer=tokenizer(), model=build(config()), clock=Clock(), buckets=(CONTEXT,))
+    return Run(mesh=mesh or one_device(), **given | changes)
+
+
 def config() -> ModelConfig:
     return dataclasses.replace(CONFIG, V=tokenizer().vocab_size)
 
@@ -79,7 +98,7 @@ def trainer() -> Trainer:
 def trained():
     """Parameters (on the host) that solve the task now and then."""
     state = trainer().init_state(trainer().random_parameters(0))
-    for batch in train_batches(data(), batch=BATCH, seed=0, buckets=(CONTEXT,), start=0, stop=UPDATES):
-        arrays = {key: batch[key] for key in ("tokens", "weights")}
-        state, _ = trainer().program(state, sharding.put_batch(one_device(), arrays), np.float32(1e-2))
+    for _, arrays in train_batches(data(), 0, UPDATES, batch=BATCH, seed=0, buckets=(CONTEXT,)):
+        needed = {key: arrays[key] for key in trainer().loss.keys}
+        state, _ = trainer().program(state, sharding.put_batch(one_device(), needed), np.float32(1e-2))
     return jax.tree.map(np.asarray, state["params"])

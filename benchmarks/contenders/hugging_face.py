@@ -26,7 +26,7 @@ class Tasks:
         return AutoModelForCausalLM.from_pretrained(self._folder, dtype=dtype or self._given.dtype).to(DEVICE).eval()
 
     def _batch(self, arrays: dict) -> dict[str, torch.Tensor]:
-        """A right-padded batch of the workload; what has no weight is no label."""
+        """A right-padded batch of the workload; tokens without weight are no labels."""
         tokens, weights = (torch.from_numpy(arrays[name]).long() for name in ("tokens", "weights"))
         batch = dict(input_ids=tokens, attention_mask=(tokens != 0).long(), labels=tokens.where(weights > 0, -100))
         return {name: x.to(DEVICE) for name, x in batch.items()}
@@ -112,13 +112,13 @@ class Tasks:
     def score_one_by_one(self):
         return self.score(batch=1)
 
-    def study(self):
-        """As the paper does it: perplexities example by example, and `generate`, whose texts are graded one by one."""
-        from benchmarks import study
-        from premem_jax.scoring.reference import grade_bytes
-        from premem_jax.scoring.verdict import Verdict
+    def finetune(self):
+        """The paper's method: perplexities example by example, and `generate`, with texts graded one by one."""
+        from benchmarks import whole_run
+        from premem_jax.grading.reference import grade_bytes
+        from premem_jax.grading.verdict import Verdict
 
-        config = study.config(self._folder)
+        config = whole_run.config(self._folder)
         options = config.evals.accuracy
         settings = dict(max_new_tokens=options.max_new_tokens, num_return_sequences=options.samples)
         settings |= dict(do_sample=True, temperature=options.temperature, top_k=0)
@@ -143,10 +143,10 @@ class Tasks:
 
         def turn() -> list[list]:
             torch.manual_seed(0)
-            data, tokenizer = study.examples(config)
+            data, tokenizer = whole_run.examples(config)
             model = self._model("float32").train()
-            update, found, due = self._update(model, optimizer), [], study.evaluated(config, data)
-            for step, batch, rate in study.updates(config, data):
+            update, found, due = self._update(model, optimizer), [], whole_run.evaluated(config, data)
+            for step, batch, rate in whole_run.updates(config, data):
                 update(batch, rate)
                 if step in due:
                     found.append(evaluate(model, data, tokenizer))
@@ -173,6 +173,6 @@ def until(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one", "study")
+    names = ("train", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one", "finetune")
     versions = dict(torch=torch.__version__, transformers=transformers.__version__)
     serve({name: getattr(tasks, name) for name in names}, versions)

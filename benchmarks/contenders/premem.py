@@ -1,4 +1,4 @@
-"""This library, with the calls of its trainer and its evaluators. Takes a folder that `make` has written.
+"""This library, called as by its trainer and its evaluators. Takes a folder written by `make`.
 
 python -m benchmarks.contenders.premem FOLDER
 """
@@ -21,35 +21,34 @@ from benchmarks import workload
 from benchmarks.contenders.turns import serve
 from benchmarks.workload import Workload
 from premem_jax import sharding
-from premem_jax.models import hf
-from premem_jax.models.config import ModelConfig, preset
+from premem_jax.models.architecture import ModelConfig, preset
 from premem_jax.models.decoder import build, init, unstack
+from premem_jax.models.hf_config import to_hf_config
 from premem_jax.models.hf_files import Checkpoint, save
-from premem_jax.programs import Clock, Program
+from premem_jax.models.nll import target_nll
+from premem_jax.running.programs import Clock, Program
 from premem_jax.sampling.sampler import sample
-from premem_jax.scoring.likelihood import target_nll
 from premem_jax.training.trainer import Trainer
 
-# How an update is made. What is in memory at a time of a small model then fits the caches of a CPU better; a preset is
-# trained as in the studies.
+# Settings of an update. Micro-batches of a small model fit CPU caches better; presets are trained as in the recipes.
 SMALL = dict(micro_batches=4)
 FULL = dict(micro_batches=1, remat="full", vocab_chunks=8)
 
 
 def make(folder: str, name: str, dtype: str, data: str = "", examples: str = "0") -> None:
-    """A Hugging Face folder of random weights, of one of the sizes of the workload or a preset; with `data`, to study.
+    """A Hugging Face folder of random weights, in a size of the workload or of a preset; with `data`, for a whole run.
 
     Rotary positions are those of tunix, whose Llama has a base of 10**6 whatever its config says (0.1.7).
     """
     config = ModelConfig(**workload.SIZES[name]) if name in workload.SIZES else preset(name)
     config, folder = dataclasses.replace(config, rope_theta=1e6, rope_scaling=None), Path(folder)
     params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
-    save(folder, params, config, _mesh(), description=hf.to_hf_config(config), files={}, dtype=dtype)
+    save(folder, params, config, _mesh(), description=to_hf_config(config), files={}, dtype=dtype)
     (folder / "workload.json").write_text(json.dumps(dict(dtype=dtype)))
     if data:
-        from benchmarks import study  # a GPU machine may be without the libraries that this needs
+        from benchmarks import whole_run  # a GPU machine may be without the libraries that this needs
 
-        study.write(folder, data, int(examples), config.V)
+        whole_run.write(folder, data, int(examples), config.V)
 
 
 def _mesh() -> Mesh:
@@ -86,7 +85,7 @@ class Tasks:
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         tokens = self._given.padded([(prompt, []) for prompt in prompts], -(-lengths.max() // 32) * 32)["tokens"]
         settings = dict(samples=samples, max_new_tokens=workload.NEW_TOKENS, temperature=temperature, top_p=top_p)
-        program = Program(partial(sample, self._model, eos_id=-1, **settings), Clock())
+        program = Program(partial(sample, self._model, eos_ids=(-1,), **settings), Clock())
         ids, key = jnp.arange(len(prompts)), jax.random.key(0)
         return lambda: np.asarray(program(params, jnp.asarray(tokens), jnp.asarray(lengths), ids, key).tokens).tolist()
 
@@ -111,17 +110,17 @@ class Tasks:
 
         return turn
 
-    def study_in_one_round(self):
-        return self.study(first_round=10**6)
+    def finetune_in_one_round(self):
+        return self.finetune(first_round=10**6)
 
-    def study(self, first_round: int | None = None):
+    def finetune(self, first_round: int | None = None):
         sys.modules["torch"] = None  # where it is installed, TensorBoard's writer loads it, for 0.3 GB
-        from benchmarks import study
-        from premem_jax import runtime
+        from benchmarks import whole_run
         from premem_jax.analysis.trace import read_trace
         from premem_jax.experiments import finetune
+        from premem_jax.running import runtime
 
-        config = study.config(self._folder)
+        config = whole_run.config(self._folder)
         if first_round:
             config.evals.accuracy.first_round = first_round
         runtime.prepare(config.cache)
@@ -137,7 +136,7 @@ class Tasks:
 
 if __name__ == "__main__":
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "sample", "sample_top_p", "greedy", "score", "study", "study_in_one_round")
+    names = ("train", "sample", "sample_top_p", "greedy", "score", "finetune", "finetune_in_one_round")
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     versions = dict(jax=jax.__version__, flax=flax.__version__, devices=devices)
     serve({name: getattr(tasks, name) for name in names}, versions)

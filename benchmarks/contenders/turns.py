@@ -1,6 +1,6 @@
-"""A contender is a process that waits for the name of a task, does it once, and says how long that took.
+"""Contenders: processes that wait for the name of a task, do it once, and report the time.
 
-Imports the standard library alone, since contenders may run in an environment of their own.
+Imports only the standard library, because contenders may run in separate environments.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""How well a predictor follows test accuracy over the evaluations of many runs.
+"""Agreement of a predictor with test accuracy over the evaluations of many runs.
 
-A point is one evaluation of one run: predicted x, measured y. Points along a run depend on each other strongly, so what
-varies by chance is the run: intervals resample runs, and validation leaves out whole runs.
+A point is one evaluation of one run: predicted x, measured y. Points along a run are strongly dependent, so the run is
+the unit of resampling: intervals are bootstraps over runs, and cross-validation leaves out whole runs.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Points:
-    """N evaluations; those with an unknown x or y are left out by `points`."""
+    """N evaluations; `points` omits those with an unknown x or y."""
 
     x: np.ndarray  # (N,) float64, the predictor
     y: np.ndarray  # (N,) float64, the test accuracy
     run: np.ndarray  # (N,) int, the run that the evaluation belongs to
 
     def only(self, which: np.ndarray) -> "Points":
-        """The points that `which`, a mask or indices, names."""
+        """The points selected by `which`, a mask or indices."""
         return Points(self.x[which], self.y[which], self.run[which])
 
 
@@ -39,15 +39,15 @@ def last_of_runs(p: Points) -> Points:
 
 
 def r2_identity(x: np.ndarray, y: np.ndarray) -> float:
-    """1 - sum (y - x)² / sum (y - mean y)²: the share of variance that y = x explains without a fit.
+    """1 - sum (y - x)² / sum (y - mean y)²: the variance explained by y = x, without a fit.
 
-    Below 0 where the mean of y would be the better prediction; NaN for constant y. Source: the paper's R².
+    Below 0 if the mean of y predicts better; NaN for constant y. Source: the paper's R².
     """
     return float(1 - np.sum((y - x) ** 2) / np.sum((y - np.mean(y)) ** 2)) if _varies(y) else np.nan
 
 
 def r2_linear(x: np.ndarray, y: np.ndarray) -> float:
-    """The squared Pearson correlation, which is R² of the best line; NaN where x or y is constant."""
+    """The squared Pearson correlation, which is R² of the best line; NaN if x or y is constant."""
     if not (_varies(x) and _varies(y)):
         return np.nan
     x, y = x - np.mean(x), y - np.mean(y)
@@ -60,7 +60,7 @@ def mean_absolute_error(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's: the correlation of the ranks, ties with their mean rank; NaN where x or y is constant."""
+    """Spearman's rank correlation, ties with their mean rank; NaN if x or y is constant."""
     if not (_varies(x) and _varies(y)):
         return np.nan
     x, y = (stats.rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
@@ -68,9 +68,9 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _varies(values: np.ndarray) -> bool:
-    """Asked of the values, since deviations from the mean of equal ones may be off zero by rounding.
+    """Whether values vary. Compares the values, because rounding can make deviations of equal values nonzero.
 
-    Deviations whose squares underflow to 0 are no variation either.
+    Deviations whose squares underflow to 0 do not count.
     """
     return len(values) > 0 and np.ptp(values) > 1e-150
 
@@ -84,32 +84,10 @@ STATISTICS = {
 IN_UNITS_OF_ACCURACY = ("r2_identity", "mae")  # the others do not depend on the predictor's units
 
 
-def bootstrap_interval(p: Points, names: list[str], draws: int, seed: int, level: float = 0.95) -> dict[str, list]:
-    """Percentile intervals [low, high] of `STATISTICS`, from resampling as many runs, with replacement, `draws` times.
-
-    A draw in which a statistic is undefined (one run with one evaluation, again and again) does not count; NaN where
-    none defines it.
-    """
-    rng = np.random.default_rng(seed)
-    runs = [np.flatnonzero(p.run == run) for run in np.unique(p.run)]
-    drawn = {name: [] for name in names}
-    for _ in range(draws if len(runs) > 1 else 0):
-        which = np.concatenate([runs[i] for i in rng.integers(len(runs), size=len(runs))])
-        x, y = p.x[which], p.y[which]
-        for name in names:
-            drawn[name].append(STATISTICS[name](x, y))
-    tails = [50 - 50 * level, 50 + 50 * level]
-    out = {}
-    for name, values in drawn.items():
-        known = np.array(values)[np.isfinite(values)]
-        out[name] = np.percentile(known, tails).tolist() if len(known) else [np.nan, np.nan]
-    return out
-
-
 def centered_within(p: Points, group_of_run: np.ndarray) -> Points:
-    """x and y minus their means over the points of a group, for groups of two runs or more.
+    """x and y minus their group means, for groups of at least two runs.
 
-    What is left says whether the predictor tells runs of one group apart, such as of one training-set size.
+    The residuals show whether the predictor separates runs within a group, such as one training-set size.
     """
     group = np.asarray(group_of_run)[p.run]
     x, y = p.x.copy(), p.y.copy()
@@ -123,9 +101,9 @@ def centered_within(p: Points, group_of_run: np.ndarray) -> Points:
 
 
 def r2_left_out(p: Points) -> float:
-    """R² of predictions for each run by the line that fits the other runs best (least squares), over all points.
+    """Cross-validated R²: each run is predicted by the least-squares line of the other runs.
 
-    NaN with fewer than three runs, or where the other runs do not define a line.
+    NaN with fewer than three runs, or if the other runs do not define a line.
     """
     predicted = np.full(len(p.y), np.nan)
     for run in np.unique(p.run):
@@ -138,7 +116,7 @@ def r2_left_out(p: Points) -> float:
 
 
 def range_without_a_run(p: Points, name: str) -> list[float]:
-    """The lowest and the highest value of a statistic when any one run is taken away; NaN with fewer than three."""
+    """Lowest and highest value of a statistic with any one run left out; NaN with fewer than three runs."""
     runs = np.unique(p.run)
     values = [STATISTICS[name](p.x[p.run != run], p.y[p.run != run]) for run in runs] if len(runs) > 2 else [np.nan]
     return [float(np.min(values)), float(np.max(values))]

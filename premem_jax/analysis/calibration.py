@@ -1,8 +1,8 @@
 """Rules for the memorization threshold compared over a set of runs of one task and model.
 
-A rule gives each run its threshold on perplexity: a number, (M,) for one per evaluation, or None where the run has not
-what the rule needs (then it is not scored). The rules in `RULES` look at likelihoods alone; `tuned` and
-`tuned_on_other_runs` look at test accuracy, and are here to be compared with.
+A rule gives each run its threshold on perplexity: a number, (M,) numbers for one per evaluation, or None if the run
+lacks the data that the rule needs; such runs are not scored. The rules in `RULES` use only likelihoods. `tuned` and
+`tuned_on_other_runs` use test accuracy, and serve as a comparison.
 """
 
 import math
@@ -16,35 +16,35 @@ from premem_jax.analysis.runs import Run
 
 Thresholds = list[float | np.ndarray | None]
 
-# Mean NLL in nats per token; ln of it in steps of 0.05, which include the 0.1 grid on which the published were tuned.
+# Mean NLL in nats per token; its ln in steps of 0.05, which include the 0.1 grid of the published tuning.
 GRID = np.exp(np.arange(-100, 21) / 20)
 
-# Times the lowest median train NLL after the first epoch. It was chosen on these very GSM8K runs, so for them it shows
-# only that such a fraction exists.
+# Factor of the lowest median train NLL after the first epoch. It was chosen on the published GSM8K runs, so there it
+# only shows that such a fraction exists.
 FIRST_EPOCH_FRACTION = 0.36
 
 
 def heldout_quantile(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """The default: each run its own, the lowest quantile over its evaluations, and the lowest of all without any."""
+    """The default: minimum over evaluations of a run's held-out quantile; runs without one take the lowest of all."""
     return [chosen.perplexity for chosen in threshold.of_runs([run.heldout_nll for run in runs], quantile)]
 
 
 def median_over_runs(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """One threshold for all: the median of those that runs have of their own by the default rule."""
+    """One threshold for all: the median over runs of the default rule's."""
     nlls = [run.heldout_nll for run in runs if threshold.usable(run.heldout_nll)]
     return [float(np.median([chosen.perplexity for chosen in threshold.of_runs(nlls, quantile)]))] * len(runs)
 
 
 def reference_run(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """One threshold for all: the quantile where, over all evaluations of all runs, the held-out mean is lowest."""
+    """One threshold for all: the quantile at the evaluation with the lowest held-out mean of all runs."""
     rows = (nll_E for run in runs for nll_E in threshold.usable(run.heldout_nll).values())
     return [math.exp(np.quantile(min(rows, key=np.mean), quantile))] * len(runs)
 
 
 def each_evaluation(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """Each evaluation of a run its own quantile; that of `reference_run` for runs without held-out examples.
+    """One threshold per evaluation, its own quantile; runs without held-out examples take that of `reference_run`.
 
-    An evaluation that was not measured has the threshold before it, or else the first.
+    An evaluation without held-out NLL takes the previous threshold, or else the first.
     """
     thresholds = reference_run(runs, quantile)
     for at, run in enumerate(runs):
@@ -57,9 +57,9 @@ def each_evaluation(runs: Sequence[Run], quantile: float) -> Thresholds:
 
 
 def first_epoch_fraction(runs: Sequence[Run], fraction: float = FIRST_EPOCH_FRACTION) -> Thresholds:
-    """One threshold for all, `fraction` of the lowest median train NLL of a run after its first epoch.
+    """One threshold for all: `fraction` times the lowest median train NLL of a run after its first epoch.
 
-    It needs nothing held out, but an evaluation by the end of the first epoch (the last such one counts).
+    Needs no held-out examples, but an evaluation within the first epoch; the last such one counts.
     """
     medians = []
     for run in runs:
@@ -79,33 +79,37 @@ RULES = {
 
 
 def points(runs: Sequence[Run], thresholds: Thresholds) -> Points:
-    """Pre-memorization accuracy against test accuracy, at every evaluation of the runs that have a threshold."""
+    """Pre-memorization accuracy against test accuracy, at every evaluation of the runs with a threshold."""
+    return _points(runs, [(run.train.accuracy_or_skipped, run.train.nll) for run in runs], thresholds)
+
+
+def _points(runs: Sequence[Run], measured: Sequence[tuple[np.ndarray, np.ndarray]], thresholds: Thresholds) -> Points:
     xs = []
-    for run, perplexity in zip(runs, thresholds, strict=True):
+    for run, (accuracy_ME, nll_ME), perplexity in zip(runs, measured, thresholds, strict=True):
         if perplexity is None:
             xs.append(np.full(len(run.trace.steps), np.nan))
         else:
-            accuracy_ME, nll_ME = run.train.accuracy_or_skipped, run.train.nll
             xs.append(premem.measured_mean(premem.pre_memorization_accuracy(accuracy_ME, nll_ME, perplexity)))
     return agreement.points(xs, [run.test_accuracy for run in runs])
 
 
 class Sensitivity:
-    """Pre-memorization accuracy at every threshold of `GRID`, and how well each of them follows test accuracy."""
+    """Pre-memorization accuracy at every threshold of `GRID`, and its agreement with test accuracy."""
 
     def __init__(self, runs: Sequence[Run]):
-        per_threshold = [points(runs, [math.exp(nll)] * len(runs)) for nll in GRID]
+        measured = [(run.train.accuracy_or_skipped, run.train.nll) for run in runs]
+        per_threshold = [_points(runs, measured, [math.exp(nll)] * len(runs)) for nll in GRID]
         self.nll = GRID
         self.run, self.y = per_threshold[0].run, per_threshold[0].y
         self.x_GN = np.stack([p.x for p in per_threshold])
 
     def r2(self, statistic=agreement.r2_identity, runs: np.ndarray | None = None) -> np.ndarray:
-        """(G,) of the statistic over the points of the runs (indices; all by default)."""
+        """The statistic at each threshold (G,), over the points of `runs` (indices; default: all)."""
         here = np.ones(len(self.y), bool) if runs is None else np.isin(self.run, runs)
         return np.array([statistic(x[here], self.y[here]) for x in self.x_GN])
 
     def at(self, nll_R: np.ndarray) -> np.ndarray:
-        """(N,) pre-memorization accuracy, each run at its own threshold (mean NLL), linear between those of `GRID`."""
+        """Pre-memorization accuracy (N,), each run at its own threshold (mean NLL), interpolated linearly in `GRID`."""
         place_R = np.interp(np.log(np.maximum(nll_R, self.nll[0])), np.log(self.nll), np.arange(len(self.nll)))
         place_N = place_R[self.run]
         below_N = np.minimum(place_N.astype(int), len(self.nll) - 2)
@@ -114,9 +118,9 @@ class Sensitivity:
         return low_N + (place_N - below_N) * (high_N - low_N)
 
     def tuned(self, runs: np.ndarray | None = None) -> tuple[float, float]:
-        """The threshold (mean NLL) with the best R² against y = x over the runs, and that R²; NaN where none is.
+        """The threshold (mean NLL) with the best R² of y = x over the runs, and that R²; NaN if undefined.
 
-        It looks at test accuracy.
+        Uses test accuracy.
         """
         r2_G = self.r2(runs=runs)
         if np.isnan(r2_G).all():
@@ -125,7 +129,7 @@ class Sensitivity:
         return float(self.nll[best]), float(r2_G[best])
 
     def tuned_on_other_runs(self) -> tuple[Points, list[float]]:
-        """Each run's points at the threshold tuned on all the others, and those thresholds (mean NLL)."""
+        """Each run's points at the threshold tuned on all other runs, and these thresholds (mean NLL)."""
         runs = np.unique(self.run)
         x, chosen = np.full(len(self.y), np.nan), []
         for run in runs:
@@ -139,18 +143,50 @@ class Sensitivity:
 
 
 def redrawn(runs: Sequence[Run], quantile: float, examples: int, draws: int, seed: int) -> np.ndarray:
-    """(draws, R) thresholds (mean NLL) by the default rule from `examples` held-out examples, drawn with replacement.
+    """Bootstrap of the default rule: thresholds (draws, R) (mean NLL) from `examples` resampled held-out examples.
 
-    Shows how far the thresholds are a matter of which examples were kept aside. Runs with equally many draw the same
-    ones, since the runs of a sweep have the same.
+    Shows how the thresholds depend on the choice of held-out examples. Runs with equal numbers of them get the same
+    draws, because the runs of a sweep share them.
     """
     rng = np.random.default_rng(seed)
-    heldout = [list(threshold.usable(run.heldout_nll).values()) for run in runs]
-
-    def draw() -> np.ndarray:
+    by_size: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for at, run in enumerate(runs):
+        for nll_E in threshold.usable(run.heldout_nll).values():
+            by_size.setdefault(len(nll_E), []).append((at, nll_E))
+    stacks = [_Sorted(rows, quantile, examples) for rows in by_size.values()]
+    own_DR = np.full((draws, len(runs)), np.inf)
+    for own_R in own_DR:
         place = rng.random(examples)
-        drawn = ([nll_E[(place * len(nll_E)).astype(int)] for nll_E in rows] for rows in heldout)
-        own_R = np.array([np.quantile(nll_ME, quantile, axis=1).min() if nll_ME else np.inf for nll_ME in drawn])
-        return np.where(np.isinf(own_R), own_R.min(), own_R)
+        for stack in stacks:
+            np.minimum.at(own_R, stack.run_M, stack.quantiles(place))
+    lowest_D1 = own_DR.min(axis=1, keepdims=True)
+    return np.where(np.isinf(own_DR), lowest_D1, own_DR)
 
-    return np.array([draw() for _ in range(draws)])
+
+class _Sorted:
+    """Evaluations of E held-out examples each, for quantiles of `examples` of them drawn with replacement.
+
+    A low quantile is decided by the lowest values: of each row as many are looked at as nearly all draws need.
+    """
+
+    def __init__(self, rows: list[tuple[int, np.ndarray]], quantile: float, examples: int):
+        self.run_M = np.array([run for run, _ in rows])
+        nll_ME = np.stack([nll_E for _, nll_E in rows])
+        self.order_ME = np.argsort(nll_ME, axis=1, kind="stable")
+        self.nll_ME = np.take_along_axis(nll_ME, self.order_ME, axis=1)
+        place = (examples - 1) * quantile
+        self.below, self.part = int(place), place - int(place)
+        self.above = min(self.below + 1, examples - 1)
+        self.few = 4 * (self.above + 8) * nll_ME.shape[1] // examples + 8
+
+    def quantiles(self, place_N: np.ndarray) -> np.ndarray:
+        """(M,) of the examples at these places, fractions of the way through the row."""
+        M, E = self.nll_ME.shape
+        times_E = np.bincount((place_N * E).astype(int), minlength=E)
+        for kept in (self.few, E):
+            drawn_MK = np.cumsum(times_E[self.order_ME[:, :kept]], axis=1)
+            if np.all(drawn_MK[:, -1] > self.above):
+                break
+        first = lambda rank: self.nll_ME[np.arange(M), np.argmax(drawn_MK > rank, axis=1)]
+        low_M, high_M = first(self.below), first(self.above)
+        return low_M + self.part * (high_M - low_M)

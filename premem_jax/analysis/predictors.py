@@ -1,8 +1,8 @@
-"""What may predict test accuracy, each as (M,) values over the evaluations of a run.
+"""Predictors of test accuracy, each as (M,) values over the evaluations of a run.
 
-Sources: Kang et al. (arXiv 2411.07681) and their release for the metric and its variants; the rest are what anybody
-would try first. Predictors that need gradients or weights come measured, in `Run.measures`, and
-average thresholded confidence, which other runs calibrate, from `confidence.py`.
+Sources: Kang et al. (arXiv 2411.07681) and their release for the metric and its variants; the others are obvious
+baselines. Predictors that need gradients or weights were measured during the run (`Run.measures`). Average thresholded
+confidence, which other runs calibrate, is in `thresholded_confidence.py`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from premem_jax.analysis.runs import Run
 
 @dataclass(frozen=True)
 class Predictor:
-    """How a predictor is shown and scored."""
+    """Title and scoring of a predictor."""
 
     title: str
     is_accuracy: bool  # comparable with test accuracy as it is, by the line y = x
@@ -40,7 +40,7 @@ PREDICTORS = {
 
 
 def of(name: str) -> Predictor:
-    """The predictor called `name`; one that was measured elsewhere is not taken for an accuracy."""
+    """The predictor called `name`; an unknown one, from `Run.measures`, is not an accuracy."""
     return PREDICTORS.get(name, Predictor(name.replace("_", " "), False))
 
 
@@ -75,10 +75,10 @@ def evaluate(run: Run, perplexity: float | np.ndarray) -> dict[str, np.ndarray]:
 def accuracy_before_memorization(
     accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float | np.ndarray
 ) -> np.ndarray:
-    """(M, E) float64: min(accuracy at m, the accuracy at the last evaluation before the target is first memorized).
+    """(M, E) float64: min(accuracy at m, accuracy at the last evaluation before the target is first memorized).
 
-    That of m itself while the target has not been memorized; 0 where it is memorized from the start. NaN where the
-    accuracy or the NLL was not measured at m; evaluations like that are passed over.
+    Until the target is memorized, the accuracy at m itself; 0 if it is memorized from the start. NaN where accuracy or
+    NLL was not measured at m; such evaluations are skipped.
     """
     masked_ME = premem.masked_accuracy(accuracy_ME, nll_ME, perplexity)
     known_ME = ~np.isnan(masked_ME)
@@ -91,6 +91,6 @@ def accuracy_before_memorization(
 
 
 def first_trained(values_M: np.ndarray, steps_M: np.ndarray) -> float:
-    """The first measured value after training has begun; NaN where there is none."""
+    """The first measured value after the start of training; NaN if there is none."""
     known = np.flatnonzero(np.isfinite(values_M) & (steps_M > 0))
     return float(values_M[known[0]]) if len(known) else np.nan

@@ -1,11 +1,11 @@
-"""Pre-memorization accuracy: how well an example was solved before its reference solution was memorized.
+"""Pre-memorization accuracy: the accuracy on an example before its reference solution was memorized.
 
 Source: Kang et al., "What Do Learning Dynamics Reveal About Generalization in LLM Reasoning?", arXiv 2411.07681, and
-their release, which counts perplexity below the threshold (a tie is not below) as memorized and takes the minimum with
-the current accuracy at every checkpoint.
+their release. There, a target is memorized if its perplexity is strictly below the threshold, and the minimum with the
+current accuracy is taken at every checkpoint.
 
 All arrays are (M, E): M evaluations in order of training, E examples. NaN means "not measured". The threshold is one
-perplexity, or (M,) of them, one per evaluation.
+perplexity, or (M,), one per evaluation.
 """
 
 import math
@@ -16,9 +16,9 @@ from premem_jax.errors import UserError
 
 
 def log_threshold(perplexity: float | np.ndarray) -> float | np.ndarray:
-    """The mean target NLL, in nats per token, at which the perplexity is `perplexity`; a UserError below 1.
+    """The mean target NLL, in nats per token, of a perplexity. Raises UserError below 1.
 
-    Of one number a number; of (M,), a threshold per evaluation, an array (M, 1).
+    Scalar in, scalar out; (M,) in, (M, 1) out.
     """
     if np.ndim(perplexity):
         return np.array([[log_threshold(float(p))] for p in perplexity])
@@ -28,9 +28,9 @@ def log_threshold(perplexity: float | np.ndarray) -> float | np.ndarray:
 
 
 def masked_accuracy(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np.ndarray:
-    """(M, E) float64: the accuracy where the target is not memorized (exp(nll) >= perplexity), 0 where it is.
+    """(M, E) float64: the accuracy where the target is not memorized (exp(nll) >= perplexity), else 0.
 
-    NaN where either the accuracy or the NLL was not measured. The comparison is `nll >= log(perplexity)` in float64.
+    NaN where accuracy or NLL was not measured. The comparison is `nll >= log(perplexity)` in float64.
     """
     accuracy_ME = np.asarray(accuracy_ME, np.float64)
     nll_ME = np.asarray(nll_ME, np.float64)
@@ -41,10 +41,10 @@ def masked_accuracy(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: flo
 def pre_memorization_accuracy(
     accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float | np.ndarray
 ) -> np.ndarray:
-    """(M, E) float64: min(accuracy at m, the highest masked accuracy at any evaluation up to and including m).
+    """(M, E) float64: min(accuracy at m, running maximum of the masked accuracy up to m).
 
-    Where the accuracy or the NLL of an example was not measured at evaluation m, the result is NaN at m, and m adds
-    nothing to the maximum that later evaluations see.
+    Where accuracy or NLL was not measured at evaluation m, the result is NaN at m, and m does not enter the running
+    maximum.
     """
     masked_ME = masked_accuracy(accuracy_ME, nll_ME, perplexity)
     best_ME = np.fmax.accumulate(masked_ME, axis=0)  # fmax passes over NaN
@@ -52,11 +52,11 @@ def pre_memorization_accuracy(
 
 
 def settled(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np.ndarray:
-    """(M, E) bool: where the pre-memorization accuracy is 0 whatever the accuracy at that evaluation is.
+    """(M, E) bool: where the pre-memorization accuracy is 0 whatever the accuracy at that evaluation.
 
-    So it is where the target is memorized and no evaluation before had a masked accuracy above 0. The accuracy at the
-    evaluation itself is not looked at, so this may be asked before anything is sampled. What is settled at one
-    threshold is settled at every higher one.
+    This holds if the target is memorized and no earlier evaluation had a masked accuracy above 0. The accuracy at the
+    evaluation itself is not used, so the answer is known before sampling. An example that is settled at one threshold
+    is settled at every higher one.
     """
     masked_ME = masked_accuracy(accuracy_ME, nll_ME, perplexity)
     solved_ME = np.logical_or.accumulate(masked_ME > 0, axis=0)
@@ -65,20 +65,20 @@ def settled(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float | np.
 
 
 def fraction_memorized(nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np.ndarray:
-    """(M,) float64: the share of examples with exp(nll) < perplexity among those measured; NaN where none was."""
+    """(M,) float64: the share of measured examples with exp(nll) < perplexity; NaN if none was measured."""
     nll_ME = np.asarray(nll_ME, np.float64)
     memorized_ME = np.where(np.isnan(nll_ME), np.nan, nll_ME < log_threshold(perplexity))
     return measured_mean(memorized_ME)
 
 
 def first_memorized(nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
-    """(E,) int: the first evaluation at which exp(nll) < perplexity; M for the examples that never get there."""
+    """(E,) int: the first evaluation with exp(nll) < perplexity; M if there is none."""
     memorized_ME = np.asarray(nll_ME, np.float64) < log_threshold(perplexity)
     return np.where(memorized_ME.any(axis=0), memorized_ME.argmax(axis=0), len(memorized_ME))
 
 
 def measured_mean(values_ME: np.ndarray) -> np.ndarray:
-    """(M,) float64: the unweighted mean over the examples measured at each evaluation; NaN where none was."""
+    """(M,) float64: the unweighted mean over the measured examples of each evaluation; NaN if there are none."""
     measured_ME = ~np.isnan(values_ME)
     count_M = measured_ME.sum(axis=1)
     total_M = np.sum(values_ME, axis=1, where=measured_ME, dtype=np.float64)

@@ -1,8 +1,8 @@
-"""Which examples are still solved when they are not asked, or answered, in the words that were memorized?
+"""Robustness: which training examples are still solved when the prompt is perturbed?
 
-Kang et al. (arXiv 2411.07681): after training, nearly every training example is solved; with a forced opening ("First",
-"We know that") or with the question in other words those with a high pre-memorization accuracy still are, and those
-with a low one often are not.
+Kang et al. (arXiv 2411.07681): after training, nearly every training example is solved. With a forced opening ("First",
+"We know that") or a reworded question, examples with a high pre-memorization accuracy still are; those with a low one
+often are not.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from premem_jax.analysis import premem
 from premem_jax.analysis.runs import Run
 
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # each bin up to the next edge, the last one being exactly 1
-PERTURBED = "train "  # begins the splits of training examples that were asked otherwise, see `Context.perturbed`
+PERTURBED = "train "  # begins the splits of training examples that were asked otherwise, see `Split.perturbed`
 ALL = "all runs"
 
 
 def binned(premem_E: np.ndarray, accuracy_E: np.ndarray, draws: int, seed: int, level: float = 0.95) -> list[dict]:
-    """Of each bin of pre-memorization accuracy: `lowest` value, `examples`, mean `accuracy` and its `interval`.
+    """For each bin of pre-memorization accuracy: `lowest` value, `examples`, mean `accuracy` and its `interval`.
 
     Args:
       premem_E: (E,) pre-memorization accuracy.
-      accuracy_E: (E,) any other accuracy of the same examples. Where either is NaN, the example is left out.
-      draws: bootstrap draws of examples, for the percentile interval [low, high].
-      seed: of the draws.
+      accuracy_E: (E,) any other accuracy of the same examples. Examples with a NaN in either are omitted.
+      draws: number of bootstrap draws over examples, for the percentile interval [low, high].
+      seed: seed of the draws.
     """
     rng = np.random.default_rng(seed)
     known_E = np.isfinite(premem_E) & np.isfinite(accuracy_E)
@@ -41,9 +41,9 @@ def binned(premem_E: np.ndarray, accuracy_E: np.ndarray, draws: int, seed: int, 
 
 
 def table(runs: Sequence[Run], perplexities: Sequence[float], draws: int, seed: int) -> list[dict]:
-    """Of each run that asked otherwise, and of all of them: `run`, `asked` ("as trained" or how) and `bins`.
+    """For each run with perturbed prompts, and for all of them: `run`, `asked` ("as trained" or how) and `bins`.
 
-    At the last evaluation of both accuracies. `perplexities` are the memorization thresholds of the runs.
+    Values at the last evaluation of both accuracies. `perplexities` are the memorization thresholds of the runs.
     """
     found: dict[str, list] = {}
     for run, perplexity in zip(runs, perplexities, strict=True):

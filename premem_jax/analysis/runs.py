@@ -1,4 +1,4 @@
-"""What the study of many runs works on: a trace with its test accuracy, whoever trained it."""
+"""The input of a study of many runs: a trace with its test accuracy, from any trainer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +12,7 @@ from premem_jax.analysis.trace import SplitTrace, Trace
 class Run:
     """One finetuning run over M evaluations.
 
-    The trace's split `train` holds the examples trained on; the one called `heldout`, where it is there, examples of
-    the same kind that were not.
+    The trace's split `train` holds the training examples; `heldout`, if present, other examples of the same kind.
     """
 
     name: str
@@ -31,5 +30,5 @@ class Run:
 
     @property
     def heldout_nll(self) -> np.ndarray | None:
-        """(M, E) nats per token of the examples that were not trained on; None where there are none."""
+        """(M, E) NLL of the held-out examples, nats per token; None if there are none."""
         return self.trace.split(self.heldout).nll if self.heldout in self.trace.splits else None

@@ -1,6 +1,6 @@
 """The study of a set of runs of one task: predictors side by side, and the rules for the threshold.
 
-Everything here is plain numbers in dicts and lists, as they go into `summary.json`; NaN is None there.
+All results are plain numbers in dicts and lists, as in `summary.json`, where NaN is None.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from premem_jax.analysis import agreement, calibration, confidence, predictors, premem, threshold
+from premem_jax.analysis import agreement, bootstrap, calibration, predictors, premem, threshold, thresholded_confidence
 from premem_jax.analysis.agreement import Points
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
@@ -18,7 +18,7 @@ QUANTILES = (0.005, 0.01, 0.02, 0.05)
 HELDOUT_SIZES = (250, 500, 2000)
 
 RULE_TITLES = {
-    "published": "the authors'",
+    "published": "the authors', tuned on test accuracy",
     "given": "given by hand",
     "heldout_quantile": "each run its own, lowest quantile of held-out NLL",
     "median_over_runs": "median over runs of these",
@@ -31,13 +31,13 @@ RULE_TITLES = {
 
 
 def predictor_table(runs: Sequence[Run], chosen: Sequence[Threshold], draws: int, seed: int) -> dict[str, dict]:
-    """Of each predictor: how it follows test accuracy over all evaluations, the last ones, within equal size.
+    """Agreement of each predictor with test accuracy: over all evaluations, over the last ones, within equal size.
 
     Args:
-      runs: of one task and model.
-      chosen: the memorization threshold of each.
-      draws: bootstrap draws over runs.
-      seed: of the draws.
+      runs: runs of one task and model.
+      chosen: their memorization thresholds.
+      draws: number of bootstrap draws over runs.
+      seed: seed of the draws.
 
     Returns:
       Predictor name to r2_identity, r2_linear, mae, rank_correlation (the first and third None for a predictor that is
@@ -61,12 +61,12 @@ def predictor_table(runs: Sequence[Run], chosen: Sequence[Threshold], draws: int
         table[name] = {
             **_scores(p, statistics),
             "threshold": median_perplexity(chosen) if kind.uses_threshold else None,
-            "interval": agreement.bootstrap_interval(p, statistics, draws, seed),
+            "interval": bootstrap.interval(p, statistics, draws, seed),
             "r2_left_out": agreement.r2_left_out(p),
             "without_a_run": agreement.range_without_a_run(p, r2),
             "final": {
                 **_scores(final, statistics),
-                "interval": agreement.bootstrap_interval(final, statistics, draws, seed),
+                "interval": bootstrap.interval(final, statistics, draws, seed),
             },
             "within_size": _scores(agreement.centered_within(p, sizes), statistics),
         }
@@ -74,8 +74,8 @@ def predictor_table(runs: Sequence[Run], chosen: Sequence[Threshold], draws: int
 
 
 def values_of(runs: Sequence[Run], chosen: Sequence[Threshold]) -> list[dict[str, np.ndarray]]:
-    """Of each run, (M,) of every predictor: those of the run alone, and the one that the other runs calibrate."""
-    predicted = confidence.average_thresholded_confidence(runs)
+    """Values (M,) of every predictor for each run: those of the run alone, and the one calibrated on the other runs."""
+    predicted = thresholded_confidence.average_thresholded_confidence(runs)
     shared = [{"average_thresholded_confidence": values} if np.isfinite(values).any() else {} for values in predicted]
     return [
         row | predictors.evaluate(run, mine.perplexity) for run, row, mine in zip(runs, shared, chosen, strict=True)
@@ -85,10 +85,10 @@ def values_of(runs: Sequence[Run], chosen: Sequence[Threshold]) -> list[dict[str
 def threshold_table(
     runs: Sequence[Run], chosen: Sequence[Threshold], sensitivity: calibration.Sensitivity
 ) -> list[dict]:
-    """Of each rule: the thresholds it gives and how pre-memorization accuracy follows test accuracy with them.
+    """For each rule: its thresholds, and the agreement of pre-memorization accuracy with test accuracy.
 
-    `r2_tuned` is the best R² that any one threshold reaches on the points that the rule could be scored on, and
-    `behind_tuned` how far the rule falls short of it. `looks_at_test` marks rules that see test accuracy.
+    `r2_tuned` is the best R² of any single threshold on the points on which the rule is scored; `behind_tuned` is the
+    difference to it. `looks_at_test` marks rules that use test accuracy.
     """
     rows = []
 
@@ -100,7 +100,7 @@ def threshold_table(
 
     published = {run.published for run in runs} - {None}
     if len(published) == 1:
-        add("published", [*published] * len(runs))
+        add("published", [*published] * len(runs), looks=True)  # its authors tuned it on these runs
     if chosen[0].rule == "given":
         add("given", [mine.perplexity for mine in chosen])
     if any(threshold.usable(run.heldout_nll) for run in runs):
@@ -121,9 +121,9 @@ def threshold_table(
 def heldout_error(
     runs: Sequence[Run], quantile: float, sensitivity: calibration.Sensitivity, draws: int, seed: int
 ) -> list[dict]:
-    """How far the held-out thresholds, and R² with them, depend on which examples were held out: a few or all of them.
+    """Bootstrap over held-out set sizes: variation of the thresholds, and of R² with them.
 
-    The threshold is the median over runs; intervals hold 95 % of the draws. Empty where nothing is held out.
+    The threshold is the median over runs; intervals hold 95 % of the draws. Empty if no run has held-out examples.
     """
     sizes = [len(nll_E) for run in runs for nll_E in threshold.usable(run.heldout_nll).values()]
     rows = []
@@ -145,7 +145,7 @@ def heldout_error(
 
 
 def run_table(runs: Sequence[Run], chosen: Sequence[Threshold]) -> list[dict]:
-    """Of each run: what it is, its threshold, and every predictor and the test accuracy along it."""
+    """For each run: its name and size, its threshold, and its curves of every predictor and of test accuracy."""
     return [
         {
             "run": run.name,
@@ -165,7 +165,7 @@ def run_table(runs: Sequence[Run], chosen: Sequence[Threshold]) -> list[dict]:
 
 
 def note_table(runs: Sequence[Run]) -> list[dict]:
-    """Each note once, with the runs it is about."""
+    """Each note once, with its runs."""
     about: dict[str, list[str]] = {}
     for run in runs:
         for note in run.notes:
@@ -175,12 +175,12 @@ def note_table(runs: Sequence[Run]) -> list[dict]:
 
 
 def median_perplexity(chosen: Sequence[Threshold]) -> float:
-    """The threshold to name where one number must do: the median over runs."""
+    """The median threshold over runs, to show as one number."""
     return float(np.median([mine.perplexity for mine in chosen]))
 
 
 def rule_for(runs: Sequence[Run], rule: str) -> str:
-    """`rule`, but the held-out quantile in place of `published` for runs whose authors have not used one threshold."""
+    """`rule`; the held-out quantile instead of `published` for runs without one published threshold."""
     published = {run.published for run in runs} - {None}
     return "heldout_quantile" if rule == "published" and len(published) != 1 else rule
 
@@ -188,11 +188,11 @@ def rule_for(runs: Sequence[Run], rule: str) -> str:
 def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -> list[Threshold]:
     """The memorization threshold of each run.
 
-    `published` is that of the runs' authors, and the held-out quantile for runs that have none.
+    `published` is the threshold of the runs' authors; runs without one take the held-out quantile.
 
     Raises:
-      UserError: a rule that there is not, that these runs do not have what it takes for, or a threshold lower than
-        one that samples were skipped by.
+      UserError: an unknown rule, a rule that needs data these runs lack, or a threshold below one by which a run
+        skipped samples.
     """
     thresholds = _choose(runs, rule_for(runs, rule), quantile, perplexity)
     for run, mine in zip(runs, thresholds, strict=True):
@@ -212,7 +212,8 @@ def _choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) 
         return [threshold.given(perplexity)] * len(runs)
     if rule == "published":
         [published] = {run.published for run in runs} - {None}
-        return [Threshold(published, "published by the authors, who tuned it on test accuracy", {})] * len(runs)
+        rule = "published by the authors, who tuned it on test accuracy"
+        return [Threshold(published, rule, {}, looks_at_test=True)] * len(runs)
     if rule == "heldout_quantile":
         return threshold.of_runs([run.heldout_nll for run in runs], quantile)
     raise UserError(f"threshold.rule={rule!r}: choose published, heldout_quantile or given.")

@@ -1,4 +1,4 @@
-"""Which target perplexity counts as memorized, chosen without a look at test accuracy."""
+"""The memorization threshold on target perplexity, chosen without test accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,39 +14,40 @@ MIN_EXAMPLES = 50
 
 @dataclass(frozen=True)
 class Threshold:
-    """A target perplexity below which an example counts as memorized, and where it comes from."""
+    """A target perplexity below which an example counts as memorized, and the rule that gave it."""
 
     perplexity: float
     rule: str  # one line for people
     detail: Mapping[str, int | float | str]  # what the rule used
+    looks_at_test: bool = False  # whether the rule saw test accuracy
 
     def __post_init__(self):
         premem.log_threshold(self.perplexity)
 
     @property
     def nll(self) -> float:
-        """The same threshold as mean nats per target token."""
+        """The threshold as mean NLL, nats per target token."""
         return premem.log_threshold(self.perplexity)
 
 
 def given(perplexity: float) -> Threshold:
-    """The threshold that the user named."""
+    """The threshold that the user gave."""
     return Threshold(float(perplexity), "given", {})
 
 
 def heldout_quantile(nll_ME: np.ndarray, quantile: float = 0.01) -> Threshold:
-    """A solution is memorized once it is likelier than all but `quantile` of the unseen ones were at any time.
+    """The minimum over evaluations of the quantile of held-out NLL.
 
-    At each evaluation of the run takes the quantile of its held-out examples' NLL, and of these the lowest. A quantile
-    of few examples is unsure, and the lowest of several lies low: keep a thousand examples aside, or more.
+    So a solution is memorized once it is likelier than all but a share `quantile` of unseen solutions ever were. With
+    few examples a quantile is noisy, and the minimum of noisy quantiles is biased low: hold out a thousand or more.
 
     Args:
-      nll_ME: (M, E) mean target NLL, nats per token, of examples that the run is not trained on; NaN where not
-        measured. Evaluations with fewer than 50 finite values do not count.
-      quantile: between 0 and 1, linear between the two examples next to it.
+      nll_ME: (M, E) mean target NLL of held-out examples, nats per token; NaN where not measured. Evaluations with
+        fewer than 50 finite values are ignored.
+      quantile: between 0 and 1, linearly interpolated.
 
     Raises:
-      UserError: a quantile outside (0, 1), or no evaluation that counts.
+      UserError: a quantile outside (0, 1), or no usable evaluation.
     """
     if not 0 < quantile < 1:
         raise UserError(f"The held-out quantile lies between 0 and 1, and {quantile} does not.")
@@ -66,14 +67,14 @@ def heldout_quantile(nll_ME: np.ndarray, quantile: float = 0.01) -> Threshold:
 
 
 def of_runs(nlls: Sequence[np.ndarray | None], quantile: float = 0.01) -> list[Threshold]:
-    """`heldout_quantile` of each run, and the lowest of these for the runs that have not what it takes.
+    """`heldout_quantile` of each run; runs without held-out data take the lowest of these.
 
     Args:
-      nlls: of each run of one task and model, (M, E) as above, or None.
+      nlls: for each run of one task and model, (M, E) as above, or None.
       quantile: as above.
 
     Raises:
-      UserError: a quantile outside (0, 1), or no run with an evaluation that counts.
+      UserError: a quantile outside (0, 1), or no run with a usable evaluation.
     """
     own = [heldout_quantile(nll_ME, quantile) if usable(nll_ME) else None for nll_ME in nlls]
     if not any(own):
@@ -87,7 +88,7 @@ def of_runs(nlls: Sequence[np.ndarray | None], quantile: float = 0.01) -> list[T
 
 
 def usable(nll_ME: np.ndarray | None) -> dict[int, np.ndarray]:
-    """The evaluations with at least 50 finite values, and these values; none of None."""
+    """The evaluations with at least 50 finite values, and these values; none if `nll_ME` is None."""
     nll_ME = np.asarray([] if nll_ME is None else nll_ME, np.float64)
     rows = {m: nll_E[np.isfinite(nll_E)] for m, nll_E in enumerate(nll_ME)}
     return {m: nll_E for m, nll_E in rows.items() if len(nll_E) >= MIN_EXAMPLES}

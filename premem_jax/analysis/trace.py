@@ -1,7 +1,12 @@
-"""The trace: what a run saw of each example at each evaluation, one Parquet file per evaluation.
+"""The trace: measurements of each example at each evaluation, one Parquet file per evaluation.
 
-Training writes it, analysis reads it, and neither knows the other. A trace from another trainer works as well: call
-`write_evaluation` with its numbers.
+A stack of members trained in one program has one trace, with a column `member`.
+
+Training writes it, analysis reads it, and neither imports the other. Other trainers may call `write_evaluation`. The
+metric needs `target_nll`, `samples` and `correct` of a split `train`; test accuracy needs `samples` and `correct` of a
+split `test`; the threshold needs `target_nll` of held-out examples. Such a trace has no texts, so its page shows only
+numbers, and `analyze` also needs a `config.json` that names task and model. A plain table needs neither
+(docs/study.md).
 """
 
 import hashlib
@@ -10,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,21 +24,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from etils.epath import Path
 
-from premem_jax import atomic
 from premem_jax.analysis import premem
 from premem_jax.errors import UserError
+from premem_jax.running import atomic
+from premem_jax.running.sealed import Damaged
 
-FORMAT = b"4"
+FORMAT = b"6"
 _FORMAT_KEY = b"premem_jax.trace.format"
 _MEASURES_KEY = b"premem_jax.trace.measures"
+_ABOUT_KEY = b"premem_jax.trace.about"
 _DIGEST_KEY = b"premem_jax.trace.sha256"
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
 _VALUES = ("target_nll", "log_confidence")  # NaN where not measured
 _COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host", "skipped")
+Key = str | tuple[str, str]  # a name, or of a stack of members (member, name)
 _SCHEMA = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
         pa.field("epoch", pa.float32(), nullable=False),
+        pa.field("member", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("split", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("example", pa.int64(), nullable=False),
         pa.field("target_nll", pa.float32()),
@@ -51,7 +60,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class SplitTrace:
-    """One split over M evaluations and E examples; an example that an evaluation left out has NaN and zero there."""
+    """One split over M evaluations and E examples; NaN and zero where an evaluation left an example out."""
 
     example: np.ndarray  # (E,) int64, ascending
     nll: np.ndarray  # (M, E) float64, mean nats per target token; NaN where the likelihood was not run
@@ -71,18 +80,18 @@ class SplitTrace:
 
     @property
     def accuracy_or_skipped(self) -> np.ndarray:
-        """(M, E) float64: the accuracy, and 0 where sampling was skipped: what the metric is computed from.
+        """(M, E) float64: the accuracy, and 0 where sampling was skipped; the input of the metric.
 
-        Such a row's target is memorized, so any accuracy there gives the same metric, at the threshold that the run
-        skipped by and at every higher one.
+        Targets of skipped rows are memorized, so any accuracy there gives the same metric at the threshold of skipping
+        and at every higher one.
         """
         return np.where(self.skipped_ME, 0.0, self.accuracy)
 
     @property
     def mean_accuracy(self) -> np.ndarray:
-        """(M,) float64: the mean over the examples sampled, NaN where there are none.
+        """(M,) float64: the mean over the sampled examples, NaN if there are none.
 
-        Also NaN where some were skipped. They are memorized ones, so the mean of the others would be too low.
+        Also NaN if some were skipped: these are memorized, so the mean of the others would be too low.
         """
         return np.where(self.skipped_ME.any(axis=1), np.nan, premem.measured_mean(self.accuracy))
 
@@ -100,12 +109,28 @@ class Trace:
     epochs: np.ndarray  # (M,) float64, passes over the training data
     splits: Mapping[str, SplitTrace]
     measures: Mapping[str, np.ndarray] = field(default_factory=dict)  # (M,) each; NaN where not measured
+    lost: tuple[int, ...] = ()  # steps before the last whose evaluation was due and is not there
+    texts: Mapping[int, str] = field(default_factory=dict)  # step to the SHA-256 of the file of its sampled texts
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Notices about lost evaluations; empty if none is lost."""
+        if not self.lost:
+            return ()
+        steps = ", ".join(f"{step:,}" for step in self.lost)
+        return (
+            f"the evaluation at step {steps} is lost: its file was damaged or deleted, and the weights of that step "
+            "are not kept; the pre-memorization accuracy is a maximum over evaluations, so it may be too low",
+        )
 
     def split(self, name: str) -> SplitTrace:
-        """The split called `name`; a UserError names the ones there are."""
+        """The split called `name`. Raises UserError for an unknown name, and lists the known ones."""
         if name not in self.splits:
             raise UserError(f"The trace has no split {name!r}; it has: {', '.join(sorted(self.splits)) or 'none'}.")
         return self.splits[name]
+
+
+NOTHING = Trace(np.zeros(0, np.int64), np.zeros(0), {})  # of a run that evaluates nothing
 
 
 def evaluation_path(folder: str | os.PathLike, step: int) -> Path:
@@ -117,79 +142,130 @@ def write_evaluation(
     folder: str | os.PathLike,
     step: int,
     epoch: float,
-    splits: Mapping[str, Mapping[str, np.ndarray]],
-    measures: Mapping[str, float] | None = None,
+    splits: Mapping[Key, Mapping[str, np.ndarray]],
+    measures: Mapping[Key, float] | None = None,
+    *,
+    due: Collection[int] = (),
+    texts: str = "",
 ) -> None:
-    """Writes one evaluation, whole or not at all; the same input gives the same bytes.
+    """Writes one evaluation atomically; the same input gives the same bytes.
 
     Args:
-      folder: the trace folder, made when missing.
-      step: optimizer steps taken so far; an evaluation already there at this step is replaced.
+      folder: the trace folder, created if missing.
+      step: number of optimizer steps; an existing evaluation of this step is replaced.
       epoch: passes over the training data so far.
       splits: split name to columns of one length (E,): `example` (unique ids) and any of `target_nll` (mean nats per
         target token, NaN where not run), `target_tokens`, `samples`, `correct`, `unparsed`, `decided_on_host`,
-        `skipped` (0 where left out), `log_confidence` (log-probability of the greedy response, NaN where not run).
-      measures: values of the whole run at this step, such as `gradient_variance`.
+        `skipped` (0 where left out), `log_confidence` (log-probability of the greedy response, NaN where not run). Of
+        a stack of members trained together, the keys are (member, split name).
+      measures: values of the whole run at this step, such as `gradient_variance`; of a stack, keys as for `splits`.
+      due: the steps of all evaluations of the run, so that a reader knows of one that is lost.
+      texts: the SHA-256 of the file of the texts that were sampled.
 
     Raises:
       ValueError: an unknown column, unequal lengths, a repeated id, more verdicts than samples, or an
         example both sampled and skipped.
     """
-    tables = [_split_table(step, epoch, name, splits[name]) for name in sorted(splits)]
+    tables = [
+        _split_table(step, epoch, *key, columns)
+        for key, columns in sorted((_key(key), columns) for key, columns in splits.items())
+    ]
     if not any(table.num_rows for table in tables):
         raise ValueError(f"The evaluation at step {step} has no rows.")
     buffer = io.BytesIO()
-    values = {name: float(value) for name, value in sorted((measures or {}).items()) if math.isfinite(value)}
-    metadata = {_FORMAT_KEY: FORMAT, _MEASURES_KEY: json.dumps(values).encode()}
+    values: dict[str, dict[str, float]] = {}
+    for (member, name), value in sorted((_key(key), float(value)) for key, value in (measures or {}).items()):
+        if math.isfinite(value):
+            values.setdefault(member, {})[name] = value
+    about = {"due": sorted(due), "texts": texts}
+    metadata = {_FORMAT_KEY: FORMAT, _MEASURES_KEY: json.dumps(values).encode(), _ABOUT_KEY: json.dumps(about).encode()}
     table = pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata(metadata)
     table = table.replace_schema_metadata(metadata | {_DIGEST_KEY: _digest(table)})
     pq.write_table(table, buffer, compression="zstd")
     atomic.write_bytes(evaluation_path(folder, step), buffer.getvalue())
 
 
-def evaluation_steps(folder: str | os.PathLike) -> list[int]:
-    """Steps of the evaluations in `folder`, ascending; empty where there is no such folder.
-
-    Leftover temporary files are passed over. Raises a UserError for a file without a readable Parquet footer (one cut
-    short by another program): `write_evaluation` itself leaves none.
-    """
+def named_steps(folder: str | os.PathLike) -> list[int]:
+    """Steps of the evaluations in `folder` by their file names, ascending; no file is opened."""
     folder = Path(folder)
     matches = [_FILE_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
-    steps = sorted(int(match[1]) for match in matches if match)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def evaluation_steps(folder: str | os.PathLike) -> list[int]:
+    """Steps of the evaluations in `folder`, ascending; empty if there is no such folder.
+
+    Temporary files are ignored. Raises UserError for a file without a readable Parquet footer, as after truncation by
+    another program; `write_evaluation` itself leaves none.
+    """
+    steps = named_steps(folder)
     for step in steps:
         _open(evaluation_path(folder, step), pq.read_metadata)
     return steps
 
 
-def read_trace(folder: str | os.PathLike, up_to: int | None = None) -> Trace:
-    """Reads the evaluations in `folder`, those at steps <= `up_to` where it is given.
+def members(folder: str | os.PathLike) -> list[str]:
+    """The members of the trace in `folder`; one with an empty name if it is not of a stack."""
+    tables = [_read_evaluation(evaluation_path(folder, step)) for step in evaluation_steps(folder)]
+    return sorted({name for table in tables for name in table["member"].unique().to_pylist()})
 
-    Raises a UserError for no evaluation, a damaged file, another format version, or evaluations that do not belong
-    together (an example whose number of target tokens changes).
+
+def read_trace(folder: str | os.PathLike, up_to: int | None = None, member: str = "") -> Trace:
+    """Reads the evaluations in `folder`, up to step `up_to` if given; of a stack, those of one `member`.
+
+    Raises:
+      UserError: no evaluation, a damaged file, another format version, an unknown member, or evaluations of different
+        runs (an example whose number of target tokens changes).
     """
     steps = [step for step in evaluation_steps(folder) if up_to is None or step <= up_to]
     if not steps:
         until = "" if up_to is None else f" at or before step {up_to}"
         raise UserError(f"There is no evaluation{until} in {folder}; run the training first, or name another folder.")
-    tables = [_read_evaluation(evaluation_path(folder, step)) for step in steps]
-    names = sorted({name for table in tables for name in table["split"].unique().to_pylist()})
-    measures = [json.loads(table.schema.metadata[_MEASURES_KEY]) for table in tables]
+    every = [_read_evaluation(evaluation_path(folder, step)) for step in steps]
+    there = sorted({name for table in every for name in table["member"].unique().to_pylist()})
+    if member not in there:
+        raise UserError(f"{folder} has no member {member!r}; it is a stack of: {', '.join(filter(None, there))}")
+    of_member = [table.filter(pc.equal(table["member"].cast(pa.string()), member)) for table in every]
+    # A member whose loss stopped being finite has no rows in later evaluations.
+    kept = [(step, table) for step, table in zip(steps, of_member, strict=True) if len(table)]
+    steps, tables = zip(*kept, strict=True)
+    parts = [_by_split(table) for table in tables]
+    nothing = {key: values[:0] for key, values in next(iter(parts[0].values())).items()}
+    names = sorted({name for part in parts for name in part})
+    measures = [json.loads(table.schema.metadata[_MEASURES_KEY]).get(member, {}) for table in tables]
+    about = [json.loads(table.schema.metadata[_ABOUT_KEY]) for table in tables]
+    due = {step for each in about for step in each["due"] if step < steps[-1]}
     return Trace(
         steps=np.array(steps, np.int64),
         epochs=np.array([table["epoch"][0].as_py() for table in tables], np.float64),
-        splits={name: _join(folder, name, tables) for name in names},
+        splits={name: line_up([part.get(name, nothing) for part in parts], name, folder) for name in names},
         measures={
             name: np.array([values.get(name, np.nan) for values in measures])
             for name in sorted({name for values in measures for name in values})
         },
+        lost=tuple(sorted(due - set(steps))),
+        texts={step: each["texts"] for step, each in zip(steps, about, strict=True) if each["texts"]},
     )
 
 
+def texts_digest(folder: str | os.PathLike, step: int) -> str:
+    """The SHA-256 of the texts of the evaluation at `step`; empty if its trace file names none.
+
+    Raises:
+      FileNotFoundError: there is no such evaluation.
+      Damaged: its file is unreadable or its checksum does not match.
+    """
+    path = evaluation_path(folder, step)
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return json.loads(_read_evaluation(path).schema.metadata[_ABOUT_KEY])["texts"]
+
+
 def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | os.PathLike) -> SplitTrace:
-    """Lines up the rows of one split over M evaluations, by example id.
+    """Aligns the rows of one split over M evaluations by example id.
 
     Args:
-      parts: of each evaluation, in order, the columns that `write_evaluation` takes.
+      parts: for each evaluation, in order, the columns of `write_evaluation`.
       name, source: the split and the folder or file, for messages.
 
     Raises:
@@ -217,7 +293,11 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | 
     return SplitTrace(example, values["target_nll"], tokens, **counts, log_confidence=values["log_confidence"])
 
 
-def _split_table(step: int, epoch: float, name: str, columns: Mapping[str, np.ndarray]) -> pa.Table:
+def _key(key: Key) -> tuple[str, str]:
+    return ("", key) if isinstance(key, str) else key
+
+
+def _split_table(step: int, epoch: float, member: str, name: str, columns: Mapping[str, np.ndarray]) -> pa.Table:
     arrays = {key: np.asarray(value) for key, value in columns.items()}
     unknown = set(arrays) - {"example", *_VALUES, *_COUNTS}
     if unknown or "example" not in arrays:
@@ -242,6 +322,7 @@ def _split_table(step: int, epoch: float, name: str, columns: Mapping[str, np.nd
     columns = {
         "step": pa.array(np.full(rows, step, np.int32)),
         "epoch": pa.array(np.full(rows, epoch, np.float32)),
+        "member": pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [member]),
         "split": pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [name]),
         "example": pa.array(example),
         **{key: pa.array(value, mask=np.isnan(value)) for key, value in values.items()},
@@ -253,16 +334,17 @@ def _split_table(step: int, epoch: float, name: str, columns: Mapping[str, np.nd
 def _open(path: Path, read):
     try:
         with path.open("rb") as file:
-            return read(file)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"The evaluation {path} cannot be read ({error}). It is cut short or damaged: "
-            "delete the file and run again; the run recomputes that evaluation."
+            return read(pa.BufferReader(file.read()))  # pyarrow may abort at exit when given a Python file
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        raise Damaged(
+            f"the evaluation {path} is cut short or damaged ({error})",
+            "start its run again, which makes the evaluation again where it keeps the checkpoint of that step, and "
+            "otherwise goes on without it, and says so",
         ) from error
 
 
 def _read_whole(file) -> pa.Table:
-    table = pq.read_table(file)
+    table = pq.read_table(file, use_threads=False)
     metadata = table.schema.metadata or {}
     if metadata.get(_FORMAT_KEY) == FORMAT and metadata[_DIGEST_KEY] != _digest(table):
         raise OSError("its values are not those that were written")
@@ -270,15 +352,21 @@ def _read_whole(file) -> pa.Table:
 
 
 def _digest(table: pa.Table) -> bytes:
-    """SHA-256 of the names and values of all columns and of the measures, however Parquet packs them.
+    """SHA-256 of the names and values of all columns, the measures and the metadata of the run.
 
-    The checksums of Parquet leave out what says how its pages are to be read, and the measures.
+    It does not depend on Parquet's encoding. Parquet's own checksums omit page headers and the measures.
     """
-    digest = hashlib.sha256(table.schema.metadata[_MEASURES_KEY])
+    digest = hashlib.sha256(table.schema.metadata[_MEASURES_KEY] + table.schema.metadata[_ABOUT_KEY])
     for name in table.column_names:
         column = table[name]
-        values = column.cast(pa.string()).to_pylist() if name == "split" else [column.to_numpy().tobytes().hex()]
-        digest.update(json.dumps([name, str(column.type), values]).encode())
+        if name in ("member", "split"):
+            column = column.cast(pa.string()).combine_chunks().dictionary_encode()
+            texts = dict(enumerate(map(json.dumps, column.dictionary.to_pylist())))
+            values = ", ".join([texts[i] for i in column.indices.to_pylist()])
+        else:
+            values = f'"{column.to_numpy().tobytes().hex()}"'
+        # The JSON of [name, type, values], without a parser's look at every digit.
+        digest.update(f'["{name}", "{table[name].type}", [{values}]]'.encode())
     return digest.hexdigest().encode()
 
 
@@ -292,13 +380,14 @@ def _read_evaluation(path: Path) -> pa.Table:
             f"{FORMAT.decode()}. Read it with the program that wrote it, or delete it and run again."
         )
     if table.num_rows == 0 or table["step"].unique().to_pylist() != [int(_FILE_NAME.fullmatch(path.name)[1])]:
-        raise UserError(f"{path} does not hold the step that its name says. Give it its own name back, or delete it.")
+        raise Damaged(f"{path} does not hold the step that its name says", "give it its own name back, or delete it")
     return table
 
 
-def _join(folder: str | os.PathLike, name: str, tables: list[pa.Table]) -> SplitTrace:
-    parts = []
-    for table in tables:
-        rows = table.filter(pc.equal(table["split"].cast(pa.string()), name))
-        parts.append({key: rows[key].to_numpy() for key in ("example", *_VALUES, *_COUNTS)})
-    return line_up(parts, name, folder)
+def _by_split(table: pa.Table) -> dict[str, dict[str, np.ndarray]]:
+    """The columns of each split of one evaluation."""
+    columns = {key: table[key].to_numpy() for key in ("example", *_VALUES, *_COUNTS)}
+    encoded = table["split"].cast(pa.string()).combine_chunks().dictionary_encode()
+    split_N = encoded.indices.to_numpy()
+    names = encoded.dictionary.to_pylist()
+    return {name: {key: values[split_N == i] for key, values in columns.items()} for i, name in enumerate(names)}

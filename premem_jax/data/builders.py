@@ -1,6 +1,6 @@
-"""TFDS builders of the datasets that come as files: prepared once as ArrayRecord, then read by row number.
+"""TFDS builders for datasets in files: prepared once as ArrayRecord, then read by row number.
 
-Importing this module takes seconds (TFDS), so it is imported where it is used. TensorFlow is never imported.
+Importing this module takes seconds (TFDS), so import it only where it is used. TensorFlow is never imported.
 """
 
 import contextlib
@@ -14,19 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from premem_jax import storage
 from premem_jax.data import sources
-from premem_jax.data.competition_math import MATH
 from premem_jax.data.examples import Example, worked
-from premem_jax.data.gsm8k import GSM8K
 from premem_jax.data.sources import SPLITS, Dataset, Documents
 from premem_jax.errors import UserError
+from premem_jax.running import progress, storage
+from premem_jax.tasks.task import Task
 
 tfds.disable_progress_bar()
 
 
 class Loaded(NamedTuple):
-    """The checked rows of each split, and what is recorded of them."""
+    """The checked rows of each split, and their metadata."""
 
     rows: dict[str, list[dict[str, str]]]
     metadata: dict
@@ -36,17 +35,17 @@ class Problems(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Splits `train` and `test` of rows `{id, problem, solution, answer, ...}`; row i of a split has id i.
 
     `info.metadata` holds `files_sha256` and `rows_sha256` of each split, whether the rows are the `official` ones, and
-    `defects`: how many rows of each split have each oddity of `dataset.defects`.
+    `defects`: counts per split of each defect in `dataset.defects`.
     """
 
-    # A change of a rule of `dataset.parse` raises the version, so that no folder is read that was made by the old rule.
+    # Raise the version when `dataset.parse` changes, so that folders made by the old rule are not read.
     VERSION = tfds.core.Version("1.0.0")
-    # `sources` checks downloads. TFDS would look for a file of checksums, through a package that it does not require.
+    # `sources` checks downloads; TFDS would need a package that it does not require.
     url_infos = None
     dataset: Dataset
 
     def __init__(self, *, loaded: Loaded | None = None, **kwargs):
-        """`loaded` is what to write; without it, preparing downloads the official files."""
+        """`loaded`: the rows to write; without them, preparing downloads the official files."""
         self._loaded = loaded
         super().__init__(file_format="array_record", **kwargs)
 
@@ -71,40 +70,51 @@ class Problems(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield id, {"id": id, **row}
 
 
-class Gsm8k(Problems):
-    """GSM8K as a TFDS dataset."""
-
-    name = "gsm8k"
-    dataset = GSM8K
-
-
-class CompetitionMath(Problems):
-    """MATH as a TFDS dataset."""
-
-    name = "math"
-    dataset = MATH
+def builder_of(dataset: Dataset) -> type[Problems]:
+    """The builder of a dataset; TFDS needs one class per dataset."""
+    members = {"name": dataset.name, "dataset": dataset, "__doc__": dataset.about}
+    return type(dataset.name, (Problems,), members, skip_registration=True)
 
 
-BUILDERS = {builder.name: builder for builder in (Gsm8k, CompetitionMath)}
-
-
-def prepared(name: str, source: str | None, cache: str | Path) -> dict[str, Sequence[dict]]:
-    """Random access to the rows of each split of `gsm8k` or `math`; text is bytes, `.dataset_info` has the metadata.
-
-    They are written under `cache` on first use, into a folder that is named after the checksums of the files they come
-    from: a file that changed is another folder. It gets its name when it is complete. ArrayRecord reads from disks
-    alone: of a cache in a bucket, this part lies in `~/.cache/premem_jax`.
-
-    Args:
-      source: a folder, the URL of a mirror that has the official files, or nothing for their official place.
+def task(dataset: Dataset, path: str, sizes: Mapping[str, int], seed: int, cache: str) -> Task:
+    """The task of a prepared dataset: a random subset of each split, in file order.
 
     Raises:
-      UserError: no such files and no network, a wrong checksum, or a malformed row, before anything is written.
+      UserError: as `prepared`, or more training and held-out examples than the training split has.
     """
-    builder = BUILDERS[name]
-    dataset, documents = builder.dataset, None
+    found, name = prepared(dataset, path, cache), dataset.name
+    progress.say(summary(name, found))
+    train, test = (examples(found[split]) for split in SPLITS)
+    order = [train[i] for i in np.random.default_rng(seed).permutation(len(train))]
+    used = sizes["train"] or len(train)
+    if used + sizes["heldout"] > len(train):
+        raise UserError(f"data: {used} train and {sizes['heldout']} heldout examples asked, {name} has {len(train)}")
+    shuffled = [test[i] for i in np.random.default_rng(seed).permutation(len(test))]
+    splits = {
+        "train": order[:used],
+        "heldout": order[used : used + sizes["heldout"]],
+        "test": shuffled[: sizes["test"] or None],
+    }
+    splits = {split: sorted(chosen, key=lambda e: e.id) for split, chosen in splits.items()}
+    return Task(splits, lambda: (e.prompt + e.target for e in train))
+
+
+def prepared(dataset: Dataset, source: str | None, cache: str | Path) -> dict[str, Sequence[dict]]:
+    """Random access to the rows of each split of a dataset; text is bytes, `.dataset_info` has the metadata.
+
+    They are written under `cache` on first use, into a folder named after the checksums of the source files, so a
+    changed file gives another folder. It is renamed when complete. ArrayRecord reads only from disks: if the cache is
+    in a bucket, this part is in `~/.cache/premem_jax`.
+
+    Args:
+      source: a folder, the URL of a mirror of the official files, or empty for the official URL.
+
+    Raises:
+      UserError: no files and no network, a wrong checksum, or a malformed row; nothing is written then.
+    """
+    builder, name, documents = builder_of(dataset), dataset.name, None
     if source and not source.startswith(("http://", "https://")):
-        documents = {split: sources.read_folder(Path(source), split, dataset) for split in SPLITS}
+        documents = {split: sources.read_folder(Path(storage.path(source)), split, dataset) for split in SPLITS}
         checksums = {split: documents[split].checksum for split in SPLITS}
     else:  # known without a look at the network
         checksums = {Path(file).stem: checksum for file, checksum in dataset.files.items()}
@@ -140,7 +150,7 @@ def load(dataset: Dataset, documents: Mapping[str, Documents]) -> Loaded:
 
 
 def examples(rows: Sequence[dict]) -> list[Example]:
-    """All examples of one split of `prepared`; raises UserError where its file is damaged."""
+    """All examples of one split of `prepared`; raises UserError if its file is damaged."""
     try:
         return [worked(int(row.pop("id")), {name: text.decode("utf-8") for name, text in row.items()}) for row in rows]
     except RuntimeError as error:  # of ArrayRecord
@@ -149,7 +159,7 @@ def examples(rows: Sequence[dict]) -> list[Example]:
 
 
 def summary(name: str, data: Mapping[str, Sequence[dict]]) -> str:
-    """One line on prepared data: how many rows, whether they are the official ones, and the defects by split."""
+    """One line on prepared data: number of rows, whether they are official, and defects by split."""
     metadata = data["train"].dataset_info.metadata
     rows = " and ".join(f"{len(data[split])} {split}" for split in SPLITS)
     official = "the official ones" if metadata["official"] else "not the official ones"
@@ -163,7 +173,7 @@ def _folder(cache: str | Path) -> Path:
 
 
 def _write(builder: Problems) -> None:
-    """Writes the dataset beside its folder and renames it, which TFDS does; another process may be first."""
+    """Writes the dataset to a temporary folder and renames it, as TFDS does; another process may be first."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloading, whatever it does
             builder.download_and_prepare()

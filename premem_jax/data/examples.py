@@ -1,17 +1,20 @@
-"""The one shape in which every task hands over its items."""
+"""The example, the common type of all tasks."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
+
+FIELD = re.compile(r"\{(\w+)\}")  # a field of a row, in a template of a prompt or target
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One training or test item; the model sees `prompt + target`, and the tokenizer side adds the stop marker.
+    """One training or test item. The model sees `prompt + target`; the tokenizer adds the stop marker.
 
-    `id` is stable within its split. `prompt` is empty for plain text, which has no answer either. `target` is the
-    reference solution and begins with a space; `answer` is the final answer alone. `metadata` is what else the source
-    says of the item (MATH: `level` and `type`). `reworded` is a prompt that asks the same in other words, if the task
-    can make one.
+    `id` is stable within its split. Plain text has an empty `prompt` and no answer. `target` is the reference solution
+    and begins with a space; `answer` is the final answer alone. `metadata` has further fields of the source (MATH:
+    `level` and `type`). `reworded` is a reworded prompt, if the task has one. `rejected` is the worse of two responses
+    in a task of preferences, where `target` is the better one.
     """
 
     id: int
@@ -20,6 +23,7 @@ class Example:
     answer: str
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     reworded: str = ""
+    rejected: str = ""
 
 
 def worked(id: int, row: Mapping[str, str]) -> Example:

@@ -1,24 +1,26 @@
-"""Tokenized examples, and batches of them whose content is a pure function of (seed, step)."""
+"""Tokenized examples, and padded batches of them, in NumPy. `reader.py` orders the training batches."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from premem_jax.data.examples import Example
-from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from premem_jax.data.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenized:
-    """A split in tokens: row e of every field is the same example."""
+    """A tokenized split: row e of every field is the same example. `rejected` is empty but for preferences."""
 
     examples: Sequence[Example]
     prompts: Sequence[np.ndarray]
     targets: Sequence[np.ndarray]
+    rejected: Sequence[np.ndarray] = ()
 
     @property
     def ids(self) -> np.ndarray:
@@ -26,7 +28,7 @@ class Tokenized:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of prompt and target together (E,)."""
+        """Number of tokens of prompt plus target (E,)."""
         return np.array([len(p) + len(t) for p, t in zip(self.prompts, self.targets, strict=True)], np.int32)
 
     def __len__(self) -> int:
@@ -34,9 +36,9 @@ class Tokenized:
 
 
 def tokenize(
-    name: str, examples: Sequence[Example], tokenizer: Tokenizer, *, context: int, drop_long: bool
+    name: str, examples: Sequence[Example], tokenizer: "Tokenizer", *, context: int, drop_long: bool
 ) -> Tokenized:
-    """All examples of the split `name` in tokens.
+    """Tokenizes the examples of the split `name`.
 
     Raises:
       UserError: the split is empty, or examples are longer than `context` tokens and `drop_long` is not set.
@@ -56,6 +58,12 @@ def tokenize(
     return Tokenized([examples[i] for i in kept], [pairs[i][0] for i in kept], [pairs[i][1] for i in kept])
 
 
+def joined(parts: Sequence[Tokenized]) -> Tokenized:
+    """The rows of all parts, in order."""
+    columns = ("examples", "prompts", "targets")
+    return Tokenized(**{name: [row for part in parts for row in getattr(part, name)] for name in columns})
+
+
 def pad_to(longest: int, buckets: Sequence[int]) -> int:
     """The smallest bucket that holds `longest` tokens; beyond the last bucket, the next multiple of 32."""
     return next((bucket for bucket in sorted(buckets) if bucket >= longest), -(-longest // 32) * 32)
@@ -73,8 +81,8 @@ def collate(
 ) -> dict:
     """Right-padded arrays of the given rows: `ids` (B,), `tokens` (B, T), `weights` (B, T), `prompt_length` (B,).
 
-    Missing rows up to `batch` have id -1, weight 0 and a prompt of one pad. `prompts_only` leaves out the targets.
-    `here` names the places of the batch that are made; all of them by default.
+    Padding rows up to `batch` have id -1, weight 0 and a prompt of one pad. `prompts_only` omits the targets. `here`
+    are the places of the batch to make (default: all).
     """
     here = range(batch) if here is None else here
     out = {
@@ -97,62 +105,8 @@ def collate(
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:
-    """Batches in one epoch; the last one holds what is left."""
+    """Number of batches in one epoch; the last one may be smaller."""
     return -(-examples // batch)
-
-
-def batch_rows(lengths: Sequence[int], batch: int, seed: int, window: int = 1) -> grain.MapDataset:
-    """Row numbers of batch t, for every t: each epoch is a fresh shuffle in which each row comes exactly once.
-
-    `window` batches at a time are sorted by `lengths` before they are cut, so that with a window above 1, rows of
-    similar length share a batch and little of it is padding.
-    """
-    examples = len(lengths)
-    shuffled = grain.MapDataset.range(examples).seed(seed).shuffle()
-    blocks = shuffled.batch(batch * window, batch_fn=lambda rows: sorted(rows, key=lambda row: lengths[row]))
-    per_epoch, blocks_per_epoch = steps_per_epoch(examples, batch), steps_per_epoch(examples, batch * window)
-
-    def rows_of(step: int) -> np.ndarray:
-        epoch, index = divmod(step, per_epoch)
-        block, place = divmod(index, window)
-        rows = blocks.repeat()[epoch * blocks_per_epoch + block]
-        return np.array(rows[place * batch : (place + 1) * batch], np.int32)
-
-    return grain.MapDataset.range(sys.maxsize).map(rows_of)
-
-
-def train_batches(
-    data: Tokenized,
-    *,
-    batch: int,
-    seed: int,
-    buckets: Sequence[int],
-    start: int,
-    stop: int,
-    window: int = 1,
-    prompt_weight: float = 0.0,
-    here: Sequence[int] | None = None,
-) -> Iterator[dict]:
-    """Collated batches `start` to `stop - 1`, made ahead of time by Grain's reader threads.
-
-    `buckets` are the padded lengths that may occur; without any, all batches have the length of the longest example.
-    `here` are the places of the batch that are made; `examples` (B,) has the ids of all, -1 where a row is missing.
-    """
-    lengths = data.lengths
-    ids, rows = data.ids, batch_rows(lengths, batch, seed, window)
-    buckets = tuple(buckets) or (pad_to(lengths.max(), ()),)
-
-    def load(step: int) -> dict:
-        picked = rows[step]
-        length = pad_to(lengths[picked].max(), buckets)
-        made = collate(data, picked, batch=batch, length=length, prompt_weight=prompt_weight, here=here)
-        missing = np.full(batch - len(picked), -1)
-        return made | {"examples": np.concatenate([ids[picked], missing])}
-
-    if start >= stop:
-        return iter(())
-    reader = grain.MapDataset.range(start, stop).map(load)
-    return iter(reader.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 
 def evaluation_batches(
@@ -164,9 +118,9 @@ def evaluation_batches(
     only: Sequence[int] | None = None,
     here: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, dict]]:
-    """Each row of the split once, shortest first so that padding is small: row numbers (at most B) and the batch.
+    """Each row of the split once, shortest first to reduce padding: row numbers (at most B) and the batch.
 
-    `only` names the rows to take, `here` the places of a batch to make; all of them by default.
+    `only` are the rows to take, `here` the places of a batch to make (default: all).
     """
     lengths = np.array([len(p) for p in data.prompts], np.int32) if prompts_only else data.lengths
     only = np.arange(len(data)) if only is None else np.asarray(only, int)

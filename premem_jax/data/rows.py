@@ -1,57 +1,115 @@
-"""Rows of a file that a model is evaluated on: `{prompt, target}` as JSON lines, and `id` and `answer` if there are."""
+"""People's own rows, from JSON Lines or Parquet: what the model is asked, what it should say, and the final answer.
 
-import json
+A row has one of the pairs of fields of `FORMS`, or the fields that two templates name. It may also have `answer`, the
+final answer or a solution with it, and `id`. All that reads own rows goes through here.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
-from premem_jax import storage
-from premem_jax.data.examples import Example
-from premem_jax.data.sources import jsonl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from premem_jax import strict_json
+from premem_jax.data.examples import FIELD, Example
+from premem_jax.data.sources import jsonl, sha256
 from premem_jax.errors import UserError
+from premem_jax.running import storage
+
+
+class Form(NamedTuple):
+    """Templates of prompt and target, in which `{name}` stands for a field of the row."""
+
+    prompt: str
+    target: str
+
+    @property
+    def fields(self) -> list[str]:
+        return FIELD.findall(self.prompt + self.target)
+
+
+FORMS = (
+    Form("{prompt}", "{target}"),  # joined as they are, so a target usually begins with a space
+    Form("{question}\nAnswer:", " {answer}"),
+    Form("{problem}\nAnswer:", " {solution}"),
+)
+Answer = Callable[[str, str, object], str]
 
 
 class Rows(NamedTuple):
-    """Examples in the order of the file, each with its row number as id; `ids` are the names that the file gives."""
+    """Examples in the order of the file, each with its row number as id; `names` are the ids in the file."""
 
     examples: list[Example]
-    ids: list[int | str]
+    names: list[int | str]
     checksum: str  # SHA-256 of the file
 
 
-def read(path: str, *, graded: bool) -> Rows:
-    """All rows of `path`. Prompt and target are joined as they are, so a target usually begins with a space.
+def read(path: str, answer_of: Answer | None, *, prompt: str = "", target: str = "") -> Rows:
+    """All rows of the file at `path`.
 
     Args:
-      graded: whether every row must have an `answer` (a number is taken as its text).
+      answer_of: (where, target, the row's `answer` or None) -> the final answer; None: no answers are needed.
+      prompt, target: templates, each with a field, where the rows have none of the usual pairs of fields.
 
     Raises:
-      UserError: the file cannot be read, is empty, or a line is no such row; the line is named.
+      UserError: the file cannot be read or is empty, or a row is none; file, row and field are named.
     """
+    forms = (Form(prompt, target),) if prompt else FORMS
+    items, checksum = _items(path)
+    rows = [_row(number, where, item, forms, answer_of) for number, (where, item) in enumerate(items)]
+    return Rows([example for example, _ in rows], [id for _, id in rows], checksum)
+
+
+def _items(path: str) -> tuple[list[tuple[str, object]], str]:
     if not path:
         raise UserError("data.path is empty; give it a file of rows {prompt, target}, one JSON object per line")
     try:
         data = storage.path(path).read_bytes()
     except OSError as error:
         raise UserError(f"data.path={path}: cannot be read ({error.strerror or error})") from error
-    documents = jsonl(data, path)
-    if not documents.items:
+    if path.endswith(".parquet"):
+        items = [(f"{path}, row {number}", item) for number, item in enumerate(_parquet(path, data))]
+    else:
+        items = [(where, _json(where, text)) for where, text in jsonl(data, path).items]
+    if not items:
         raise UserError(f"data.path={path}: the file is empty")
-    rows = [_row(number, where, text, graded) for number, (where, text) in enumerate(documents.items)]
-    return Rows([example for example, _ in rows], [id for _, id in rows], documents.checksum)
+    return items, sha256(data)
 
 
-def _row(number: int, where: str, text: bytes, graded: bool) -> tuple[Example, int | str]:
+def _json(where: str, text: bytes) -> object:
     try:
-        item = json.loads(text.decode("utf-8"))
-        prompt, target = item["prompt"], item["target"]
-        id, answer = item.get("id", number), item.get("answer")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: not a row {{prompt, target}}: {type(error).__name__} {error}") from error
-    if not isinstance(prompt, str) or not isinstance(target, str):
-        raise UserError(f"{where}: prompt and target must be strings")
-    if not isinstance(id, int | str):
-        raise UserError(f"{where}: id must be a number or a string, not {id!r}")
-    if graded and not isinstance(answer, str | int | float):
-        raise UserError(f"{where}: data.task is set, so responses are graded, but the row has no answer")
-    if graded and "\n" in str(answer):
-        raise UserError(f"{where}: the answer has several lines; give the final answer alone")
-    return Example(number, prompt, target, str(answer) if graded else ""), id
+        return strict_json.loads(text, where)
+    except UserError as error:
+        raise UserError(f"{where}: not a row, a JSON object: {str(error).removeprefix(f'{where}: ')}") from error
+
+
+def _parquet(path: str, data: bytes) -> list[dict]:
+    try:
+        return pq.read_table(pa.BufferReader(data)).to_pylist()
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        raise UserError(f"data.path={path}: not a whole Parquet file ({error})") from error
+
+
+def _row(number: int, where: str, item, forms: tuple[Form, ...], answer_of) -> tuple[Example, int | str]:
+    there = item if isinstance(item, dict) else {}
+    form = next((form for form in forms if all(there.get(name) is not None for name in form.fields)), None)
+    if form is None:
+        wanted = " or ".join("{" + ", ".join(form.fields) + "}" for form in forms)
+        found = ", ".join(map(str, there))[:200] or "nothing"
+        raise UserError(f"{where}: not a row {wanted}, it has {found}; data.prompt and data.target name other fields")
+    texts = {name: _text(where, name, there[name]) for name in form.fields}
+    id = there.get("id", number)
+    if isinstance(id, bool) or not isinstance(id, int | str):
+        raise UserError(f"{where}: id must be a whole number or a string, not {id!r:.80}")
+    prompt, target = (FIELD.sub(lambda field: texts[field[1]], template) for template in form)
+    answer = "" if answer_of is None else answer_of(where, target, there.get("answer"))
+    return Example(number, prompt, target, answer, {} if id == number else {"id": str(id)}), id
+
+
+def _text(where: str, name: str, value) -> str:
+    """A field as text; numbers are texts in all but `prompt` and `target`, which are joined as they are."""
+    if isinstance(value, str):
+        return value
+    if name in FORMS[0].fields or isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: {name} must be a string, not {value!r:.80}")
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)

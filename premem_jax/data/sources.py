@@ -1,4 +1,4 @@
-"""The files that a dataset comes as: from a folder or from the network, with their checksums, and the rows in them."""
+"""The files of a dataset, from a folder or the network: their checksums and rows."""
 
 import hashlib
 import http.client
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from premem_jax import strict_json
 from premem_jax.errors import UserError
 
 SPLITS = ("train", "test")
@@ -17,8 +18,9 @@ TIMEOUT_SECONDS = 30
 
 
 class Dataset(NamedTuple):
-    """What is known of a dataset: where its files are, what a row of them is, and what is odd in it."""
+    """A dataset: the places of its files, the format of its rows, and its known defects."""
 
+    name: str
     about: str
     url: str  # folder of the official files
     files: Mapping[str, str]  # their names and SHA-256
@@ -31,7 +33,7 @@ class Dataset(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """A split as it was read: one checksum over its files, and (where it stands, JSON text) of each row in order."""
+    """A split as read: one checksum over its files, and (place, JSON text) of each row in order."""
 
     checksum: str
     items: list[tuple[str, bytes]]
@@ -47,10 +49,10 @@ def rows_checksum(rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def parse_rows(documents: Documents, dataset: Dataset) -> list[dict[str, str]]:
-    """Every document as a row of `dataset`.
+    """Parses every document as a row of `dataset`.
 
     Raises:
-      UserError: the first document that is none, by file and line.
+      UserError: names file and line of the first malformed document.
     """
     rows = []
     for where, text in documents.items:
@@ -61,27 +63,34 @@ def parse_rows(documents: Documents, dataset: Dataset) -> list[dict[str, str]]:
     return rows
 
 
-def parse_fields(where: str, text: bytes, names: Sequence[str]) -> dict[str, str]:
-    """The named fields of a JSON object. Raises UserError where they are not there, or no strings of Unicode."""
+def fields(where: str, text: bytes, names: Sequence[str]) -> dict:
+    """Parses a JSON object with the named fields. Raises UserError for other text or missing fields."""
+    row = f"{where}: not a row {{{', '.join(names)}}}"
     try:
-        item = json.loads(text.decode("utf-8"))
-        fields = {name: item[name] for name in names}
-        if not all(isinstance(value, str) for value in fields.values()):
-            raise TypeError("all of them must be strings")
-        "".join(fields.values()).encode("utf-8")  # half a surrogate pair is JSON, but no text
-    except (json.JSONDecodeError, UnicodeError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: not a row {{{', '.join(names)}}}: {type(error).__name__} {error}") from error
-    return fields
+        item = strict_json.loads(text, where)
+    except UserError as error:
+        raise UserError(f"{row}: {str(error).removeprefix(f'{where}: ')}") from error
+    if missing := [repr(name) for name in names if not isinstance(item, dict) or name not in item]:
+        raise UserError(f"{row}: {', '.join(missing)} missing")
+    return item
+
+
+def parse_fields(where: str, text: bytes, names: Sequence[str]) -> dict[str, str]:
+    """The named fields of a JSON object. Raises UserError if one is missing or not a string."""
+    item = fields(where, text, names)
+    if other := [name for name in names if not isinstance(item[name], str)]:
+        raise UserError(f"{where}: not a row {{{', '.join(names)}}}: {other[0]} must be a string")
+    return {name: item[name] for name in names}
 
 
 # ---- From a folder --------------------------------------------------------------------------------------------------
 
 
 def read_folder(folder: Path, split: str, dataset: Dataset) -> Documents:
-    """`folder/{split}.jsonl`, or where there is none the tree `folder/{split}/SUBJECT/FILE.json` in the order of names.
+    """Reads `folder/{split}.jsonl`, or else the tree `folder/{split}/SUBJECT/FILE.json`, sorted by name.
 
     Raises:
-      UserError: neither is there, or a file cannot be read.
+      UserError: neither exists, or a file cannot be read.
     """
     path = folder / f"{split}.jsonl"
     try:
@@ -95,7 +104,7 @@ def read_folder(folder: Path, split: str, dataset: Dataset) -> Documents:
 
 
 def jsonl(data: bytes, path: str | Path) -> Documents:
-    """The lines of a file. Only a newline ends one: JSON text may hold the other separators of `str.splitlines`."""
+    """The lines of a file, ended by newlines only: JSON text may hold the other separators of `str.splitlines`."""
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
     return Documents(sha256(data), [(f"{path}:{number}", line) for number, line in enumerate(lines, start=1)])
 
@@ -103,7 +112,7 @@ def jsonl(data: bytes, path: str | Path) -> Documents:
 def tree(files: Mapping[tuple[str, ...], bytes], root: str | Path) -> Documents:
     """One document per file `(split, subject, name)`, subjects and names sorted as strings.
 
-    The checksum is that of the listing which `sha256sum` would print. Hidden files (`._1.json`) are no data.
+    The checksum is that of the output of `sha256sum` on all files. Hidden files (`._1.json`) are skipped.
     """
     files = {"/".join(parts): files[parts] for parts in sorted(files) if not parts[-1].startswith(".")}
     listing = "".join(f"{sha256(data)}  {name}\n" for name, data in files.items())
@@ -114,10 +123,10 @@ def tree(files: Mapping[tuple[str, ...], bytes], root: str | Path) -> Documents:
 
 
 def download(dataset: Dataset, url: str | None = None) -> dict[str, Documents]:
-    """Each split of the official files, from their own place or from a mirror that has them at `url`.
+    """Downloads each split of the official files, from their official URL or from a mirror at `url`.
 
     Raises:
-      UserError: no network, or a file whose checksum is not the official one.
+      UserError: no network, or a file with another checksum than the official one.
     """
     base = (url or dataset.url).rstrip("/")
     files = {name: _fetch(f"{base}/{name}", checksum, dataset) for name, checksum in dataset.files.items()}

@@ -1,8 +1,8 @@
-"""Text to token ids and back, and what the device needs to know of a vocabulary: the bytes of every token.
+"""Tokenizers: text to token ids and back, and the bytes of every token for the device.
 
 Three kinds behind one interface: SentencePiece (Gemma2's file, and the tiny ones trained here), Llama3's
-`tokenizer.model` (ranks in tiktoken's form), and the `tokenizer.json` of a Hugging Face folder. Each is run by the
-library that its publisher runs.
+`tokenizer.model` (ranks in tiktoken's form), and the `tokenizer.json` of a Hugging Face folder. Each uses the library
+of its publisher.
 """
 
 import abc
@@ -23,9 +23,10 @@ from etils.epath import Path
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from premem_jax import storage
-from premem_jax.atomic import write_bytes
+from premem_jax import strict_json
 from premem_jax.errors import UserError
+from premem_jax.running import storage
+from premem_jax.running.atomic import write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ TRAINING = {
     ),
 }
 
-# Llama3: pattern and special ids of meta-llama/llama3, llama/tokenizer.py. It has no pad token; 128004 is the one that
+# Llama3: pattern and special ids of the tokenizer in meta-llama/llama3. It has no pad token; 128004 is the one that
 # Llama 3.1 calls `<|finetune_right_pad_id|>`, reserved in Llama 3.
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -52,6 +53,9 @@ LLAMA3_RANKS, LLAMA3_SPECIAL = 128_000, 256
 
 # Gemma2 declares its markers as symbols that SentencePiece finds in plain text, as it does "<table>" or many spaces.
 GEMMA_MARKERS = re.compile(r"<mask>|<2mass>|<unused\d+>|<(start|end)_of_turn>|\[@BOS@\]|\[toxicity=0\]")
+
+# Markers in texts that were made with a chat template or decoded with its markers.
+CONTROL = re.compile(r"<\|[a-z0-9_]+\|>|</?s>|<(bos|eos|pad|unk|start_of_turn|end_of_turn)>")
 
 # Per family, the names of (bos, eos, pad) in a tokenizer.json.
 JSON_MARKERS = (
@@ -65,7 +69,8 @@ LOSSLESS = "  A b\n\n\tx 12345 '\u017fe\u0301\u00e9\u2211\U0001f9ff<bos><eos><pa
 class Tokenizer(abc.ABC):
     """A vocabulary. Text is never read as a control token: only this class adds the start and stop markers.
 
-    `model` holds the bytes of the file it came from, which are all that a run has to keep.
+    `model` holds the bytes of its file, all that a run has to keep. Targets end in `eos_id`; responses end at any of
+    `eos_ids`.
     """
 
     model: bytes
@@ -74,12 +79,17 @@ class Tokenizer(abc.ABC):
     pad_id: int
     bos_id: int
     eos_id: int
+    also_stop: tuple[int, ...] = ()  # markers that the model's own files name
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.eos_id, *(i for i in self.also_stop if i != self.eos_id))
 
     @staticmethod
     def load_or_train(kept: Path, texts: Iterable[str], *, kind: str, vocab_size: int, path: str = "") -> "Tokenizer":
-        """The tokenizer of a run, from its own copy `kept`; on first use a copy of `path`, or trained on `texts`.
+        """The tokenizer of a run, from its copy `kept`; on first use, copied from `path` or trained on `texts`.
 
-        `kind` and `vocab_size` say how to train, and are not looked at where `path` is given.
+        `kind` and `vocab_size` are settings for training, ignored if `path` is given.
 
         Raises:
           UserError: as `load` and `train`.
@@ -100,15 +110,15 @@ class Tokenizer(abc.ABC):
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Token ids of prompts (with the start marker) and of their targets (with the stop marker).
 
-        A pair is tokenized as one text, so that a model is trained on, scored on and prompted with the same tokens. The
-        target begins with the first token that holds any of its text. Where that token holds the prompt's end too, it
-        is the target's: the likelihood is that of the whole token, and sampling starts before it, so a response begins
-        with the prompt's last characters. A warning counts the rows whose prompt alone has other tokens. In GSM8K and
-        MATH, with Llama3 and Gemma2, these are nearly all where prompts end in a space, and none where they end in a
-        newline, or in "Answer:" before a target that begins with a space. The prompt is never empty.
+        A pair is tokenized as one text, so that training, scoring and sampling use the same tokens. The target begins
+        with the first token that holds any of its text. If that token also holds the end of the prompt, it counts as
+        target: the likelihood is that of the whole token, and sampling starts before it, so a response begins with the
+        prompt's last characters. A warning counts the rows whose prompt alone has other tokens. In GSM8K and MATH, with
+        Llama3 and Gemma2, these are nearly all rows if prompts end in a space, and none if they end in a newline, or in
+        "Answer:" before a target that begins with a space. The prompt is never empty.
 
         Raises:
-          UserError: a text is not Unicode (a lone surrogate, as `\\ud800` in JSON gives).
+          UserError: a text has a lone surrogate (as from `\\ud800` in JSON).
         """
         for text in (text for pair in pairs for text in pair):
             try:
@@ -116,6 +126,13 @@ class Tokenizer(abc.ABC):
             except UnicodeEncodeError as error:
                 shown = text[max(0, error.start - 20) : error.end + 20]
                 raise UserError(f"text with a lone surrogate, which no tokenizer can hold: {shown!r}") from error
+        if spelt := sum(bool(CONTROL.search(text)) for pair in pairs for text in pair):
+            log.warning(
+                "%d of %d prompts and targets spell control tokens, as <eos> or <|eot_id|>. They are read as text; "
+                "transformers would read them as the tokens, so remove them, or expect other ids there",
+                spelt,
+                2 * len(pairs),
+            )
         joint_E, alone_E = self._ids([p + t for p, t in pairs]), self._ids([p for p, _ in pairs])
         encoded, moved = [], 0
         for (prompt, target), joint, alone in zip(pairs, joint_E, alone_E, strict=True):
@@ -135,12 +152,12 @@ class Tokenizer(abc.ABC):
         return encoded
 
     def decode(self, ids) -> str:
-        """The text of `ids`; control tokens have none, and bytes that are no UTF-8 become U+FFFD."""
+        """The text of token `ids`; control tokens have none, and invalid UTF-8 becomes U+FFFD."""
         table = self._table
         return b"".join(table[i] for i in ids if 0 <= i < len(table)).decode("utf-8", "replace")
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes each token stands for (V,); empty for control and unknown tokens."""
+        """The bytes of each token (V,); empty for control and unknown tokens."""
         return list(self._table)
 
     @functools.cached_property
@@ -152,11 +169,11 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, without markers."""
+        """Token ids of each text, without markers."""
 
     @abc.abstractmethod
     def _seam(self, prompt: str, target: str) -> int:
-        """How many of the first tokens of `prompt + target` hold nothing of the target."""
+        """Number of leading tokens of `prompt + target` that hold nothing of the target."""
 
 
 class SentencePiece(Tokenizer):
@@ -169,6 +186,8 @@ class SentencePiece(Tokenizer):
             raise UserError("a SentencePiece model that ends or breaks in the middle") from error
         if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
             raise UserError("a SentencePiece model without its trainer and normalizer: cut off, or not a model")
+        if any(isinstance(piece.piece, bytes) for piece in proto.pieces):
+            raise UserError("a SentencePiece model with a piece that is not UTF-8: damaged")
         markers = [piece for piece in proto.pieces if GEMMA_MARKERS.fullmatch(piece.piece)]
         for piece in markers:
             if piece.type == piece.USER_DEFINED:
@@ -236,16 +255,13 @@ class Llama3(Tokenizer):
 class HuggingFace(Tokenizer):
     """The `tokenizer.json` of Llama3 (byte-level) or Gemma2 (byte fallback, where U+2581 comes back as a space).
 
-    What the file says about padding, truncation and markers is left out: batches and markers are made here.
+    The file's settings for padding, truncation and markers are ignored: batches and markers are made here.
     """
 
     file = "tokenizer.json"
 
     def __init__(self, model: bytes):
-        try:
-            spec = json.loads(model)
-        except ValueError as error:
-            raise UserError(f"JSON that ends or breaks in the middle ({error})") from error
+        spec = strict_json.loads(model, self.file)
         try:
             self._control = _only_text(spec)
             self._bpe = tokenizers.Tokenizer.from_str(json.dumps(spec))
@@ -265,10 +281,14 @@ class HuggingFace(Tokenizer):
         self._vocabulary = self._bpe.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._vocabulary.values()) + 1
         self._plain = {token["content"] for token in spec["added_tokens"]}
-        self._byte_level = "ByteLevel" in json.dumps(spec["pre_tokenizer"])
+        self._byte_level = "ByteLevel" in json.dumps(spec.get("pre_tokenizer"))
         (ids,) = self._ids([LOSSLESS])
-        if self.decode(ids) != LOSSLESS:
-            raise UserError(f"a tokenizer.json that does not give text back: {LOSSLESS!r} as {self.decode(ids)!r}")
+        try:
+            text = self.decode(ids)
+        except KeyError as error:
+            raise UserError(f"a byte-level tokenizer.json with a token that holds {error}: damaged") from error
+        if text != LOSSLESS:
+            raise UserError(f"a tokenizer.json that does not give text back: {LOSSLESS!r} as {text!r}")
 
     def _ids(self, texts):
         return [out.ids for out in self._bpe.encode_batch_fast(texts, add_special_tokens=False)]
@@ -287,7 +307,7 @@ class HuggingFace(Tokenizer):
 
 
 def _only_text(spec: dict) -> dict[str, int]:
-    """Changes a tokenizer.json so that text gives tokens of text alone; returns the ids of its control tokens."""
+    """Changes a tokenizer.json so that text never gives control tokens; returns the ids of these."""
     for token in spec["added_tokens"]:
         token["special"] = token["special"] or bool(GEMMA_MARKERS.fullmatch(token["content"]))
     control = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
@@ -299,10 +319,10 @@ def _only_text(spec: dict) -> dict[str, int]:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """The tokenizer in a file, or in the Hugging Face folder `path`. Its content decides the kind, not its name.
+    """Loads the tokenizer in a file or in a Hugging Face folder. Its content decides the kind, not its name.
 
     Raises:
-      UserError: there is no such file, or it is not a whole tokenizer of a kind that is known here.
+      UserError: no such file, or not a complete tokenizer of a known kind.
     """
     file = storage.path(path)
     if file.is_dir():
@@ -311,6 +331,8 @@ def load(path: str | Path) -> Tokenizer:
         if not found:
             raise UserError(f"tokenizer.path={path}: the folder has none of {', '.join(names)}")
         path = file = found[0]
+        if found[0].name == "tokenizer.model" and len(found) > 1 and found[1].name == "tokenizer.json":
+            path = file = _decisive(*found[:2])
     try:
         model = file.read_bytes()
     except OSError as error:
@@ -319,6 +341,20 @@ def load(path: str | Path) -> Tokenizer:
         return _kind(model)(model)
     except UserError as error:
         raise UserError(f"{path} is no tokenizer to work with: {error}") from error
+
+
+def _decisive(pieces: Path, spec: Path) -> Path:
+    """Of two files of a tokenizer, the second, as in `transformers`, unless both have the same tokens."""
+    said = strict_json.loads(spec.read_bytes(), str(spec))
+    try:
+        theirs = dict(said["model"]["vocab"]) | {token["content"]: token["id"] for token in said["added_tokens"]}
+        model = pieces.read_bytes()
+        if _kind(model) is not SentencePiece:
+            return spec
+        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    except (TypeError, KeyError, ValueError, DecodeError, UserError):
+        return spec
+    return pieces if theirs == {piece.piece: i for i, piece in enumerate(proto.pieces)} else spec
 
 
 def _kind(model: bytes) -> type[Tokenizer]:
@@ -334,44 +370,49 @@ def _kind(model: bytes) -> type[Tokenizer]:
 
 
 def train(texts: Iterable[str], *, kind: str, vocab_size: int) -> bytes:
-    """A SentencePiece model of `texts`, the same for the same texts. `vocab_size` is an upper bound.
+    """Trains a SentencePiece model on `texts`, deterministically. `vocab_size` is an upper bound.
 
     Raises:
-      UserError: `kind` is not one of `TRAINING`.
+      UserError: `kind` is not one of `TRAINING`, or the vocabulary is too small for the characters of the texts.
     """
     if kind not in TRAINING:
         raise UserError(f"tokenizer.kind={kind!r}: choose one of {', '.join(TRAINING)}")
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        num_threads=1,
-        minloglevel=2,
-        **TRAINING[kind],
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            num_threads=1,
+            minloglevel=2,
+            **TRAINING[kind],
+        )
+    except RuntimeError as error:  # its message is on one line, and ends with what there was
+        raise UserError(
+            f"tokenizer.vocab_size={vocab_size}: no tokenizer can be trained ({error}); raise it"
+        ) from error
     return model.getvalue()
 
 
 def _before(offsets: list[tuple[int, int]], border: int) -> int:
-    """Tokens before the first one that reaches past `border`."""
+    """Number of tokens before the first one that reaches past `border`."""
     return next((i for i, (_, end) in enumerate(offsets) if end > border), len(offsets))
 
 
 def _piece_bytes(piece: str) -> bytes:
-    """The bytes of a piece in SentencePiece's spelling: `▁` is a space, `<0x0A>` a byte."""
+    """The bytes of a SentencePiece piece: `▁` is a space, `<0x0A>` a byte."""
     byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
     return bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's spelling of bytes as letters, which byte-level tokenizer.json files use: visible Latin-1 is itself."""
+    """GPT-2's mapping of bytes to letters, as in byte-level tokenizer.json files: visible Latin-1 is itself."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,98 +1,108 @@
-"""Accuracy: how often do samples solve each example?"""
+"""Accuracy: the share of correct samples of each example."""
 
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from premem_jax import sharding
-from premem_jax.evaluators.base import Context, Part
-from premem_jax.models.decoder import Model
-from premem_jax.programs import Program
-from premem_jax.sampling.rounds import Drawn, Rounds, round_tokens
-from premem_jax.sampling.sampler import sample
-from premem_jax.scoring.answers import Answers, Vocabulary, answer_bytes, grade, resolve, vocabulary
-from premem_jax.scoring.verdict import Verdict
+from premem_jax.evaluators.base import Evaluator, Part, not_finite
+from premem_jax.evaluators.rounds import Batch, Drawn, Rounds, continuing, round_tokens
+from premem_jax.grading.verdict import Verdict
+from premem_jax.limits import NATURAL, ROWS, TOKENS, either, flag, integer, number, text
 
 
-def sample_and_grade(
-    model: Model, rules, params, batch: dict, answers: Answers, vocabulary: Vocabulary, key, **settings
-) -> tuple[jax.Array, ...]:
-    """What comes next in the responses of a `rounds.Batch`: its tokens (X, T), their number, verdicts so far (X,).
+class Accuracy(Evaluator):
+    """Samples R responses per example in rounds and grades them by the grader of the split.
 
-    `sample` and `grade` in one program, with the settings of `sample`; X = B * R.
+    Rules grade on the device, inside the sampling program. A Python function gets each complete text.
     """
-    begun_Bt = batch["begun"]
-    given = batch["tokens"], batch["prompt_length"], batch["ids"]
-    drawn = sample(model, params, *given, key, first_B=batch["first"], begun=begun_Bt.shape[1], **settings)
-    B, R, T = drawn.tokens.shape
-    tokens_XT, length_X = drawn.tokens.reshape(B * R, T), drawn.length.reshape(B * R)
-    begun_Xt, answers = jax.tree.map(lambda x: jnp.repeat(x, R, axis=0), (begun_Bt, answers))
-    whole = jnp.concatenate([begun_Xt, tokens_XT], axis=1)
-    return tokens_XT, length_X, grade(whole, begun_Xt.shape[1] + length_X, vocabulary, answers, rules)
 
-
-class Accuracy:
-    """R samples per example, drawn in rounds, and their verdicts, which are decided on the device."""
-
-    phase, layout = "sample", "decode"
+    phase, layout, planned = "sample", "decode", "sample"
+    columns = ("samples", "correct", "unparsed", "decided_on_host")
+    OPTIONS: ClassVar = {
+        "batch": (ROWS, "prompts that are sampled at a time, over all devices"),
+        "samples": (integer(1, 10**4), "responses to each prompt"),
+        "max_new_tokens": (integer(1, 2**17), "longest response in tokens"),
+        "first_round": (TOKENS, "tokens after which unfinished responses go on in batches of their own"),
+        "temperature": (either(number(0, 0), number(1e-6, 1e6)), "divides the logits; 0: the likeliest token"),
+        "top_p": (number(1e-6, 1), "nucleus mass; 1: the full distribution"),
+        "keep_texts": (NATURAL, "examples whose responses are kept for the report"),
+        "skip_settled": (flag(), "leave out training examples whose metric is 0 whatever is sampled"),
+        "opening": (text(), "text with which every response is made to begin"),
+        "reworded": (flag(), "ask in other words, where the task has them"),
+    }
 
     def __init__(
         self,
-        context: Context,
+        split,
+        run,
         *,
-        batch: int,
-        samples: int,
-        max_new_tokens: int,
-        first_round: int,
-        temperature: float,
-        top_p: float,
-        keep_texts: int,
+        batch: int = 64,
+        samples: int = 5,  # with the temperature, as in Kang et al. (arXiv 2411.07681)
+        max_new_tokens: int = 512,
+        first_round: int = 128,
+        temperature: float = 0.8,
+        top_p: float = 1.0,
+        keep_texts: int = 64,
         skip_settled: bool = False,
+        opening: str = "",
+        reworded: bool = False,
     ):
-        """`first_round` is for `round_tokens`; `skip_settled` for the suite, which then names the rows to sample."""
-        self._context, self._batch, self._keep = context, batch, keep_texts
-        self.samples, self.skip_settled = samples, skip_settled
-        tokenizer, rules, self._mesh = context.tokenizer, context.rules, context.decode_mesh
-        model = context.model.on(mesh=self._mesh)
-        self._token_bytes = tokenizer.token_bytes()
-        self._vocabulary = sharding.put_replicated(self._mesh, vocabulary(self._token_bytes, rules))
-        self._answers = answer_bytes([example.answer for example in context.data.examples], rules)
-        self._seeds = context.seed, zlib.crc32(context.split.encode())
+        """With `opening` or `reworded`, the perturbed prompts are a split of their own."""
+        from premem_jax.grading.answers import answer_bytes, vocabulary
+        from premem_jax.grading.score import sample_and_grade
 
-        settings = dict(temperature=temperature, top_p=top_p, eos_id=tokenizer.eos_id)
+        super().__init__(split.perturbed(run.tokenizer, opening, reworded), run)
+        self.samples, self.skip_settled = samples, skip_settled
+        self._batch, self._keep, run = batch, keep_texts, self.run
+        self._token_bytes, rules = run.tokenizer.token_bytes(), split.grader.rules
+        self._vocabulary = self._answers = None  # of use on the device alone
+        if rules is not None:
+            self._vocabulary = run.put_copies(vocabulary(self._token_bytes, rules))
+            self._answers = answer_bytes([example.answer for example in self.split.data.examples], rules)
+
         tokens = round_tokens(max_new_tokens, first_round)
-        self._rounds = partial(Rounds, context.data, samples, tokens, context.buckets)
+        self._rounds = partial(Rounds, self.split.data, samples, tokens, run.buckets)
+        settings = dict(temperature=temperature, top_p=top_p, eos_ids=run.tokenizer.eos_ids)
+        new = lambda i: dict(samples=1 if i else samples, max_new_tokens=tokens[i])
         self._programs = [
-            Program(
-                partial(sample_and_grade, model, rules, samples=1 if i else samples, max_new_tokens=T, **settings),
-                context.clock,
-                out_shardings=sharding.replicated(self._mesh),
-            )
-            for i, T in enumerate(tokens)
+            run.program(sample_and_grade, run.model, rules, **new(i), **settings) for i in range(len(tokens))
         ]
 
-    def run(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
-        """Counts `samples`, `correct`, `unparsed` and `decided_on_host` of the rows of `only` (all), as they complete.
+    def measure(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
+        """Counts `samples`, `correct`, `unparsed` and `decided_on_host` of the rows `only` (default: all).
 
-        With the kept texts among them.
+        Yields rows as they complete, with the texts to keep. Raises UserError if a Python grader fails.
         """
-        rounds = self._rounds()
-        key = sharding.random_key(self._mesh, *self._seeds, step)
-        for batch in rounds.batches(self._batch, only, partial(sharding.rows_here, self._mesh)):
-            size, here = batch.size, sharding.rows_here(self._mesh, batch.size)
-            answers = Answers(*(np.resize(x[batch.rows], (size, *x.shape[1:]))[here] for x in self._answers))
-            arrays, answers = sharding.put_batch(self._mesh, (batch.arrays, answers), size)
+        rounds, run = self._rounds(), self.run
+        key = run.key(zlib.crc32(self.split.name.encode()), step)
+        for batch in rounds.batches(self._batch, only, run.places_here):
+            arrays, answers = run.put((batch.arrays, self._answers_of(batch)), batch.size)
             out = self._programs[batch.round](params, arrays, answers, self._vocabulary, key)
-            complete = rounds.add(batch, *(np.asarray(x)[: len(batch.at)] for x in out))
+            tokens, length, verdict = (np.asarray(x)[: len(batch.at)] for x in out)
+            if (length < 0).any():
+                rows = {row for (row, _), n in zip(batch.at, length, strict=True) if n < 0}
+                raise not_finite("what responses are drawn from", self.split, rows)
+            complete = rounds.add(batch, tokens, length, verdict)
             if complete:
                 yield self._part(step, complete, [rounds.take(row) for row in complete])
 
+    def left_out(self, rows_E: np.ndarray) -> dict[str, np.ndarray]:
+        """`skipped`: number of responses that were not sampled because they cannot change the metric."""
+        return {"skipped": rows_E * self.samples} if self.skip_settled else {}
+
+    def _answers_of(self, batch: Batch):
+        """The answers of a batch on this process; for padding rows, arbitrary ones."""
+        if self._answers is None:
+            return None
+        here = self.run.places_here(batch.size)
+        fill = lambda x: np.resize(x[batch.rows], (batch.size, *x.shape[1:]))[here]
+        return type(self._answers)(*map(fill, self._answers))
+
     def _part(self, step: int, rows: list[int], drawn: list[Drawn]) -> Part:
-        verdicts, asked = zip(*(self._resolved(row, mine) for row, mine in zip(rows, drawn, strict=True)), strict=True)
+        verdicts, asked = zip(*self._resolved(rows, drawn), strict=True)
         columns = {
             "samples": np.full(len(rows), self.samples, np.int32),
             "correct": np.sum(np.equal(verdicts, Verdict.CORRECT), axis=1, dtype=np.int32),
@@ -102,22 +112,76 @@ class Accuracy:
         kept = [b for b, row in enumerate(rows) if row < self._keep]
         return Part(rows, columns, [self._text(step, rows[b], drawn[b], verdicts[b]) for b in kept])
 
-    def _resolved(self, row: int, drawn: Drawn) -> tuple[np.ndarray, int]:
-        """The verdicts of a row with the host's word on those that the device left open, and how many these are."""
-        answers = [self._context.data.examples[row].answer] * self.samples
-        return resolve(drawn.verdict, drawn.tokens, drawn.length, self._token_bytes, answers, self._context.rules)
+    def _resolved(self, rows: list[int], drawn: list[Drawn]) -> list[tuple[list[int], int]]:
+        """The verdicts of each row, UNDECIDED ones resolved on the host, and the number of these."""
+        grader = self.split.grader
 
-    def _text(self, step: int, row: int, drawn: Drawn, verdict_R: np.ndarray) -> dict:
-        example, decode = self._context.data.examples[row], self._context.tokenizer.decode
+        def of_row(row: int, mine: Drawn) -> tuple[list[int], int]:
+            example = self.split.data.examples[row]
+            answers, ids = [example.answer] * self.samples, [example.id] * self.samples
+            found, asked = grader.resolve(
+                mine.verdict, mine.tokens, mine.length, self._token_bytes, answers=answers, ids=ids
+            )
+            return found.tolist(), asked
+
+        every = lambda: [of_row(*each) for each in zip(rows, drawn, strict=True)]
+        # Our rules agree in every process; a user's function may not.
+        return self.run.once(every) if grader.rules is None else every()
+
+    def _text(self, step: int, row: int, drawn: Drawn, verdict_R: Sequence[int]) -> dict:
+        example, decode = self.split.data.examples[row], self.run.tokenizer.decode
         responses = [
             {"text": decode(tokens[:length]), "verdict": Verdict(verdict).name.lower()}
             for tokens, length, verdict in zip(drawn.tokens, drawn.length, verdict_R, strict=True)
         ]
         return {
             "step": step,
-            "split": self._context.split,
+            "split": self.split.name,
             "example": int(example.id),
             "prompt": example.prompt,
             "reference": example.target.strip(),
             "responses": responses,
         }
+
+    # ---- For a plan -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def size(cls, options) -> int:
+        """Number of tokens sampled in a batch."""
+        return options["batch"] * options["samples"] * options["max_new_tokens"]
+
+    @classmethod
+    def cost(cls, options, shape, layout, T: int):
+        """Cost of one batch, all rounds."""
+        from premem_jax.planning import costs
+
+        sizes = dict(B=options["batch"], R=options["samples"], P=T, T=options["max_new_tokens"])
+        return costs.sample(shape, layout, **sizes)
+
+    @classmethod
+    def program(cls, options, planned):
+        """The program of the last round, which has the longest prompts."""
+        from premem_jax.grading.answers import answer_bytes, vocabulary
+        from premem_jax.grading.score import sample_and_grade
+
+        samples, rules = options["samples"], planned.grader.rules
+        *before, T = round_tokens(options["max_new_tokens"], options["first_round"])
+        begun, R = sum(before), 1 if before else samples
+        B = continuing(options["batch"], samples) if before else options["batch"]
+        integers = lambda *shape: planned.batch((B, *shape), "int32")
+        arrays = dict(
+            tokens=integers(planned.T + begun),
+            prompt_length=integers(),
+            ids=integers(),
+            first=integers(),
+            begun=integers(begun),
+        )
+        answers = tables = None
+        if rules is not None:
+            answers = type(made := answer_bytes([b"0"] * B, rules))(*(planned.batch(x.shape, x.dtype) for x in made))
+            # A dummy vocabulary: real token bytes barely affect shapes.
+            tokens = [bytes([i]) for i in range(256)] + [b" " * 128] + [b""] * (planned.shape.V - 257)
+            tables = planned.copies(vocabulary(tokens, rules))
+        drawing = dict(temperature=options["temperature"], top_p=options["top_p"], eos_ids=(0,))
+        function = partial(sample_and_grade, planned.model, rules, samples=R, max_new_tokens=T, **drawing)
+        return function, (planned.params, arrays, answers, tables, planned.key)

@@ -1,34 +1,48 @@
-"""Likelihood: how well is each example's reference solution memorized?"""
+"""Likelihood: target NLL of each example, the measure of memorization."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
-from premem_jax import sharding
-from premem_jax.data.pipeline import evaluation_batches
-from premem_jax.evaluators.base import Context, Part
-from premem_jax.programs import Program
-from premem_jax.scoring.likelihood import target_nll
+from premem_jax.evaluators.base import Evaluator, Part
+from premem_jax.limits import ROWS
 
 
-class Likelihood:
-    """Mean NLL and token count of each example's target, in fp32, with the parameters as they are trained."""
+class Likelihood(Evaluator):
+    """Mean NLL and token count of each example's target, in fp32, with the training weights."""
 
-    phase, layout = "score", "train"
+    phase, planned = "score", "score"
+    columns = ("target_nll", "target_tokens")
+    OPTIONS: ClassVar = {"batch": (ROWS, "examples that are scored at a time, over all devices")}
 
-    def __init__(self, context: Context, *, batch: int):
-        self._context, self._batch = context, batch
-        everywhere = sharding.replicated(context.mesh)
-        self._program = Program(partial(target_nll, context.model), context.clock, out_shardings=everywhere)
+    def __init__(self, split, run, *, batch: int = 64):
+        from premem_jax.models.nll import target_nll
 
-    def run(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
-        """`target_nll` and `target_tokens` of the rows of `only` (all), batch by batch."""
-        context, size = self._context, self._batch
-        here = sharding.rows_here(context.mesh, size)
-        for rows, arrays in evaluation_batches(context.data, batch=size, buckets=context.buckets, only=only, here=here):
-            arrays = sharding.put_batch(context.mesh, arrays, size)
-            nll, count = (
-                np.asarray(x)[: len(rows)] for x in self._program(params, arrays["tokens"], arrays["weights"])
-            )
+        super().__init__(split, run)
+        self._batch = batch
+        self._program = run.program(target_nll, run.model)
+
+    def measure(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
+        """`target_nll` in nats and `target_tokens` of the rows `only` (default: all), batch by batch."""
+        for rows, arrays in self.run.batches(self.split.data, self._batch, only):
+            found = self._program(params, arrays["tokens"], arrays["weights"])
+            nll, count = (np.asarray(x)[: len(rows)] for x in found)
             yield Part(rows, {"target_nll": nll, "target_tokens": count})
+
+    @classmethod
+    def cost(cls, options, shape, layout, T: int):
+        """Cost of one batch."""
+        from premem_jax.planning import costs
+
+        return costs.score(shape, layout, B=options["batch"], T=T)
+
+    @classmethod
+    def program(cls, options, planned):
+        """The program of the longest batch."""
+        from premem_jax.models.nll import target_nll
+
+        shape = options["batch"], planned.T
+        arrays = planned.batch(shape, "int32"), planned.batch(shape, "float32")
+        return partial(target_nll, planned.model), (planned.params, *arrays)

@@ -1,121 +1,150 @@
-"""All evaluators of a run: which are due when, and one trace file per evaluation."""
+"""All evaluators of a run: their schedule, and one trace file per evaluation."""
 
 import json
-from functools import partial
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import jax
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import processes, progress, sharding
-from premem_jax.analysis import premem, trace
-from premem_jax.atomic import write_text
+from premem_jax import evaluators
+from premem_jax.analysis import trace
 from premem_jax.errors import UserError
-from premem_jax.evaluators.accuracy import Accuracy
-from premem_jax.evaluators.base import Context
-from premem_jax.evaluators.confidence import Confidence
-from premem_jax.evaluators.distance import Distance
-from premem_jax.evaluators.gradient_variance import GradientVariance
-from premem_jax.evaluators.likelihood import Likelihood
+from premem_jax.evaluators.base import Collected, Evaluator, Split, checked
+from premem_jax.evaluators.run import Run
 from premem_jax.evaluators.unfinished import Unfinished
-from premem_jax.models.decoder import unstack
-from premem_jax.programs import Program
+from premem_jax.running import processes, progress, sealed
+from premem_jax.running.atomic import write_bytes
 
-TYPES = {
-    "likelihood": Likelihood,
-    "accuracy": Accuracy,
-    "confidence": Confidence,
-    "gradient_variance": GradientVariance,
-    "distance": Distance,
-}
+log = logging.getLogger(__name__)
 
 
 def scheduled_steps(epochs, steps_per_epoch: int, steps: int) -> tuple[int, ...]:
-    """The steps of an evaluator: the one nearest to each entry of `epochs` within the run, and always the last."""
+    """The steps of an evaluator: the nearest to each entry of `epochs` within the run, and always the last."""
     return tuple(
         sorted({round(epoch * steps_per_epoch) for epoch in epochs if epoch * steps_per_epoch <= steps} | {steps})
     )
 
 
+def everything(evaluator: Evaluator, columns: Mapping[str, np.ndarray], step: int, member: str) -> np.ndarray:
+    """All rows of the evaluator's split (E,)."""
+    return np.ones(len(evaluator.split.data), bool)
+
+
 class Suite:
-    """The evaluators that the config names, run together at each step where any of them is due."""
+    """The evaluators of a config. At each step, all that are due run together."""
 
     def __init__(
         self,
-        configs: dict[str, dict],
-        contexts: dict[str, Context],
+        configs: Mapping[str, Mapping],
+        splits: Mapping[str, Split],
+        run: Run,
         steps_per_epoch: int,
         steps: int,
         workdir: Path,
-        perplexity: float | None = None,
+        wanted: Callable[[Evaluator, Mapping[str, np.ndarray], int, str], np.ndarray] = everything,
     ):
-        """`configs`: name → {type, split, epochs, **options}; `contexts`: what an evaluator of each split gets.
+        """`configs`: name → {type, split, epochs, **options}; `splits`: the data by name.
 
-        `perplexity` is the memorization threshold, where it is known before the run: evaluators with `skip_settled`
-        then leave out the examples of which `premem.settled` says that sampling them changes nothing.
+        `wanted(evaluator, columns, step, member)` selects the rows (E,) of an evaluator, given the columns of earlier
+        evaluators on the split.
 
         Raises:
-          UserError: an unknown type or split.
+          UserError: an unknown type, option or split.
         """
-        self._workdir, self._per_epoch, self._perplexity = workdir, steps_per_epoch, perplexity
-        self._items = {}
-        # Likelihoods come first, since they say whose samples may be skipped.
-        for name, options in sorted(configs.items(), key=lambda item: item[1]["type"] == "accuracy"):
-            options = dict(options)
-            kind, split, epochs = options.pop("type"), options.pop("split"), options.pop("epochs")
-            if kind not in TYPES or split not in contexts:
-                raise UserError(
-                    f"evals.{name}: no type {kind!r} ({', '.join(TYPES)}) or no split {split!r} ({', '.join(contexts)})"
-                )
-            context = contexts[split].perturbed(options.pop("opening", ""), options.pop("reworded", False))
-            evaluator = TYPES[kind](context, **options)
-            self._items[name] = (evaluator, context, scheduled_steps(epochs, steps_per_epoch, steps))
-        self.steps = frozenset(step for _, _, due in self._items.values() for step in due)
-        context = next(iter(contexts.values()))
-        self._clock, self._decode_mesh = context.clock, context.decode_mesh
-        self._decode_layout = None
-        self._dtype = context.model.dtype
+        self._workdir, self._run, self._per_epoch, self._wanted = workdir, run, steps_per_epoch, wanted
+        made = {name: (_evaluator(name, options, splits, run), options["epochs"]) for name, options in configs.items()}
+        # Evaluators of the training weights come first: their results may save samples.
+        made = sorted(made.items(), key=lambda item: item[1][0].layout != "train")
+        self.evaluators: dict[str, Evaluator] = {name: evaluator for name, (evaluator, _) in made}
+        self._due = {name: scheduled_steps(epochs, steps_per_epoch, steps) for name, (_, epochs) in made}
+        self.steps = frozenset(step for due in self._due.values() for step in due)
 
-    def run(self, step: int, params) -> None:
-        """Runs what is due at `step` and writes its trace file, unless that file is already there.
+    def run(self, step: int, weights: Mapping[str, Callable[[], Any]]) -> None:
+        """Runs the evaluators due at `step` and writes trace file and texts, unless both exist and are intact.
 
-        Where nothing is due, after the last good step of a run that fails, everything is run.
+        If none is due, as at the last good step of a failed run, all are run. `weights` gives those of each member by
+        name; a run without members has one, with an empty name.
         """
-        if processes.once(lambda: trace.evaluation_path(self._workdir / "trace", step).exists()):
+        if self._complete(step):
             return
-        items = {name: item for name, item in self._items.items() if step not in self.steps or step in item[2]}
-        examples = {name: len(context.data) for name, (_, context, _) in items.items()}
-        unfinished = Unfinished(self._workdir / "unfinished.npz", step, examples)
-        splits: dict[str, dict] = {}
+        due = [name for name in self.evaluators if step not in self.steps or step in self._due[name]]
+        examples = {(m, name): len(self.evaluators[name].split.data) for m in weights for name in due}
+        unfinished = Unfinished(self._workdir / "unfinished.npz", step, {"/".join(k): e for k, e in examples.items()})
+        splits: dict[tuple[str, str], dict] = {}
         texts: list[dict] = []
-        measures: dict[str, float] = {}
-        layouts = {"train": params}
-        for name, (evaluator, context, _) in items.items():
-            columns = splits.setdefault(context.split, {"example": context.data.ids})
-            found, wanted = unfinished.of[name], np.ones(len(context.data), bool)
-            if getattr(evaluator, "skip_settled", False):
-                wanted = ~self._settled(context, columns, step)
-                columns["skipped"] = ~wanted * evaluator.samples
-            if not found.finished:
-                if evaluator.layout not in layouts:
-                    layouts["decode"] = self._to_decode_layout(params)
-                self._evaluate(name, evaluator, layouts[evaluator.layout], step, wanted, unfinished)
-            columns |= found.columns
-            texts += sorted(found.texts, key=lambda text: text["example"])
-            measures |= found.measures
+        measures: dict[tuple[str, str], float] = {}
+        for member, params in weights.items():
+            said = {"member": member} if member else {}
+            for split, columns, found in self._look(member, params(), step, due, unfinished):
+                splits[member, split] = columns
+                texts += [text | said for text in sorted(found.texts, key=lambda text: text["example"])]
+                measures |= {(member, name): value for name, value in found.measures.items()}
         if processes.leads():
-            lines = "".join(json.dumps(text) + "\n" for text in texts)
-            write_text(self._workdir / "samples" / f"step-{step:08d}.jsonl", lines)
-            trace.write_evaluation(self._workdir / "trace", step, step / self._per_epoch, splits, measures)
+            lines = "".join(json.dumps(text) + "\n" for text in texts).encode()
+            write_bytes(texts_path(self._workdir, step), lines)
+            about = dict(due=self.steps, texts=sealed.digest(lines))
+            trace.write_evaluation(self._workdir / "trace", step, step / self._per_epoch, splits, measures, **about)
         unfinished.clear()
 
-    def _evaluate(self, name: str, evaluator, params, step: int, wanted: np.ndarray, unfinished: Unfinished) -> None:
+    def _look(
+        self, member: str, params, step: int, due: Sequence[str], unfinished: Unfinished
+    ) -> Iterator[tuple[str, dict, Collected]]:
+        """Runs the evaluators `due` on one member: the split of each, its columns so far, and its results."""
+        splits: dict[str, dict] = {}
+        layouts = {"train": params}
+        for name in due:
+            evaluator, found = self.evaluators[name], unfinished.of[f"{member}/{name}"]
+            columns = splits.setdefault(evaluator.split.name, {"example": evaluator.split.data.ids})
+            wanted = self._wanted(evaluator, columns, step, member)
+            if not found.finished:
+                layout = evaluator.layout
+                if layout not in layouts:
+                    with self._run.clock(evaluator.phase):
+                        layouts[layout] = self._run.weights(params, layout)
+                self._evaluate(name, member, layouts[layout], step, wanted, unfinished)
+            columns |= evaluator.left_out(~wanted) | found.columns
+            yield evaluator.split.name, columns, found
+
+    def make_again(self, kept: Sequence[int], weights_at: Callable[[int], Mapping | None]) -> None:
+        """Sets damaged evaluations aside, and repeats missing ones if the weights of their steps are kept.
+
+        Training starts at the last step of `kept` and repeats later evaluations itself. `weights_at(step)` may be None.
+        A warning names lost evaluations; the metric's running maximum then omits them.
+        """
+        begin, due = max(kept, default=0), set(self.steps)
+        named = lambda: set(processes.once(lambda: trace.named_steps(self._workdir / "trace")))
+        for step in sorted(named() | due):
+            again = not self._complete(step) and step in due and step in kept and step < begin
+            if again and (weights := weights_at(step)) is not None:
+                self.run(step, weights)
+        if lost := sorted(step for step in due - named() if step < begin):
+            log.warning(
+                "the evaluation at step %s is lost, and no checkpoint of that step is kept: the pre-memorization "
+                "accuracy may come out too low, since its maximum leaves that step out; the report says so",
+                ", ".join(map(str, lost)),
+            )
+
+    def _complete(self, step: int) -> bool:
+        """Whether the trace file and the texts of `step` exist and are intact; damaged ones are set aside."""
+        return processes.once(lambda: self._whole(step))
+
+    def _whole(self, step: int) -> bool:
+        path = trace.evaluation_path(self._workdir / "trace", step)
+        wanted = lambda path: trace.texts_digest(path.parent, step)
+        digest = sealed.unless_damaged(wanted, path, self._workdir, "it is made again where the weights are there")
+        return digest is not None and sampled_texts(self._workdir, step, digest) is not None
+
+    def _evaluate(self, name: str, member: str, params, step: int, wanted: np.ndarray, unfinished: Unfinished) -> None:
         """Runs one evaluator on the rows that are wanted and not there yet, which keeps the batches what they were."""
-        found = unfinished.of[name]
-        total = min(wanted.sum(), getattr(evaluator, "examples", len(wanted)))
-        bar = progress.bar(total, f"  {name}", "ex", leave=False, initial=(found.done & wanted).sum())
-        with self._clock(evaluator.phase), bar:
-            for part in evaluator.run(params, step, np.flatnonzero(wanted & ~found.done)):
+        evaluator, found = self.evaluators[name], unfinished.of[f"{member}/{name}"]
+        total = min(wanted.sum(), evaluator.examples)
+        title = f"  {member} {name}" if member else f"  {name}"
+        bar = progress.bar(total, title, "ex", leave=False, initial=(found.done & wanted).sum())
+        with self._run.clock(evaluator.phase), bar:
+            parts = evaluator.measure(params, step, np.flatnonzero(wanted & ~found.done))
+            for part in checked(f"evals.{name} at step {step}", evaluator.split, parts):
                 found.add(part)
                 bar.update(len(part.rows))
                 try:
@@ -126,33 +155,31 @@ class Suite:
                 unfinished.keep()
             found.finished = True
 
-    def _settled(self, context: Context, columns: dict[str, np.ndarray], step: int) -> np.ndarray:
-        """(E,) bool: the examples that need no samples at `step`, from their likelihood there and the trace so far."""
-        if self._perplexity is None or "target_nll" not in columns:
-            return np.zeros(len(context.data), bool)
-        return np.array(processes.once(lambda: self._settled_now(context, columns, step).tolist()), bool)
 
-    def _settled_now(self, context: Context, columns: dict[str, np.ndarray], step: int) -> np.ndarray:
-        nll_ME, accuracy_ME = columns["target_nll"][None], np.full((1, len(context.data)), np.nan)
-        folder = self._workdir / "trace"
-        if any(earlier < step for earlier in trace.evaluation_steps(folder)):
-            past = trace.read_trace(folder, up_to=step - 1).splits.get(context.split)
-            if past is not None:
-                at = np.searchsorted(past.example, context.data.ids)
-                nll_ME = np.concatenate([past.nll[:, at], nll_ME])
-                accuracy_ME = np.concatenate([past.accuracy_or_skipped[:, at], accuracy_ME])
-        return premem.settled(accuracy_ME, nll_ME, self._perplexity)[-1]
-
-    def _to_decode_layout(self, params):
-        """Weights in the compute dtype and the sampling layout, unstacked and resharded once per evaluation."""
-        if self._decode_layout is None:
-            convert = partial(to_decode, self._dtype)
-            layout = sharding.shardings(self._decode_mesh, jax.eval_shape(convert, params))
-            self._decode_layout = Program(convert, self._clock, out_shardings=layout)
-        with self._clock("sample"):
-            return self._decode_layout(params)
+def texts_path(workdir: Path, step: int) -> Path:
+    """The file of the texts sampled at `step`, JSON Lines."""
+    return workdir / "samples" / f"step-{step:08d}.jsonl"
 
 
-def to_decode(dtype, params):
-    """Parameters for many tokens to decode: in `dtype`, layer by layer."""
-    return jax.tree.map(lambda x: x.astype(dtype), unstack(params))
+def sampled_texts(workdir: Path, step: int, digest: str) -> list[dict] | None:
+    """The rows of that file; None if it is missing or has another SHA-256, in which case it is set aside."""
+
+    def read(path: Path) -> list[dict]:
+        body = path.read_bytes()
+        if sealed.digest(body) != digest:
+            raise sealed.Damaged(f"{path} is damaged: its checksum is another")
+        return [json.loads(line) for line in body.splitlines()]
+
+    then = "its texts are made again where the weights are there"
+    return sealed.unless_damaged(read, texts_path(workdir, step), workdir, then)
+
+
+def _evaluator(name: str, options: Mapping, splits: Mapping[str, Split], run: Run) -> Evaluator:
+    options = dict(options)
+    kind, split, _ = (options.pop(key) for key in ("type", "split", "epochs"))
+    if split not in splits:
+        raise UserError(f"evals.{name}: no split {split!r} (there are: {', '.join(splits)})")
+    try:
+        return evaluators.find(kind)(splits[split], run, **evaluators.options(kind, options))
+    except UserError as error:
+        raise UserError(f"evals.{name}: {error}") from error

@@ -1,17 +1,16 @@
-"""An evaluation that was interrupted: what was found so far lies in `unfinished.npz` until the rest is found too."""
+"""An interrupted evaluation: its partial results are in `unfinished.npz` until it is complete."""
 
 import io
 import json
 import logging
 import time
-import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import atomic, processes
 from premem_jax.evaluators.base import Collected
+from premem_jax.running import processes, sealed
 
 log = logging.getLogger(__name__)
 
@@ -19,17 +18,17 @@ KEEP_SECONDS = 60  # of evaluation that a killed process may lose
 
 
 class Unfinished:
-    """What each evaluator, by name, has found at one step; continues what the file has of that step."""
+    """Partial results of one step, by evaluator name; continues from the file if it has that step."""
 
     def __init__(self, path: Path, step: int, examples: Mapping[str, int]):
         self._path, self._step, self._kept = path, step, time.monotonic()
         nothing = lambda: {name: Collected(size) for name, size in examples.items()}
         found = nothing()
-        # All go on from the file or none does; and none clears it before all have read it.
+        # Either all processes continue from the file or none; and none clears it before all have read it.
         self.of = found if processes.all_agree(self._read(found)) else nothing()
 
     def keep(self, *, now: bool = False) -> None:
-        """Writes the file, `now` or where the last time is a minute ago."""
+        """Writes the file, `now` or if the last write was a minute ago."""
         if not processes.leads() or not (now or time.monotonic() - self._kept > KEEP_SECONDS):
             return
         arrays = {"step": np.int64(self._step)}
@@ -40,23 +39,25 @@ class Unfinished:
             arrays |= {f"{name}/column/{column}": values for column, values in found.columns.items()}
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
-        atomic.write_bytes(self._path, buffer.getvalue())
+        sealed.write(self._path, buffer.getvalue())
         self._kept = time.monotonic()
 
     def clear(self) -> None:
-        """The evaluation is written; the file is of no use any more."""
+        """Removes the file, because the evaluation is written."""
         if processes.leads():
             self._path.unlink(missing_ok=True)
 
     def _read(self, found: dict[str, Collected]) -> bool:
-        """Fills `found` from the file; whether that was possible."""
-        if not self._path.exists():
+        """Fills `found` from the file; returns whether that was possible."""
+        then = f"the evaluation at step {self._step} starts over"
+        whole = lambda: sealed.unless_damaged(sealed.read, self._path, self._path.parent, then) is not None
+        if not processes.once(whole):
             return False
         try:
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(sealed.read(self._path)), allow_pickle=False) as arrays:
                 return self._fill(found, arrays)
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            log.warning("%s cannot be read (%s); the evaluation at step %d starts over", self._path, error, self._step)
+        except (sealed.Damaged, ValueError, KeyError, OSError) as error:  # of other evaluators, or not seen by all
+            log.warning("%s cannot be used (%s); %s", self._path, error, then)
             return False
 
     def _fill(self, found: dict[str, Collected], file) -> bool:

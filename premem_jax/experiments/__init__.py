@@ -1,4 +1,19 @@
-"""What a user can run: `experiment` in a config names the file here whose `run` is called."""
+"""Experiments. The config key `experiment` names a module here, whose `run` is called."""
 
-EXPERIMENTS = ("analyze", "evaluate", "finetune", "grade", "plan", "sweep")
-SEVERAL = ("evaluate", "finetune", "sweep")  # run by several processes, and stop when asked to
+EXPERIMENTS = (
+    "analyze",
+    "curate",
+    "dynamics",
+    "emergence",
+    "evaluate",
+    "finetune",
+    "grade",
+    "plan",
+    "preference",
+    "squeezing_toy",
+    "sweep",
+)
+# Run by several processes, and stop when asked to.
+SEVERAL = ("curate", "dynamics", "evaluate", "finetune", "preference", "sweep")
+POLLING = (*SEVERAL, "grade")  # look now and then whether they were asked to stop
+ELSEWHERE = ("plan",)  # compile for devices that are not here

@@ -1,36 +1,42 @@
-"""Study runs that were trained elsewhere or before: does pre-memorization accuracy predict test accuracy?"""
+"""Analyze finished runs of any trainer: does pre-memorization accuracy predict test accuracy?"""
 
 import json
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import progress, storage, workdir
+from premem_jax import keys
 from premem_jax.analysis import agreement, calibration, robustness, study, threshold
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
-from premem_jax.atomic import write_text
-from premem_jax.errors import UserError
-from premem_jax.report import study_figures
+from premem_jax.report import drawing, study_figures
 from premem_jax.report.study_page import headline, write_study
+from premem_jax.running import progress, storage, workdir
+from premem_jax.running.atomic import write_text
+from premem_jax.running.lease import opened
 
 
 def run(config, folder: Path) -> dict:
     """Reads the runs at `config.traces` and writes `summary.json`, `figures/` and `report.html` into `folder`.
 
     Raises:
-      UserError: no traces, traces that cannot be used, or a threshold rule that they have not what it takes for.
+      UserError: no traces, unusable traces, or a threshold rule that needs data these runs lack.
     """
-    check(config)
+    keys.check(config)
     by_task: dict[str, list[Run]] = {}
     for one in read_runs(config.traces, **config.release):
         by_task.setdefault(one.task, []).append(one)
     chosen = {task: study.choose(runs, **config.threshold) for task, runs in by_task.items()}
-    workdir.claim(folder, config.to_dict())
+    with opened(folder, config.to_dict()):
+        return studied(config, folder, by_task, chosen)
 
+
+def studied(config, folder: Path, by_task: dict[str, list[Run]], chosen: dict[str, list[Threshold]]) -> dict:
+    """Tables, figures and page of the runs."""
     tasks, figures = {}, {}
     with progress.bar(2 * len(by_task), "study", "part") as bar:
         for task, runs in by_task.items():
@@ -52,23 +58,13 @@ def run(config, folder: Path) -> dict:
     write_study(folder, tasks, figures, flat | {f"choice {k}": v for k, v in summary["choices"].items()})
     write_text(folder / "summary.json", json.dumps(without_nan(summary), indent=2, allow_nan=False) + "\n")
     for task, result in tasks.items():
-        progress.say(f"\n{task}: {headline(result)}")
+        progress.say(f"\n{drawing.shown(task)}: {headline(result)}")
     progress.say(f"Look at {summary['report']}")
     return summary
 
 
-def check(config) -> None:
-    """Raises UserError for settings that make no sense, before any file is read."""
-    if not config.traces:
-        raise UserError("--config.traces is missing: the folder (or file) of the runs to study")
-    if config.draws < 1:
-        raise UserError(f"draws={config.draws}: must be at least 1")
-    if config.threshold.rule == "given" and config.threshold.perplexity <= 1:
-        raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
-
-
 def study_task(runs: Sequence[Run], chosen: Sequence[Threshold], config) -> dict:
-    """Everything that is computed about the runs of one task."""
+    """All results on the runs of one task."""
     sensitivity = calibration.Sensitivity(runs)
     perplexities = [mine.perplexity for mine in chosen]
     return {
@@ -78,6 +74,7 @@ def study_task(runs: Sequence[Run], chosen: Sequence[Threshold], config) -> dict
         "threshold_highest": max(perplexities),
         "threshold_rule": "; ".join(dict.fromkeys(mine.rule for mine in chosen)),
         "threshold_name": study.rule_for(runs, config.threshold.rule),
+        "threshold_looks_at_test": any(mine.looks_at_test for mine in chosen),
         "threshold_quantile": config.threshold.quantile,
         "predictors": study.predictor_table(runs, chosen, config.draws, config.seed),
         "thresholds": study.threshold_table(runs, chosen, sensitivity),
@@ -94,11 +91,11 @@ def study_task(runs: Sequence[Run], chosen: Sequence[Threshold], config) -> dict
 
 
 def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder: Path, task: str) -> dict[str, Path]:
-    """The figures of one task that there are numbers for: kind to PNG."""
+    """The figures of one task, as far as it has the numbers: kind to PNG."""
     paths = {}
 
     def path(kind: str) -> Path:
-        paths[kind] = folder / f"{task.replace('/', '-').replace(' ', '-')}_{kind}.png"
+        paths[kind] = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '-', drawing.shown(task))}_{kind}.png"
         return paths[kind]
 
     if result["predictors"]:
@@ -120,7 +117,7 @@ def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder:
     train = {f"trained on, epoch {epochs[i]:.3g}": nll_ME[i] for i in sorted({m % len(epochs), len(epochs) - 1})}
     train = {label: nll_E for label, nll_E in train.items() if np.isfinite(nll_E).any()}
     if train:
-        title = f"Target likelihood in run {study_figures.short_names([one.name for one in runs])[at]}"
+        title = f"Target likelihood in run {drawing.label(study_figures.short_names([one.name for one in runs])[at])}"
         if heldout_E is not None:
             title += f" (held out: epoch {epochs[m]:.3g})"
         study_figures.likelihood_figure(heldout_E, train, chosen[at].nll, title, path("likelihood"))
@@ -128,7 +125,7 @@ def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder:
 
 
 def without_nan(tree):
-    """`tree` with None in place of numbers that are not finite, which JSON does not have."""
+    """Replaces numbers in `tree` that are not finite, which JSON lacks, by None."""
     if isinstance(tree, dict):
         return {key: without_nan(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -1,28 +1,22 @@
-"""What several experiments ask of their configs before any work starts; each raises UserError and names the key."""
+"""Checks of a config against its data and mesh, before anything is compiled; `keys` checks the config alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sized
 
-from premem_jax import sharding
+from premem_jax import sharding, together
 from premem_jax.errors import UserError
+from premem_jax.tasks.task import Task
 
 
-def counts(groups: Mapping[str, Mapping], keys: Iterable[str]) -> None:
-    """Of each group of settings, those in `keys` are at least 1."""
-    for group, options in groups.items():
-        for key in [key for key in keys if key in options]:
-            if isinstance(options[key], int) and options[key] < 1:
-                raise UserError(f"{group}.{key}={options[key]}: must be at least 1")
-
-
-def batches(sizes: Mapping[str, float], mesh) -> None:
-    """Each batch divides over the mesh."""
-    parts = sharding.rows(mesh)
-    for name, size in sizes.items():
-        if size % parts:
-            raise UserError(f"{name} = {size:g} does not divide over the {parts} parts of the mesh (data x fsdp)")
-
-
-def dtype(key: str, name: str) -> None:
-    """A dtype to compute or store in."""
-    if name not in ("float32", "bfloat16"):
-        raise UserError(f"{key}={name!r}: choose float32 or bfloat16")
+def finetune(config, mesh, task: Task, splits: Mapping[str, Sized]) -> None:
+    """Raises UserError if mesh or data do not fit the config of a finetune; `splits` are tokenized."""
+    decode_mesh = sharding.decode_mesh(mesh, config.mesh.decode_tensor)
+    together.on_mesh(config, sharding.parts(mesh), sharding.parts(decode_mesh))
+    steps = config.base.steps
+    if steps and task.base_texts is None:
+        raise UserError(f"base.steps={steps}: task {config.data.task!r} has no base texts; set base.steps=0")
+    for name, options in config.evals.items():
+        if options.split not in splits:
+            raise UserError(f"evals.{name}.split={options.split!r}: there is {', '.join(splits)}")
+    split = config.threshold.split
+    if together.quantile_wanted(config) and len(splits[split]) < together.MIN_HELDOUT:
+        raise UserError(together.few(split, len(splits[split])))

@@ -1,4 +1,4 @@
-"""Grade texts that any model wrote: a verdict for each, and the accuracy."""
+"""Grade responses of any model: a verdict for each, and the accuracy."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -8,30 +8,28 @@ import jax
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import progress, storage, workdir
-from premem_jax.atomic import write_text
-from premem_jax.data import competition_math, gsm8k, sources
+from premem_jax import keys
+from premem_jax.data import sources
 from premem_jax.errors import UserError
-from premem_jax.programs import Clock, Program
-from premem_jax.scoring import second_opinion
-from premem_jax.scoring.answers import answer_bytes, grade, vocabulary
-from premem_jax.scoring.normal_form import normal_form
-from premem_jax.scoring.reference import clean, find_answer, grade_bytes
-from premem_jax.scoring.verdict import Verdict
+from premem_jax.grading import second_opinion
+from premem_jax.grading.answers import answer_bytes, grade, vocabulary
+from premem_jax.grading.normal_form import normal_form
+from premem_jax.grading.reference import clean, find_answer, grade_bytes
+from premem_jax.grading.verdict import Verdict
+from premem_jax.running import processes, progress, sealed, storage, workdir
+from premem_jax.running.atomic import write_text
+from premem_jax.running.lease import opened
+from premem_jax.running.programs import Clock, Program
+from premem_jax.tasks import task as tasks
 
 BYTES = tuple(bytes([byte]) for byte in range(256))  # the vocabulary: each byte of a text is a token
 SHORTEST, GROWTH = 512, 4  # bytes to which texts are padded: few lengths, so few compilations
 TOKENS = 2**20  # of a batch
-
-# What a whole reference solution holds and a final answer does not, and how its answer is read.
-SOLUTIONS = {
-    "gsm8k": (("####",), gsm8k.final_answer),
-    "math": (competition_math.BOXES, competition_math.last_box),
-}
+FEW = 500  # rows that the host grades by itself: compiling the kernel would take longer
 
 
 class Row(NamedTuple):
-    """What a model wrote, and the final answer that it should have given."""
+    """A response, and the reference answer."""
 
     output: bytes
     answer: bytes
@@ -41,19 +39,27 @@ def run(config, folder: Path) -> dict:
     """Grades the file `config.data.path` into `folder`, and returns the summary that it writes there.
 
     Raises:
-      UserError: an unknown task, or a file that cannot be read or holds no rows `{output, answer}`.
+      UserError: a wrong setting, or a file that is unreadable or has no rows `{output, answer}`.
     """
-    clock, rules = Clock(), config.data.task
-    if rules not in SOLUTIONS:
-        raise UserError(f"data.task={rules!r}: answers are graded by the rules of {', '.join(SOLUTIONS)}")
-    if config.check not in ("", "math_verify"):
-        raise UserError(f"check={config.check!r}: the one other grader is math_verify")
+    keys.check(config)
+    clock = Clock()
     if config.check:
         second_opinion.require()
-    rows = read_rows(config.data.path, rules)
-    workdir.claim(folder, config.to_dict())
+    rows = read_rows(config.data.path, config.data.task)
+    with opened(folder, config.to_dict()):
+        return graded(config, folder, rows, clock)
+
+
+def graded(config, folder: Path, rows: Sequence[Row], clock: Clock) -> dict:
+    """Verdicts and summary of the rows."""
+    rules = config.data.task
+
+    def told(count: int) -> None:
+        bar.update(count)
+        processes.poll()
+
     with progress.bar(len(rows), "grade", "row") as bar:
-        verdicts, on_host = grade_rows(rows, rules, clock, bar.update)
+        verdicts, on_host = grade_rows(rows, rules, clock, told)
     lines = [describe(*each, rules) for each in zip(rows, verdicts, on_host, strict=True)]
     write_lines(folder / "verdicts.jsonl", lines)
     checked = check(folder, rows, lines, config.deadline, clock) if config.check else {}
@@ -71,55 +77,58 @@ def run(config, folder: Path) -> dict:
         "workdir": str(folder),
         **workdir.facts(),
     }
-    write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    sealed.write_json(folder / "summary.json", summary)
     progress.say(f"{summary['accuracy']:.1%} of {len(rows)} correct, {summary['unparsed']} without an answer")
     progress.say(f"Look at {folder / 'verdicts.jsonl'}")
     return summary
 
 
-def read_rows(path: str, rules: str) -> list[Row]:
-    """The rows of a JSON Lines file. Raises UserError for the first that is none, by file and line."""
-    if not path:
-        raise UserError("data.path is empty: name a file of rows {output, answer}, --config.data.path=FILE.jsonl")
+def read_rows(path: str, task: str) -> list[Row]:
+    """The rows of a JSON Lines file. Raises UserError for the first malformed row; names file and line."""
     try:
         documents = sources.jsonl(storage.path(path).read_bytes(), path)
     except OSError as error:
         raise UserError(f"data.path={path}: cannot be read ({error.strerror or error})") from error
     if not documents.items:
         raise UserError(f"data.path={path}: the file is empty; it needs at least one row {{output, answer}}")
-    markers, final = SOLUTIONS[rules]
     rows = []
     for where, text in documents.items:
-        output, answer = sources.parse_fields(where, text, ("output", "answer")).values()
-        try:
-            answer = final(answer) if any(marker in answer for marker in markers) else answer
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
-        rows.append(Row(output.encode(), answer.encode()))
+        item = sources.fields(where, text, ("output", "answer"))
+        if not isinstance(item["output"], str):
+            raise UserError(f"{where}: output must be a text")
+        rows.append(Row(item["output"].encode(), tasks.read_answer(task, where, item["answer"]).encode()))
     return rows
 
 
 def grade_rows(
     rows: Sequence[Row], rules: str, clock: Clock, told: Callable[[int], object]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The verdict of each row, and whether the host had to decide it; `told` hears of the rows as they are done."""
+    """The verdict of each row, and whether the host decided it; `told` is called as rows are done."""
+    verdicts = np.full(len(rows), Verdict.UNDECIDED, np.int8)
+    if len(rows) > FEW:
+        _grade_on_device(rows, rules, clock, told, verdicts)
+    on_host = verdicts == Verdict.UNDECIDED
+    with clock("grade"):
+        for i in np.flatnonzero(on_host):
+            verdicts[i] = grade_bytes(*rows[i], rules)
+            told(len(rows) <= FEW)
+    return verdicts, on_host
+
+
+def _grade_on_device(rows: Sequence[Row], rules: str, clock: Clock, told: Callable, verdicts: np.ndarray) -> None:
+    """Fills in the verdicts of the kernel."""
     program = Program(lambda *arrays: grade(*arrays, rules), clock)
     tables = jax.device_put(vocabulary(BYTES, rules))
-    verdicts = np.full(len(rows), Verdict.UNDECIDED, np.int8)
     for index, tokens_BT, length_B in batches(rows):
         answers = [rows[i].answer for i in index] + [None] * (len(length_B) - len(index))
         with clock("grade"):
             verdict_B = program(tokens_BT, length_B, tables, answer_bytes(answers, rules))
             verdicts[index] = np.asarray(verdict_B)[: len(index)]
         told(len(index))
-    on_host = verdicts == Verdict.UNDECIDED
-    for i in np.flatnonzero(on_host):
-        verdicts[i] = grade_bytes(*rows[i], rules)
-    return verdicts, on_host
 
 
 def batches(rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Row numbers, bytes (B, T) and lengths (B,) of batches of few shapes; texts of similar length share one."""
+    """Row numbers, bytes (B, T) and lengths (B,) of batches in few shapes; texts of similar length share a batch."""
     sizes = np.array([len(row.output) for row in rows])
     shorter, T = -1, SHORTEST
     while shorter < sizes.max():
@@ -132,7 +141,7 @@ def batches(rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, np.ndarray, np.nd
 
 
 def check(folder: Path, rows: Sequence[Row], lines: Sequence[dict], deadline: float, clock: Clock) -> dict:
-    """Writes the rows on which math-verify says otherwise to `disagreements.jsonl`, and counts them."""
+    """Writes the rows on which math-verify disagrees to `disagreements.jsonl`, and counts them."""
     outputs, answers = ([text.decode() for text in column] for column in zip(*rows, strict=True))
     with clock("check"), progress.bar(len(rows), "math_verify", "row") as bar:
         said = second_opinion.math_verify(outputs, answers, deadline=deadline, told=bar.update)
@@ -155,7 +164,7 @@ def write_lines(path: Path, lines: Sequence[dict]) -> None:
 
 
 def describe(row: Row, verdict: int, on_host: bool, rules: str) -> dict:
-    """A line of `verdicts.jsonl`; answers are null where there is none, or no normal form of it."""
+    """A line of `verdicts.jsonl`; answers are null if missing or without a normal form."""
     found = find_answer(row.output, rules)
     forms = found, None if found is None else normal_form(found), normal_form(clean(row.answer, rules))
     extracted, normalised, reference = (None if form is None else form.decode(errors="replace") for form in forms)

@@ -1,25 +1,30 @@
-"""Models that come from Hugging Face folders and go to them: what a config says of both."""
+"""Import and export of Hugging Face folders as a config asks for them."""
 
+import json
 import logging
 
+import jax
+import jax.numpy as jnp
 from etils.epath import Path
 
-from premem_jax import processes, progress
+from premem_jax import sharding, strict_json
+from premem_jax.data import tokenizer_export
 from premem_jax.data.tokenizers import Tokenizer
-from premem_jax.errors import UserError
-from premem_jax.models import config as presets
+from premem_jax.errors import NonFinite, UserError
+from premem_jax.models import architecture as presets
 from premem_jax.models.decoder import Model, build
-from premem_jax.models.hf import to_hf_config
-from premem_jax.models.hf_files import CONFIG, Checkpoint, save
+from premem_jax.models.hf_config import to_hf_config
+from premem_jax.models.hf_files import CONFIG, GENERATION, Checkpoint, save
+from premem_jax.running import processes, progress
 
 log = logging.getLogger(__name__)
 
-# Vocabularies are padded to a round number of rows, in published models by some hundreds at most.
+# Vocabularies are padded to a round size, in published models by a few hundred at most.
 PADDING = 1024
 
 
 def checkpoint_of(config) -> Checkpoint | None:
-    """The folder `model.path` with its headers checked, or None where weights are random.
+    """The folder `model.path` with its headers checked, or None for random weights.
 
     Raises:
       UserError: as `Checkpoint`.
@@ -28,10 +33,12 @@ def checkpoint_of(config) -> Checkpoint | None:
 
 
 def model_of(config, checkpoint: Checkpoint | None, tokenizer: Tokenizer, mesh) -> Model:
-    """The model in the shape of the checkpoint, or of the preset with the tokenizer's vocabulary; nothing allocated.
+    """The model in the shape of the checkpoint, or of the preset with the tokenizer's vocabulary. Allocates nothing.
+
+    Adds the checkpoint's stop markers to the tokenizer.
 
     Raises:
-      UserError: the tokenizer does not belong to the checkpoint, or there is no such preset.
+      UserError: the tokenizer does not fit the checkpoint, or the preset is unknown.
     """
     options = config.model.to_dict()
     preset = options.pop("preset", None)
@@ -41,11 +48,27 @@ def model_of(config, checkpoint: Checkpoint | None, tokenizer: Tokenizer, mesh) 
     else:
         shape = checkpoint.config
         check_vocabulary(checkpoint, tokenizer)
+        tokenizer.also_stop = checkpoint.eos_ids
     return build(shape, dtype=config.compute_dtype, mesh=mesh, **options)
 
 
+def load(checkpoint: Checkpoint, mesh, dtype="float32") -> dict:
+    """The weights on `mesh`, checked to be finite in `dtype`.
+
+    Raises:
+      NonFinite: names the weights that are not.
+    """
+    params = checkpoint.load(mesh, dtype)
+    finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+    found = jax.jit(finite, out_shardings=sharding.replicated(mesh))(params)
+    bad = [jax.tree_util.keystr(name) for name, fine in jax.tree_util.tree_leaves_with_path(found) if not fine]
+    if bad:
+        raise NonFinite(f"{checkpoint.folder}: weights that are NaN or infinite in {dtype}: {', '.join(bad)}")
+    return params
+
+
 def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    """Raises UserError where tokenizer and checkpoint have vocabularies of other sizes; warns of other markers."""
+    """Raises UserError if the vocabulary sizes of tokenizer and checkpoint differ; warns if the markers do."""
     V = checkpoint.config.V
     if not 0 <= V - tokenizer.vocab_size < PADDING:
         raise UserError(
@@ -65,20 +88,28 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
 def export(
     config, folder: Path, params, model: Model, checkpoint: Checkpoint | None, tokenizer: Tokenizer, mesh
 ) -> None:
-    """Writes the trained model as a Hugging Face folder, unless that is there already.
+    """Writes the trained model as a Hugging Face folder, unless the folder exists.
 
-    A model that came from a folder keeps its `config.json` and what lay beside its weights.
+    A model from a folder keeps its `config.json` and the files beside its weights, with two exceptions: the markers are
+    those of training, and a tokenizer from elsewhere replaces the folder's.
     """
     if processes.once(lambda: (folder / CONFIG).exists()):
         return
     if checkpoint is None:
         description, files = to_hf_config(model.config), {}
-        description |= {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     else:
         description, files = checkpoint.description, checkpoint.companions()
-        if config.tokenizer.path:
-            files = {name: data for name, data in files.items() if not name.startswith("tokenizer")}
-    files |= {tokenizer.file: tokenizer.model}
+    if config.tokenizer.path or "tokenizer.json" not in files:
+        kept = {name: data for name, data in files.items() if not name.startswith(("tokenizer", "special", "added"))}
+        files = kept | tokenizer_export.files(tokenizer)
+    else:
+        files |= {tokenizer.file: tokenizer.model}
+    # Targets ended in the tokenizer's marker, which the folder's config may not name.
+    stops = tokenizer.eos_ids
+    markers = dict(bos_token_id=tokenizer.bos_id, eos_token_id=list(stops) if len(stops) > 1 else stops[0])
+    markers |= dict(pad_token_id=tokenizer.pad_id)
+    generation = strict_json.loads(files[GENERATION], GENERATION) if GENERATION in files else {}
+    description, files[GENERATION] = description | markers, (json.dumps(generation | markers, indent=2) + "\n").encode()
     dtype = config.checkpoint.export_dtype
     save(folder, params, model.config, mesh, description=description, files=files, dtype=dtype)
     progress.say(f"exported the model to {folder}")

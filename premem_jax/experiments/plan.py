@@ -1,40 +1,46 @@
-"""Plan a study without its TPUs: compile its programs for a topology, and say what fits and what it costs."""
-
-import json
+"""Plan a finetune for absent TPUs: compile its programs for a topology, and report memory and cost."""
 
 import jax
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from premem_jax import progress, workdir
-from premem_jax.atomic import write_text
-from premem_jax.config import EXAMPLES
+from premem_jax import keys
 from premem_jax.planning import costs, search
-from premem_jax.planning.programs import NAMES, sizes
+from premem_jax.planning.lowered import evaluators_of, largest
 from premem_jax.planning.topology import Topology, topology
 from premem_jax.planning.worker import compile_apart
+from premem_jax.running import progress, sealed, workdir
+from premem_jax.running.lease import opened
+from premem_jax.tasks import task as tasks
 
 GIB = 2**30
 
 
 def run(config, folder: Path) -> dict:
-    """Compiles the programs of `config` for `config.plan.topology` and returns the summary that it writes.
+    """Compiles the programs of `config` for `config.plan.topology`; writes and returns the summary.
 
-    Each result is kept in `folder`, so that a plan that was killed continues.
+    Each result is kept in `folder`, so a killed plan continues.
 
     Raises:
-      UserError: an unknown topology, a mesh that does not suit it, or no compiler.
+      UserError: an unknown topology, a mesh that does not fit it, or no compiler.
     """
+    keys.check(config)
     jax.config.update("jax_platforms", "cpu")  # libtpu would look for a TPU here, and the compiler is another process
     place = topology(config.plan.topology, config.plan.slices)
-    workdir.claim(folder, config.to_dict())
+    with opened(folder, config.to_dict()):
+        return planned(config, folder, place)
+
+
+def planned(config, folder: Path, place: Topology) -> dict:
+    """The compiled programs, and their total cost."""
     progress.say(f"{config.model.preset} on {place}: {place.chips} chips of {place.chip.hbm} GiB")
     programs, nearest = {}, {}
-    with progress.bar(len(NAMES), "compiling", "program") as bar:
-        for name in NAMES:
+    names = ("train", *evaluators_of(config))
+    with progress.bar(len(names), "compiling", "program") as bar:
+        for name in names:
             programs[name] = result = _compile(config, folder, place, name, {})
             if not result["fits"] and config.plan.search:
-                path = search.smaller(config, name, result["rows"])
+                path = search.smaller(config, name, result["parts"])
                 found = search.first_that_fits(path, lambda change, n=name: _compile(config, folder, place, n, change))
                 nearest[name] = found and {"change": found[0], "peak_hbm_bytes_per_chip": _peak(found[1])}
             bar.update()
@@ -53,16 +59,16 @@ def run(config, folder: Path) -> dict:
         **_price(config, place, programs),
         **workdir.facts(),
     }
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    sealed.write_json(folder / "summary.json", summary)
     progress.say(_verdict(summary))
     return summary
 
 
 def _compile(config, folder: Path, place: Topology, name: str, change: dict) -> dict:
-    """The result of one program with some settings changed; read from `folder` where it is already there."""
+    """The result of one program with some settings changed; read from `folder` if it exists."""
     path = folder / "programs" / f"{'-'.join([name, *(f'{k}={v}' for k, v in change.items())])}.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    if there := sealed.unless_damaged(sealed.read_json, path, folder, "it is compiled again"):
+        return there
     changed = ConfigDict(config.to_dict())
     changed.update_from_flattened_dict(change)
     found = compile_apart(changed, name)
@@ -70,33 +76,30 @@ def _compile(config, folder: Path, place: Topology, name: str, change: dict) -> 
     found |= {"model_flops": cost.flops, "collective_bytes_per_chip": cost.ici_bytes + cost.dcn_bytes}
     found["roofline_seconds"] = cost.seconds(place)
     found["fits"] = found["compiles"] and _peak(found) <= place.chip.hbm * GIB
-    write_text(path, json.dumps(found, indent=2) + "\n")
+    sealed.write_json(path, found)
     return found
 
 
 def _peak(result: dict) -> int:
-    """Bytes per chip while the program runs, with what lies beside it."""
+    """Bytes per chip while the program runs, with the arrays beside it."""
     return result["peak_hbm_bytes_per_chip"] + result["resident_bytes_per_chip"]
 
 
 def _price(config, place: Topology, programs: dict) -> dict:
-    """Calls of each program in the whole study, and chip-hours at the roofline, every batch as long as planned."""
-    shapes = sizes(config)
-    train, test = EXAMPLES[config.data.task]
+    """Calls of each program in the whole run, and chip-hours by the roofline, every batch at the planned length."""
+    train, test = tasks.find(config.data.task).SIZES
     train = config.data.train or train
     evaluations = max(len(e.epochs) for e in config.evals.values())
     evaluated = train + test
-    calls = {
-        "train": config.train.epochs * -(-train // config.train.batch),
-        "score": evaluations * -(-evaluated // shapes.score["B"]),
-        "sample": evaluations * -(-evaluated // shapes.sample["B"]),
-    }
-    hours = {n: calls[n] * programs[n]["roofline_seconds"] * place.chips / 3600 for n in NAMES}
+    calls = {"train": config.train.epochs * -(-train // config.train.batch)}
+    for name, evaluator in evaluators_of(config).items():
+        calls[name] = evaluations * -(-evaluated // largest(config, evaluator)["batch"])
+    hours = {n: calls[n] * programs[n]["roofline_seconds"] * place.chips / 3600 for n in calls}
     return {"calls": calls, "chip_hours_at_roofline": hours, "chip_hours_total": sum(hours.values())}
 
 
 def _line(name: str, result: dict, place: Topology, nearest: dict | None) -> str:
-    """What the plan says of one program."""
+    """The plan's output line for one program."""
     if not result["compiles"]:
         text = f"{name:>6}: does not fit ({result['message']})"
     else:
@@ -119,5 +122,5 @@ def _line(name: str, result: dict, place: Topology, nearest: dict | None) -> str
 def _verdict(summary: dict) -> str:
     hours = summary["chip_hours_at_roofline"]
     parts = ", ".join(f"{name} {value:.1f}" for name, value in hours.items())
-    price = f"The study takes at least {summary['chip_hours_total']:.1f} chip-hours ({parts})."
+    price = f"The run takes at least {summary['chip_hours_total']:.1f} chip-hours ({parts})."
     return ("Everything fits. " if summary["fits"] else "It does not fit. ") + price

@@ -1,4 +1,4 @@
-"""Grouped-query attention in plain JAX: the reference that `backends.py` chooses from, and the decode step."""
+"""Grouped-query attention in plain JAX: the reference backend of `backends.py`, and the decode step."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,14 @@ NEGATIVE = -1e30  # finite, so that a fully masked row yields a uniform distribu
 
 
 def causal_mask(T: int, window: int | None = None) -> jax.Array:
-    """(1, T, T) boolean mask: query t sees keys 0..t, of which only those less than `window` positions before it."""
+    """(1, T, T) boolean mask: query t sees keys t - window + 1 to t; without a window, keys 0 to t."""
     slot_T = jnp.arange(T)
     before = slot_T <= slot_T[:, None]
     return (before & within(slot_T[:, None], slot_T, window))[None]
 
 
 def within(query: jax.Array, key: jax.Array, window: int | None) -> jax.Array | bool:
-    """Whether a query at one position has a key before it, at another, in its window, which counts its own token."""
+    """Whether the window of a query, its own token included, reaches back to a key at an earlier position."""
     return True if window is None else query - key < window
 
 
@@ -29,13 +29,12 @@ def attend(
 ) -> jax.Array:
     """Softmax attention with shared key/value heads; logits and softmax in fp32.
 
-    The queries that share a head are rows of one matrix, in memory too: products over the axes as they come take XLA's
-    CPU backend twice as long.
+    Queries that share a key/value head are rows of one matrix, because otherwise XLA's CPU backend takes twice as long.
 
     Args:
       q_BTNH: queries, N = K * G heads, query head n uses key head n // G.
       k_BKSH, v_BKSH: keys and values, heads before slots.
-      mask_BTS: True where a query may look; B may be 1.
+      mask_BTS: True where a query may attend; B may be 1.
       scale: factor of the logits.
       cap: soft-cap of the scaled logits.
 
@@ -56,7 +55,7 @@ def attend(
 def attend_causally(
     q_BTNH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, *, window: int | None, scale: float, cap: float | None
 ) -> jax.Array:
-    """`attend` to itself under `causal_mask`, a block of queries at a time, without the keys that none of them sees."""
+    """Causal self-attention: `attend` in blocks of queries, each with only the keys that the block can see."""
     T, blocks = q_BTNH.shape[1], []
     mask_TT = causal_mask(T, window)
     for start in range(0, T, BLOCK):
@@ -76,16 +75,16 @@ def attend_with_prompt(
     scale: float,
     cap: float | None,
 ) -> jax.Array:
-    """Attention of one new token per sample, where the R samples of a prompt share its keys and values.
+    """Attention of one new token per sample; the R samples of a prompt share its keys and values.
 
-    Same result as `attend` on the prompt's slots followed by the sample's own, without repeating the prompt R times.
+    Equals `attend` on the prompt's slots followed by the sample's own, without R copies of the prompt.
 
     Args:
       q_XNH: queries, X = B * R with the samples of a prompt next to each other.
       prompt: keys (B, K, H, P) and values (B, K, P, H).
-      prompt_mask_BRP: True at the prompt's tokens that a sample may look at; R may be 1.
+      prompt_mask_BRP: True at the prompt's tokens that a sample may attend to; R may be 1.
       own: keys (X, K, H, T) and values (X, K, T, H) of the tokens sampled so far.
-      own_mask_T: True at the slots to look at.
+      own_mask_T: True at the slots to attend to.
       scale, cap: as in `attend`.
 
     Returns:
@@ -100,7 +99,7 @@ def attend_with_prompt(
     of_prompt = jnp.where(prompt_mask_BRP[:, None, :, None], of_prompt, NEGATIVE)
     of_own = softcap(jnp.einsum("XKGH,XKHT->XKGT", q_XKGH, own[0], **fp32), cap)
     of_own = jnp.where(own_mask_T, of_own, NEGATIVE)
-    # A softmax over both without writing them side by side, which would bring the prompt's into the order of X.
+    # A softmax over both without concatenating them, which would copy the prompt's logits into the order of X.
     by_row = lambda x_BKRG: x_BKRG.swapaxes(1, 2).reshape(X, K, G, *x_BKRG.shape[4:])
     peak_XKG = jnp.maximum(by_row(jnp.max(of_prompt, axis=-1)), jnp.max(of_own, axis=-1))
     peak_BKRG = peak_XKG.reshape(B, R, K, G).swapaxes(1, 2)

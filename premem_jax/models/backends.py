@@ -1,8 +1,8 @@
-"""Which code computes causal self-attention: chosen by device and case, or by name.
+"""Backends of causal self-attention, chosen by device and case, or by name.
 
-`reference` runs everywhere and does everything. `splash` is JAX's Pallas kernel for TPUs, with soft-cap and window.
-`cudnn` is the flash attention of NVIDIA's library, which has no soft-cap: on a GPU, Gemma2 is left to `reference`.
-Sequences are not packed, so none of them is given segment ids.
+`reference` runs everywhere and supports everything. `splash` is JAX's Pallas kernel for TPUs, with soft-cap and window.
+`cudnn` is NVIDIA's flash attention, which has no soft-cap: on GPUs, Gemma2 uses `reference`. Sequences are not packed,
+so there are no segment ids.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ LANES = 128  # a TPU's vector registers; lengths and head widths of the splash k
 class SelfAttention:
     """Causal attention of right-padded sequences to themselves.
 
-    `backend` is one of BACKENDS; `mesh` is where the arrays lie, None for a single device.
+    `backend` is one of BACKENDS; `mesh` is the mesh of the arrays, None for a single device.
     """
 
     backend: str = "auto"
@@ -38,10 +38,10 @@ class SelfAttention:
             raise UserError(f"model.attention={self.backend!r}: choose {', '.join(BACKENDS)}")
 
     def __call__(self, q_BTNH, k_BKTH, v_BKTH, *, window: int | None, scale: float, cap: float | None) -> jax.Array:
-        """Values (B, T, N, H) that the queries pick; `window`, `scale` and `cap` as in `attend_causally`.
+        """Attention output (B, T, N, H); `window`, `scale` and `cap` as in `attend_causally`.
 
         Raises:
-          UserError: the backend was asked for by name and does not support the case.
+          UserError: the backend was chosen by name and does not support the case.
         """
         case = dict(window=window, scale=scale, cap=cap)
         obstacles = {
@@ -86,7 +86,7 @@ class SelfAttention:
         return None
 
     def _parts(self) -> tuple[int, int]:
-        """Into how many parts rows and heads are cut."""
+        """Numbers of shards of batch rows and of heads."""
         shape = {} if self.mesh is None else self.mesh.shape
         return shape.get("data", 1) * shape.get("fsdp", 1), shape.get("tensor", 1)
 
@@ -131,5 +131,5 @@ REFERENCE = SelfAttention("reference")
 
 @functools.cache
 def _say(chosen: str, platform: str, why: str | None) -> None:
-    """Tells of each choice once per process."""
+    """Logs each choice once per process."""
     log.info("attention on %s: %s%s", platform, chosen, f" ({why})" if why else "")

@@ -1,14 +1,14 @@
-"""The decoder of both families: NNX modules whose layers are stacked and scanned, or lie one by one.
+"""The decoder of both families: NNX modules with layers that are stacked and scanned, or unstacked for decoding.
 
 Shapes use the letters of `docs/architecture.md`: B batch, T query length, S key length, N query heads, K key/value
 heads, H head width, D model width, F MLP width, V vocabulary, L layers.
 
-Sequences are padded on the right. Causal attention then needs no padding mask: a real token never sees a pad, and what
-a pad sees is never read.
+Sequences are padded on the right. Causal attention then needs no padding mask: a real token never sees a pad, and the
+outputs at pads are never read.
 
 The scanned unit is one period of `config.windows`: a layer in Llama3, a local and a global layer in Gemma2. Parameters
-are stacked along L all the same, so that their layout does not depend on the family. Decoding does not scan: every
-token would cut each layer out of the stack again, so `unstack` does that once for many tokens.
+are always stacked along L, so that their layout does not depend on the family. Decoding does not scan, because a scan
+copies each layer out of its stack for every token; `unstack` does so once for many tokens.
 """
 
 import itertools
@@ -25,11 +25,11 @@ from jax.sharding import Mesh
 from premem_jax import sharding
 from premem_jax.errors import UserError
 from premem_jax.models import rope
+from premem_jax.models.architecture import ModelConfig
 from premem_jax.models.attention import attend_with_prompt, softcap, within
 from premem_jax.models.backends import REFERENCE, SelfAttention
-from premem_jax.models.config import ModelConfig
 
-# What the backward pass keeps of a layer instead of computing it again.
+# Rematerialization policies: the activations of a layer that are kept for the backward pass.
 REMAT = {
     "none": None,  # everything
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights
@@ -38,13 +38,13 @@ REMAT = {
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer. Both are matrices that a few rows meet from the left while decoding."""
+    """Keys and values of one layer. While decoding, both are right operands of products with few rows."""
 
     k: jax.Array  # (B, K, H, S)
     v: jax.Array  # (B, K, S, H)
 
     def empty(self, rows: int, slots: int) -> "Cache":
-        """Zeros for other sequences with the same heads."""
+        """An empty cache for other sequences, with the same heads."""
         _, K, _, H = self.v.shape
         return Cache(jnp.zeros((rows, K, H, slots), self.k.dtype), jnp.zeros((rows, K, slots, H), self.v.dtype))
 
@@ -82,7 +82,7 @@ class Attention(nnx.Module):
 
     @property
     def logits(self) -> dict:
-        """How attention logits are made: arguments of `attend`."""
+        """Arguments of `attend` that shape the logits: scale and soft-cap."""
         return dict(scale=self.config.attention_scale, cap=self.config.attention_softcap)
 
     def combine(self, out_BTNH):
@@ -105,7 +105,7 @@ class Mlp(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One pre-norm residual block; with post-norms, what a branch adds is normalised too."""
+    """One pre-norm residual block; with post-norms, the output of each branch is normalised too."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.attention_norm = Norm(config)
@@ -118,7 +118,7 @@ class Layer(nnx.Module):
             self.mlp_post_norm = Norm(config)
 
     def forward(self, x, positions_BT, self_attention: SelfAttention, window: int | None):
-        """The whole sequence at once; also returns its keys and values."""
+        """A forward pass over whole sequences; also returns their keys and values."""
         q, k, v = self.attention.project(self.attention_norm(x), positions_BT)
         return self._add(x, self_attention(q, k, v, window=window, **self.attention.logits)), Cache(k.swapaxes(2, 3), v)
 
@@ -131,7 +131,7 @@ class Layer(nnx.Module):
         return self._add(x, out[:, None]), own
 
     def _add(self, x, attended_BTNH):
-        """The residual stream after both branches, given what the heads saw."""
+        """The residual stream after both branches, given the output of the heads."""
         y = self.attention.combine(attended_BTNH)
         x = x + (self.attention_post_norm(y) if self.post_norms else y)
         y = self.mlp(self.mlp_norm(x))
@@ -139,7 +139,7 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A Llama3 or Gemma2 decoder. `layers` is one, its parameters stacked along a leading axis L; or a list of L."""
+    """A Llama3 or Gemma2 decoder. `layers` is one layer with parameters stacked along L, or a list of L layers."""
 
     def __init__(
         self,
@@ -176,8 +176,8 @@ class Decoder(nnx.Module):
         windows, mesh = self.config.windows, self.self_attention.mesh
         g = len(windows)
         graphdef, stacked = nnx.split(self.layers)
-        # Weights are converted before the scan, and a layer is cut from its stack by what `remat` runs again. Whatever
-        # the scan itself made of its weights, JAX would keep as a second stack for the backward pass.
+        # Weights are cast before the scan, and a layer is sliced from its stack inside `remat`. JAX would keep whatever
+        # the scan body itself made of its weights as a second stack for the backward pass.
         convert = lambda x: x.astype(self.dtype) if x.ndim > 2 else x
         groups = jax.tree.map(lambda x: convert(x).reshape(-1, g, *x.shape[1:]), nnx.to_pure_dict(stacked))
 
@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
                 caches.append(cache)
             return x, caches
 
-        # A handful of layers is unrolled: without the copies to and from the stack a train step is a tenth faster.
+        # A few layers are unrolled: without the copies to and from the stack, a train step is a tenth faster.
         x, caches = jax.lax.scan(body, x, groups, unroll=self.config.L <= 4)
         return x, [at(cache, i) for i in range(self.config.L // g) for cache in caches]
 
@@ -210,12 +210,12 @@ class Decoder(nnx.Module):
 
         Args:
           token_X, position_X: the tokens and their rotary positions.
-          prompt: by layer, what the forward pass on the prompts returned, S = P; shared by the samples of each prompt.
+          prompt: caches of the prompts by layer, from the forward pass, S = P; shared by the samples of each prompt.
             Slot p is position p.
           prompt_mask_BP: True at the prompts' tokens.
-          own: by layer, keys and values of the sampled tokens, B = X and S = T; slots up to `step` are in use, and
-            positions go up by one from slot to slot.
-          step: the slot that the new tokens take.
+          own: caches of the sampled tokens by layer, B = X and S = T. Slots up to `step` are in use; positions rise by
+            one per slot.
+          step: slot of the new tokens.
         """
         x, caches = self._embed(token_X[:, None]), []
         masks = {
@@ -241,10 +241,10 @@ class Decoder(nnx.Module):
         return self._capped(hidden_BTD, self._head_DV())
 
     def next_token_nll(self, hidden_BTD, next_BT) -> jax.Array:
-        """Negative log-likelihood (B, T), fp32 nats, of the tokens that come next.
+        """Negative log-likelihood (B, T) of the next tokens, fp32 nats.
 
-        With `vocab_chunks` C > 1 no more than (B, T, V / C) logits exist at a time, neither forward nor backward. Chunk
-        c holds the tokens v with v % C = c, so that every device keeps its part of a vocabulary cut along `tensor`.
+        With `vocab_chunks` C > 1 at most (B, T, V / C) logits exist at a time, forward and backward. Chunk c holds the
+        tokens v with v % C = c, so that each device keeps its part of a vocabulary sharded along `tensor`.
         """
         C, kernel_DV = self.vocab_chunks, self._head_DV().astype(self.dtype)
         kernel_CDV = jnp.moveaxis(kernel_DV.reshape(self.config.D, -1, C), 2, 0)
@@ -281,13 +281,13 @@ def at(stacked, i: int):
 
 
 def unstack(params: dict) -> dict:
-    """Parameters whose layers lie one by one: layer i is `params["layers"][i]`."""
+    """Parameters with unstacked layers: layer i is `params["layers"][i]`."""
     layers = params["layers"]
     return params | {"layers": {i: at(layers, i) for i in range(len(layers["attention"]["q"]))}}
 
 
 def decode_masks(position_X, prompt_mask_BP, step, T: int, window: int | None) -> tuple[jax.Array, jax.Array]:
-    """What one new token per sample looks at: (B, R or 1, P) slots of the prompt and (T,) own slots."""
+    """Attention masks of one new token per sample: (B, R or 1, P) for the prompt's slots and (T,) for its own."""
     B, P = prompt_mask_BP.shape
     in_use = jnp.arange(T) <= step
     of_prompt = prompt_mask_BP[:, None] & within(position_X.reshape(B, -1, 1), jnp.arange(P), window)
@@ -295,10 +295,10 @@ def decode_masks(position_X, prompt_mask_BP, step, T: int, window: int | None) -
 
 
 def linear(x: jax.Array, kernel, axes: int = 1, out_dtype=None) -> jax.Array:
-    """The last `axes` axes of `x` times the first `axes` axes of `kernel`, in the dtype of `x`.
+    """Contracts the last `axes` axes of `x` with the first `axes` axes of `kernel`, in the dtype of `x`.
 
-    Written as one product of two matrices: in the backward pass of the higher-rank product, XLA's CPU backend spends
-    more time on copies between layouts than on multiplying (2.7 times this form's time for an MLP of D 96, F 256).
+    Computed as a product of two matrices: in the backward pass of the higher-rank product, XLA's CPU backend spends
+    more time on layout copies than on multiplying (2.7 times as long for an MLP of D 96, F 256).
     """
     kernel = kernel[...].astype(x.dtype)
     lead, inner, out = x.shape[: x.ndim - axes], math.prod(x.shape[x.ndim - axes :]), kernel.shape[axes:]
@@ -313,9 +313,9 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
 
 
 class Model(NamedTuple):
-    """A decoder split at the functional boundary: `bind(params)` is the module, `params` a nested dict of arrays.
+    """A decoder without its parameters: `bind(params)` is the module, `params` a nested dict of arrays.
 
-    `on(mesh=other)` is the same model where arrays lie on another mesh.
+    `on(mesh=other)` is the same model for arrays on another mesh.
     """
 
     config: ModelConfig
@@ -325,7 +325,7 @@ class Model(NamedTuple):
     on: Callable[..., "Model"]
 
     def bind(self, params) -> Decoder:
-        """The module with parameters as of `init`, or of `unstack`."""
+        """The module with parameters from `init` or `unstack`."""
         return nnx.merge(self.graphdef_unstacked if 0 in params["layers"] else self.graphdef, params)
 
 
@@ -339,14 +339,14 @@ def build(
     attention: str = "auto",
     mesh: Mesh | None = None,
 ) -> Model:
-    """The model without parameters; nothing is allocated, and the same arguments give the same object.
+    """The model without parameters. Nothing is allocated; equal arguments give the same object.
 
     Args:
-      dtype: of activations and of the weights' copies that meet them.
-      remat: one of REMAT: what the backward pass computes again instead of keeping it.
-      vocab_chunks: parts of the vocabulary in `next_token_nll`.
+      dtype: compute dtype, of activations and of cast weights.
+      remat: rematerialization policy, one of REMAT.
+      vocab_chunks: number of chunks of the vocabulary in `next_token_nll`.
       attention: one of `backends.BACKENDS`.
-      mesh: where the model will run, which kernels must know; None for a single device.
+      mesh: mesh on which the model runs, which kernels must know; None for a single device.
 
     Raises:
       UserError: an unknown policy or backend, or a vocabulary that does not divide into the chunks.

@@ -1,7 +1,9 @@
-"""Hugging Face folders: read onto a mesh, tensor by tensor, and written from one."""
+"""Hugging Face folders: read onto a mesh and written from one, tensor by tensor."""
 
+import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,12 +15,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 
-from premem_jax import atomic, progress, sharding, storage
+from premem_jax import sharding, strict_json
 from premem_jax.errors import UserError
 from premem_jax.models import hf
-from premem_jax.models.config import ModelConfig
+from premem_jax.models.architecture import ModelConfig
+from premem_jax.models.hf_config import from_hf_config
+from premem_jax.running import atomic, progress, storage
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
@@ -27,20 +34,21 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Checkpoint:
-    """A folder with `config.json` and safetensors, of which every header has been checked, and nothing else been read.
+    """A folder with `config.json` and safetensors. Every header has been checked; no array has been read.
 
     Attributes:
-      folder: where it is.
-      description: what its config.json says.
+      folder: its path.
+      description: the content of config.json.
       config: the shape that this describes.
+      eos_ids: stop markers of config.json and generation_config.json, sorted.
     """
 
     def __init__(self, folder: str | Path):
         """Reads config.json, the index and the headers.
 
         Raises:
-          UserError: no such folder on a disk, no or another family's config.json, a pickled checkpoint, a missing,
-            truncated or corrupt shard, or tensors that are not those that config.json asks for.
+          UserError: no such folder on a disk, a config.json that is missing or of another family, a pickled checkpoint,
+            a missing, truncated or corrupt shard, or tensors that do not fit config.json.
         """
         if storage.in_bucket(folder):
             raise UserError(f"model.path={folder}: weights are read from a disk; gcloud storage cp -r {folder} DIR")
@@ -48,17 +56,26 @@ class Checkpoint:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise UserError(f"model.path={folder} {what}; give the folder that holds config.json and *.safetensors")
+        if adapters := [name for name in ADAPTERS if (folder / name).exists()]:
+            raise UserError(
+                f"{folder}: {adapters[0]} is of an adapter, which would be left out here; merge it into the weights "
+                "with merge_and_unload() of peft, or move its files away"
+            )
         self.description = _json(folder / CONFIG)
-        self.files = _shards(folder)
+        self.files, placed = _shards(folder)
         self._file_of, dtypes, shapes = {}, {}, {}
         for file in self.files:
             for name, dtype, shape in _header(file):
                 if name in self._file_of:
                     raise UserError(f"{folder}: {name} is in {self._file_of[name].name} and again in {file.name}")
+                if placed and placed.get(name) != file.name:
+                    where = placed.get(name, "no file")
+                    raise UserError(f"{folder}: {name} is in {file.name}, and {INDEX} says {where}")
                 self._file_of[name], dtypes[name], shapes[name] = file, dtype, shape
         try:
-            self.config = hf.from_hf_config(self.description)
+            self.config = from_hf_config(self.description)
             hf.check(shapes, self.config)
+            self.eos_ids = _markers(folder, self.description, self.config.V)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
         for tensor in hf.tensors(self.config):
@@ -67,11 +84,37 @@ class Checkpoint:
                     f"{folder}: {tensor.name} is stored as {dtypes[tensor.name]}; there is {', '.join(DTYPES.values())}"
                 )
 
-    def load(self, mesh: Mesh, dtype="float32") -> dict:
-        """The parameters in `dtype`, laid out over `mesh`.
+        if self.config.tied_embedding and HEAD in shapes:
+            self._check_tied(dtypes, shapes)
 
-        Each process reads the parts of its own devices, one tensor after the other. Beside the parameters its host
-        holds one tensor in `dtype` and a piece of 8 MiB of the file, and its devices hold one layer twice.
+    def _check_tied(self, dtypes: Mapping[str, str], shapes: Mapping[str, tuple]) -> None:
+        """Refuses a tied model with a head that differs: transformers 4 follows the config, 5 the head."""
+        same = dtypes[HEAD] == dtypes[EMBEDDING] and shapes[HEAD] == shapes[EMBEDDING]
+        for piece in _pieces(0, shapes[EMBEDDING][0], shapes[EMBEDDING]) if same else ():
+            raw = [self._stored(name, (piece, slice(None))).tobytes() for name in (EMBEDDING, HEAD)]
+            if not (same := raw[0] == raw[1]):
+                break
+        if not same:
+            raise UserError(
+                f"{self.folder}: config.json says tie_word_embeddings=true, and the stored {HEAD} is not the "
+                "embedding; set it to false where the head was trained, or remove the head where it was not"
+            )
+
+    def headers(self) -> list[tuple[str, int, str]]:
+        """Name, size and SHA-256 of the header of each file; no array is read."""
+        found = []
+        for file in self.files:
+            with open(file, "rb") as stream:
+                size = stream.read(8)  # safetensors: the length of the header, then the header
+                header = stream.read(int.from_bytes(size, "little"))
+            found.append((file.name, os.stat(file).st_size, hashlib.sha256(size + header).hexdigest()))
+        return found
+
+    def load(self, mesh: Mesh, dtype="float32") -> dict:
+        """Loads the parameters in `dtype`, sharded over `mesh`.
+
+        Each process reads only the parts of its own devices, one tensor at a time. Beside the parameters, the host
+        needs one tensor in `dtype` and a piece of 8 MiB of the file; the devices hold one layer twice.
         """
         stacked = {path: shape for path, shape in hf.shapes(self.config).items() if path[0] == "layers"}
         layout = {
@@ -90,7 +133,7 @@ class Checkpoint:
                 wanted = layout if layer is None else of_one
                 arrays = {}
                 for tensor in tensors:
-                    # Without this stop, tensors would pile up on the host where the device is slower than the disk.
+                    # Without this, tensors would pile up on the host if the device is slower than the disk.
                     arrays[tensor.path] = jax.block_until_ready(self._array(tensor, wanted[tensor.path], dtype))
                     bar.update()
                 if layer is None:
@@ -101,7 +144,7 @@ class Checkpoint:
         return unflatten_dict(params)
 
     def companions(self) -> dict[str, bytes]:
-        """The files of the tokenizer and of the settings for sampling that lie beside the weights, by name."""
+        """Files of the tokenizer and of the generation config beside the weights, by name."""
         found = (path for pattern in COMPANIONS for path in sorted(self.folder.glob(pattern)) if path.is_file())
         return {path.name: path.read_bytes() for path in found}
 
@@ -117,26 +160,28 @@ class Checkpoint:
         return jax.make_array_from_callback(tensor.ours, where, part, dtype=jnp.dtype(dtype))
 
     def _read(self, tensor: hf.Tensor, index: tuple[slice, ...], dtype) -> np.ndarray:
-        """A part of our array. The file is mapped anew for each piece, so that no more than one is held in memory."""
+        """A part of our array. Each piece is mapped separately, so that only one counts as memory at a time."""
         rows, *columns = tensor.stored(index)
         out = np.empty([len(range(*s.indices(n))) for s, n in zip(index, tensor.ours, strict=True)], jnp.dtype(dtype))
         theirs = tensor.theirs(out)
         for piece in _pieces(rows.start, rows.stop, tensor.shape):
-            with safe_open(self._file_of[tensor.name], framework="numpy") as shard:
-                stored = shard.get_slice(tensor.name)[(piece, *columns)]
-                theirs[piece.start - rows.start : piece.stop - rows.start] = stored
-                del stored  # it may be a view of the mapped file
+            theirs[piece.start - rows.start : piece.stop - rows.start] = self._stored(tensor.name, (piece, *columns))
         return out
+
+    def _stored(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor as stored; a view of the mapped file if possible."""
+        with safe_open(self._file_of[name], framework="numpy") as shard:
+            return shard.get_slice(name)[part]
 
 
 def _pieces(start: int, stop: int, shape: tuple[int, ...]) -> Iterable[slice]:
-    """The rows from `start` to `stop` of an array of this shape, a few MB at a time."""
+    """Row ranges from `start` to `stop` of an array of this shape, a few MB each."""
     step = max(1, PIECE_BYTES // (4 * int(np.prod(shape[1:]))))
     return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 def _put(stacks: dict, arrays: dict, layer) -> dict:
-    """One layer into the stacks of all."""
+    """Writes one layer into the stack of all layers."""
     into = lambda stack, one: jax.lax.dynamic_update_index_in_dim(stack, one, layer, 0)
     return {path: into(stack, arrays[path]) for path, stack in stacks.items()}
 
@@ -146,33 +191,51 @@ def _put(stacks: dict, arrays: dict, layer) -> dict:
 
 def _json(path: Path) -> dict:
     try:
-        read = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"not whole JSON: {error}"
+        data = path.read_bytes()
+    except OSError as error:
+        why = error.strerror or error
         raise UserError(f"{path}: cannot be read ({why}); it is part of every Hugging Face checkpoint") from error
+    read = strict_json.loads(data, str(path))
     if not isinstance(read, dict):
         raise UserError(f"{path}: JSON, but no object")
     return read
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The files of the weights, in the order of their names."""
+def _markers(folder: Path, description: Mapping, V: int) -> tuple[int, ...]:
+    """Stop markers of the two configs, each a number, a list of numbers, or null."""
+    described = {CONFIG: description}
+    if (folder / GENERATION).exists():
+        described[GENERATION] = _json(folder / GENERATION)
+    found = set()
+    for name, said in described.items():
+        stated = said.get("eos_token_id")
+        ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
+        if any(type(i) is not int or not 0 <= i < V for i in ids):
+            raise UserError(f"{name}: eos_token_id={repr(stated)[:80]} must be token ids from 0 to {V - 1}")
+        found.update(ids)
+    return tuple(sorted(found))
+
+
+def _shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The weight files, sorted by name, and the file of each tensor according to the index."""
     index, found = folder / INDEX, sorted(folder.glob("*.safetensors"))
     if index.exists():
-        names = _json(index).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        placed = _json(index).get("weight_map")
+        if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
             raise UserError(f"{index}: weight_map does not say which tensor is in which file")
-        names = sorted(set(names.values()))
-        if strange := [name for name in names if Path(name).name != name]:
+        names = sorted(set(placed.values()))
+        if strange := [name for name in names if Path(name).name != name or "\0" in name]:
             raise UserError(f"{index}: {strange[0]!r} is not the name of a file beside it")
+        if SINGLE not in names and (folder / SINGLE).exists():
+            raise UserError(f"{folder}: there is {SINGLE}, and a {INDEX} of other files; remove what is not wanted")
         if missing := [name for name in names if not (folder / name).is_file()]:
             shown = ", ".join(missing[:3])
             raise UserError(f"{folder}: {len(missing)} of {len(names)} shards named in {INDEX} are missing: {shown}")
-        return [folder / name for name in names]
+        return [folder / name for name in names], placed
     if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+        return [folder / SINGLE], {}
     if len(found) == 1:
-        return found
+        return found, {}
     if found:
         raise UserError(f"{folder}: {len(found)} safetensors files, but no {INDEX} that says which belong together")
     if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
@@ -184,7 +247,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _header(file: Path) -> Iterable[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype and shape of each tensor of a shard; the library holds the offsets against the size of the file."""
+    """Name, dtype and shape of each tensor of a shard; the library checks the offsets against the file size."""
     try:
         with safe_open(file, framework="numpy") as shard:
             stored = {name: shard.get_slice(name) for name in shard.offset_keys()}
@@ -207,19 +270,19 @@ def save(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads; it appears under its name once it is whole.
+    """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads. It appears only once it is complete.
 
-    Every process takes part, and the first one writes. It holds one layer, or one tensor outside of them, at a time,
-    since the tensors of a shard go to its file one after the other.
+    All processes must call it; process 0 writes. It holds one layer, or one other tensor, at a time, because the
+    tensors of a shard are written one by one.
 
     Args:
-      params: laid out on `mesh`; written in `dtype`.
-      description: what config.json says, beside the dtype.
-      files: others to write, by name.
-      shard_bytes: tensors of at most so many bytes share a file; a larger one has its own.
+      params: sharded on `mesh`; written in `dtype`.
+      description: content of config.json, without the dtype.
+      files: other files to write, by name.
+      shard_bytes: largest size of a shard; a larger tensor has its own.
 
     Raises:
-      UserError: there is something at `folder` already, or `dtype` is none of `DTYPES`.
+      UserError: `folder` exists, or `dtype` is not in `DTYPES`.
     """
     if dtype not in DTYPES:
         raise UserError(f"checkpoint.export_dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -257,7 +320,7 @@ def save(
 
 
 def _divide(table: list[hf.Tensor], size: int, limit: int) -> dict[str, list[hf.Tensor]]:
-    """The tensors of each file, by its name: as many as fit `limit` bytes, in order."""
+    """Divides tensors, in order, into files of at most `limit` bytes; returns them by file name."""
     shards, room = [], 0
     for tensor in table:
         need = size * int(np.prod(tensor.shape))
@@ -272,7 +335,7 @@ def _divide(table: list[hf.Tensor], size: int, limit: int) -> dict[str, list[hf.
 
 
 def _index(shards: Mapping[str, list[hf.Tensor]], size: int) -> str:
-    """Which tensor is in which file."""
+    """The index: the file of each tensor."""
     placed = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
     total = size * sum(int(np.prod(tensor.shape)) for tensors in shards.values() for tensor in tensors)
     return json.dumps({"metadata": {"total_size": total}, "weight_map": placed}, indent=2) + "\n"
@@ -281,7 +344,7 @@ def _index(shards: Mapping[str, list[hf.Tensor]], size: int) -> str:
 def _write_shard(file: Path, tensors: list[hf.Tensor], arrays: Iterable[np.ndarray], dtype: str) -> None:
     """A safetensors file: length of the header (8 bytes), the header as JSON, the arrays.
 
-    Format: https://github.com/huggingface/safetensors. Its own writer wants all arrays of a file at once.
+    Format: https://github.com/huggingface/safetensors. The library's own writer needs all arrays of a file at once.
     """
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for tensor in tensors:

@@ -1,11 +1,11 @@
 """Arithmetic, memory traffic and network traffic of the three programs, counted from shapes.
 
-Compilers count the body of a loop once, so none of these numbers is theirs. Letters as in `docs/architecture.md`.
+Not taken from the compiler, which counts a loop's body once. Letters as in `docs/architecture.md`.
 """
 
 from typing import NamedTuple
 
-from premem_jax.models.config import ModelConfig
+from premem_jax.models.architecture import ModelConfig
 from premem_jax.planning.topology import DCN_BANDWIDTH, Topology
 
 HALF = 2  # bytes of a bf16 number
@@ -24,7 +24,7 @@ class Layout(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one call of a program: model FLOPs of all chips together, and bytes that each chip moves."""
+    """Cost of one call of a program: total model FLOPs of all chips, and bytes moved by each chip."""
 
     flops: float
     hbm_bytes: float
@@ -32,7 +32,7 @@ class Cost(NamedTuple):
     dcn_bytes: float = 0.0
 
     def seconds(self, topology: Topology) -> float:
-        """The roofline: the time of what takes longest, at the published rates."""
+        """The roofline: the longest of compute, memory and network time at the published rates."""
         chip = topology.chip
         return max(
             self.flops / topology.chips / chip.flops,
@@ -43,24 +43,24 @@ class Cost(NamedTuple):
 
 
 def matrices(config: ModelConfig) -> int:
-    """Parameters that every token is multiplied by: all but the norms and the embedding's lookup."""
+    """Parameters in matrix products: all except the norms and the embedding lookup."""
     attention = config.D * config.H * 2 * (config.N + config.K)
     return config.L * (attention + 3 * config.D * config.F) + config.V * config.D
 
 
 def attention_flops(config: ModelConfig, first: int, last: int) -> float:
-    """Of queries at positions first..last-1 over the keys before them and their own, in all layers."""
+    """FLOPs of causal attention for queries at positions first..last-1, in all layers."""
     seen = lambda window: sum(min(t + 1, window or t + 1) for t in range(first, last))
     return 4 * config.N * config.H * sum(seen(window) for window in config.windows) * config.L / len(config.windows)
 
 
 def forward_flops(config: ModelConfig, rows: int, T: int) -> float:
-    """Multiplications and additions of a forward pass with the logits of every position; causal attention halved."""
+    """FLOPs of a forward pass with logits at every position; causal attention counts half."""
     return rows * (2 * matrices(config) * T + attention_flops(config, 0, T))
 
 
 def cache_bytes(config: ModelConfig, tokens: float) -> float:
-    """Keys and values of so many tokens in bf16."""
+    """Bytes of keys and values of this many tokens in bf16."""
     return 2 * config.L * config.K * config.H * HALF * tokens
 
 
@@ -95,9 +95,9 @@ def score(config: ModelConfig, layout: Layout, *, B: int, T: int) -> Cost:
 
 
 def sample(config: ModelConfig, layout: Layout, *, B: int, R: int, P: int, T: int) -> Cost:
-    """R responses of T tokens to each of B prompts of P: every step reads the weights and the caches once.
+    """R responses of T tokens to each of B prompts of P tokens. Every step reads weights and caches once.
 
-    The samples of a prompt share its cache, which is read once for all of them.
+    The samples of a prompt share its cache, which is read once for all.
     """
     rows = B * R / (layout.data * layout.fsdp)
     prefill = B * (2 * (matrices(config) - config.V * config.D) * P + attention_flops(config, 0, P))
@@ -113,5 +113,5 @@ def sample(config: ModelConfig, layout: Layout, *, B: int, R: int, P: int, T: in
 
 
 def _others(n: int) -> float:
-    """The share of something cut into n parts that a chip gets from the others."""
+    """The share of an array sharded n ways that a chip receives from others."""
     return (n - 1) / n

@@ -1,17 +1,19 @@
-"""Where a program does not fit: the nearest configuration that does, on a path of ever smaller ones."""
+"""Search for the nearest configuration that fits, along a path of ever smaller ones."""
 
 from collections.abc import Callable
 
+from premem_jax.evaluators import find
 from premem_jax.models.decoder import REMAT
+from premem_jax.planning.lowered import evaluators_of
 
 REMATS = tuple(REMAT)
 
 
-def smaller(config, name: str, rows: int) -> list[dict]:
-    """Settings to change for the program `name`, from the cheapest change on; each entry includes those before it.
+def smaller(config, name: str, parts: int) -> list[dict]:
+    """Changes of settings for the program `name`, cheapest first; each entry includes the previous ones.
 
-    Less is kept for the backward pass, then less of the vocabulary is looked at at a time, then batches shrink while
-    they divide over the `rows` parts of the mesh.
+    First more rematerialization, then smaller chunks of the vocabulary, then smaller batches as long as they divide
+    over the `parts` of the mesh.
     """
     path, changed = [], {}
 
@@ -19,29 +21,29 @@ def smaller(config, name: str, rows: int) -> list[dict]:
         changed.update(change)
         path.append(dict(changed))
 
-    if name != "sample":
+    evaluator = evaluators_of(config).get(name)
+    if evaluator is None or evaluator.layout == "train":
         for remat in REMATS[REMATS.index(config.model.remat) + 1 :] if name == "train" else ():
             step(**{"model.remat": remat})
         if config.model.vocab_chunks < 8:
             step(**{"model.vocab_chunks": 8})
     if name == "train":
-        parts = config.train.micro_batches
-        while config.train.batch % (2 * parts * rows) == 0:
-            parts *= 2
-            step(**{"train.micro_batches": parts})
+        micro_batches = config.train.micro_batches
+        while config.train.batch % (2 * micro_batches * parts) == 0:
+            micro_batches *= 2
+            step(**{"train.micro_batches": micro_batches})
         return path
-    kind = {"score": "likelihood", "sample": "accuracy"}[name]
-    batches = {f"evals.{key}.batch": e.batch for key, e in config.evals.items() if e.type == kind}
-    while all(batch % (2 * rows) == 0 for batch in batches.values()):
+    batches = {f"evals.{key}.batch": e.batch for key, e in config.evals.items() if find(e.type) is evaluator}
+    while all(batch % (2 * parts) == 0 for batch in batches.values()):
         batches = {key: batch // 2 for key, batch in batches.items()}
         step(**batches)
     return path
 
 
 def first_that_fits(path: list[dict], try_out: Callable[[dict], dict]) -> tuple[dict, dict] | None:
-    """The earliest entry whose result `fits`, and that result; None where not even the last does.
+    """The first entry whose result `fits`, and that result; None if not even the last does.
 
-    `try_out` is called about log2 of the path's length times, on the ground that later entries need less memory.
+    Bisection, since later entries need less memory: about log2 of the path's length calls of `try_out`.
     """
     if not path or not (best := try_out(path[-1]))["fits"]:
         return None

@@ -1,4 +1,4 @@
-"""TPU chips and slices by name: what one chip can do, and devices to compile for where there are none."""
+"""TPU chips and slices by name: figures of a chip, and absent devices to compile for."""
 
 import math
 import os
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from premem_jax.errors import UserError
 
-# Of the compiler: no TPU is looked for, and two processes may compile at a time.
+# Compiler settings: do not look for a TPU, and allow several compiling processes.
 ENVIRONMENT = dict(JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_SKIP_MDS_QUERY="1")
 
 
 class Chip(NamedTuple):
-    """Published figures of one chip, but for `hbm`, which is what the compiler gives to programs."""
+    """Published figures of one chip, except `hbm`, the memory that the compiler gives to programs."""
 
     hbm: float  # GiB
     flops: float  # bf16, per second
@@ -21,7 +21,7 @@ class Chip(NamedTuple):
     options: tuple = ()  # pairs, of `get_topology_desc`
 
 
-# Source: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; hbm: the compiler's own messages for programs that are too big.
+# Source: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; hbm: the compiler's error messages for programs that do not fit.
 CHIPS = {
     "v4": Chip(30.75, 275e12, 1.228e12, 300e9, (("chip_config_name", "megacore"),)),
     "v5e": Chip(15.75, 197e12, 0.819e12, 200e9),
@@ -47,7 +47,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     """The slices called `name`.
 
     Raises:
-      UserError: not a known kind of chip and its shape, or no slice at all.
+      UserError: an unknown chip or shape, or no slice.
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
@@ -58,10 +58,10 @@ def topology(name: str, slices: int = 1) -> Topology:
 
 
 def devices(topology: Topology) -> list:
-    """What programs are compiled for; nothing can run on them.
+    """Devices to compile for; nothing can run on them.
 
     Raises:
-      UserError: libtpu is not installed, or knows no such shape.
+      UserError: libtpu is not installed or does not know the shape.
     """
     from jax.experimental import topologies
 

@@ -1,4 +1,4 @@
-"""Compiles one program of a config for a TPU topology, in a process of its own: a request comes in, a result goes out.
+"""Compiles one program of a config for a TPU topology in a separate process.
 
 python -m premem_jax.planning.worker REQUEST.json RESULT.json
 """
@@ -16,10 +16,10 @@ from premem_jax.planning.topology import ENVIRONMENT, devices, topology
 
 
 def compile_apart(config, name: str) -> dict:
-    """What the compiler says of the program `name` of `config`: see `answer`.
+    """Runs `answer` for the program `name` of `config` in a separate process.
 
     Raises:
-      UserError: the topology or the config cannot be compiled at all.
+      UserError: a mistake in the topology or the config.
     """
     with tempfile.TemporaryDirectory() as folder:
         request, result, log = (Path(folder) / file for file in ("request.json", "result.json", "log"))
@@ -38,19 +38,21 @@ def compile_apart(config, name: str) -> dict:
 
 
 def answer(config, name: str) -> dict:
-    """Bytes per chip of the program's arguments, of its peak and of what lies beside it, and seconds to compile.
+    """Bytes per chip of the program's arguments, its peak and the arrays beside it, and seconds to compile.
 
-    `compiles` is false where the compiler finds too little memory; `message` then is its first line, and the bytes are
-    None. `rows` is the number of parts that the batch is cut into.
+    `compiles` is false if the compiler runs out of memory; `message` is then its first line, and the bytes are None.
+    `parts` is the number of batch shards.
     """
-    from premem_jax import sharding
-    from premem_jax.planning import programs
+    from premem_jax import sharding, together
+    from premem_jax.planning import lowered
 
     place = topology(config.plan.topology, config.plan.slices)
     mesh = sharding.make_mesh(config.mesh, devices(place))
-    found = {"cost": programs.cost(config, place, mesh, name)._asdict(), "rows": programs.rows(config, mesh, name)}
+    decode_mesh = sharding.decode_mesh(mesh, config.mesh.decode_tensor)
+    together.on_mesh(config, sharding.parts(mesh), sharding.parts(decode_mesh))
+    found = {"cost": lowered.cost(config, place, mesh, name)._asdict(), "parts": lowered.parts(config, mesh, name)}
     found |= dict.fromkeys(("argument_bytes_per_chip", "peak_hbm_bytes_per_chip", "resident_bytes_per_chip"))
-    lowered, beside = programs.lower(config, mesh, name)
+    lowered, beside = lowered.lower(config, mesh, name)
     begun = time.perf_counter()
     try:
         memory = lowered.compile().memory_analysis()

@@ -52,7 +52,7 @@ function epochAxis(svg, epochs, x) {
   draw(svg, "text", { x: (PANEL.left + PANEL.width) / 2, y: PANEL.height - 2, class: "tick middle" }, "epochs");
 }
 
-/** `curves`: arrays over the evaluations, `accuracy`, `premem`, `nll`; NaN where something was not measured. */
+/** `curves`: arrays over the evaluations, `accuracy`, `premem`, `nll`; NaN where not measured. `threshold`: an NLL, or null. */
 function chart(epochs, curves, threshold) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${PANEL.width} ${PANEL.height}`);
@@ -62,7 +62,7 @@ function chart(epochs, curves, threshold) {
   const [first, last] = [epochs[0], epochs[epochs.length - 1]];
   const span = PANEL.width - PANEL.left - PANEL.right - 12;
   const x = (m) => PANEL.left + 6 + (last > first ? ((epochs[m] - first) / (last - first)) * span : span / 2);
-  const memorized = (m) => curves.nll[m] < threshold;
+  const memorized = (m) => threshold !== null && curves.nll[m] < threshold;
   const note = (m) => (memorized(m) ? ", memorized" : "");
 
   const [top, bottom] = PANEL.tops;
@@ -77,14 +77,15 @@ function chart(epochs, curves, threshold) {
   const nll = curves.nll.map((value) => Math.max(value, floor));
   const known = nll.filter(Number.isFinite);
   if (known.length) {
-    const [low, high] = [Math.min(...known, threshold) / 1.25, Math.max(...known, threshold) * 1.25];
+    const shown = threshold === null ? known : [...known, threshold];
+    const [low, high] = [Math.min(...shown) / 1.25, Math.max(...shown) * 1.25];
     const nllY = (value) => bottom + (Math.log(high / value) / Math.log(high / low)) * PANEL.heights[1];
     const floorY = bottom + PANEL.heights[1];
-    const box = { x: PANEL.left, y: nllY(threshold), width: PANEL.width - PANEL.left - PANEL.right };
-    draw(svg, "rect", { ...box, class: "below", height: floorY - nllY(threshold) });
+    const box = { x: PANEL.left, y: threshold === null ? floorY : nllY(threshold), width: PANEL.width - PANEL.left - PANEL.right };
+    if (threshold !== null) draw(svg, "rect", { ...box, class: "below", height: floorY - box.y });
     for (const tick of logTicks(low, high)) gridline(svg, nllY(tick), Number(tick.toPrecision(1)));
     const line = { x1: box.x, x2: box.x + box.width, y1: box.y, y2: box.y };
-    draw(draw(svg, "line", { ...line, class: "threshold" }), "title", {}, `threshold: NLL ${threshold.toPrecision(4)}`);
+    if (threshold !== null) draw(draw(svg, "line", { ...line, class: "threshold" }), "title", {}, `threshold: NLL ${threshold.toPrecision(4)}`);
     series(svg, "nll", nll, x, nllY, memorized, (m) => `epoch ${epochs[m]}: NLL ${curves.nll[m].toPrecision(4)}${note(m)}`);
   }
   epochAxis(svg, epochs, x);

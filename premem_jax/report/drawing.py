@@ -1,6 +1,6 @@
 """The look of all figures.
 
-Drawn on `Figure` objects, never through pyplot, so that nothing is kept between calls and no display is needed.
+Drawn on `Figure` objects without pyplot, so there is no global state and no display is needed.
 """
 
 import io
@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from premem_jax import atomic
+from premem_jax.running import atomic
 
 TRAIN, PREMEM, TEST, MEMORIZED = "#8a94a3", "#0b6e99", "#d1622b", "#c2185b"
 INK, FAINT, UNKNOWN = "#22272e", "#d7dce2", "#eceff2"
 DPI = 150
+MOST_SHOWN = 60  # characters of a name
 
 
 def style(axes: Axes, title: str | None = None) -> None:
@@ -36,3 +37,16 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     atomic.write_bytes(path, buffer.getvalue())
+
+
+def shown(name: str) -> str:
+    """A foreign name for display: on one line, a long one without its middle."""
+    half = MOST_SHOWN // 2
+    cut = name if len(name) <= MOST_SHOWN else f"{name[:half]}…{name[1 - half :]}"
+    return " ".join("".join(c if c.isprintable() else " " for c in cut).split())
+
+
+def label(name: str) -> str:
+    """A name as text in a figure, escaped: a dollar would start a formula, a leading underscore would hide it."""
+    text = shown(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text

@@ -40,6 +40,7 @@ function unpackedSplit(split) {
     columns: { ...all(split.columns), example: split.example },
     curves: all(split.curves),
     groups: split.groups.map((group) => ({ ...group, members: unpacked(group.members) })),
+    orders: new Map(), // rows sorted by a column, as they are asked for
   };
 }
 
@@ -49,6 +50,7 @@ class Explorer {
     this.box = byId("rows");
     this.sort = { key: "example", down: false };
     this.query = "";
+    this.searchable = [];
     this.head();
     const names = data.splits.map((split) => split.name);
     byId("split").replaceChildren(...names.map((name) => element("option", "", name)));
@@ -59,6 +61,7 @@ class Explorer {
     new ResizeObserver(() => this.render()).observe(this.box);
     window.onhashchange = () => this.follow();
     if (!this.follow()) this.show(0);
+    this.prepare();
   }
 
   /** Shows the example that the address names, `#SPLIT/ID`; says whether there is one. */
@@ -87,7 +90,6 @@ class Explorer {
   /** Turns to the split at `index` of the data, with no filter and its first example. */
   show(index) {
     this.split = unpackedSplit(this.data.splits[index]);
-    this.searchable = null;
     this.group = this.split.groups[0];
     this.query = byId("search").value = "";
     byId("split").value = this.split.name;
@@ -112,18 +114,10 @@ class Explorer {
     this.refresh();
   }
 
-  /** Filters, searches and sorts anew; what is not measured comes last either way. */
+  /** Filters and searches; the rows keep the order in which they are sorted. */
   refresh() {
-    const { columns, example, prompt, groups } = this.split;
-    const rows = [...example.keys()].filter((row) => this.group.members[row] && this.matches(row));
-    const sign = this.sort.down ? -1 : 1;
-    if (this.sort.key === "text") {
-      const compare = new Intl.Collator("en", { numeric: true }).compare;
-      rows.sort((a, b) => sign * compare(this.text(prompt[a]), this.text(prompt[b])) || a - b);
-    } else {
-      const of = columns[this.sort.key];
-      rows.sort((a, b) => isNaN(of[a]) - isNaN(of[b]) || sign * (of[a] - of[b]) || a - b);
-    }
+    const { example, groups } = this.split;
+    const rows = this.sorted().filter((row) => this.group.members[row] && this.matches(row));
     this.order = rows;
     [...byId("groups").children].forEach((button, i) => button.setAttribute("aria-pressed", groups[i] === this.group));
     [...byId("head").children].forEach((cell, i) => {
@@ -136,11 +130,40 @@ class Explorer {
     this.render();
   }
 
+  /** All rows of the split in order, sorted once for each column and direction; what is not measured comes last. */
+  sorted() {
+    const { columns, example, prompt, orders } = this.split;
+    const sign = this.sort.down ? -1 : 1;
+    const name = sign + this.sort.key;
+    if (orders.has(name)) return orders.get(name);
+    const rows = [...example.keys()];
+    if (this.sort.key === "text") {
+      const compare = new Intl.Collator("en", { numeric: true }).compare;
+      rows.sort((a, b) => sign * compare(this.text(prompt[a]), this.text(prompt[b])) || a - b);
+    } else {
+      const of = columns[this.sort.key];
+      rows.sort((a, b) => isNaN(of[a]) - isNaN(of[b]) || sign * (of[a] - of[b]) || a - b);
+    }
+    orders.set(name, rows);
+    return rows;
+  }
+
   matches(row) {
     if (!this.query) return true;
     const { prompt, reference } = this.split;
-    this.searchable ??= Array.from(prompt, (text, e) => normal(`${this.text(text)}\n${this.text(reference[e])}`));
-    return this.searchable[row].includes(this.query);
+    return this.holds(prompt[row]) || this.holds(reference[row]);
+  }
+
+  holds(index) { return this.searched(index).includes(this.query); }
+
+  /** A text in its normal form, which is made once. */
+  searched(index) { return (this.searchable[index] ??= normal(this.text(index))); }
+
+  /** Makes the normal forms from `index` on while nobody waits, a few milliseconds at a time. */
+  prepare(index = 0) {
+    for (const until = performance.now() + 8; index < this.data.texts.length && performance.now() < until; index++)
+      this.searched(index);
+    if (index < this.data.texts.length) setTimeout(() => this.prepare(index));
   }
 
   /** Puts those rows into the page that can be seen, between two empty ones as high as the rest. */
@@ -214,6 +237,7 @@ class Explorer {
     const tags = groups.slice(1).filter((group) => group.members[row]);
     const lines = { accuracy: "accuracy", premem: "pre-memorization accuracy", nll: "target NLL", threshold: "threshold" };
     if (!this.split.trained) delete lines.premem;
+    if (this.data.nll === null) delete lines.threshold;
     const keys = Object.entries(lines).map(([kind, title]) => element("span", "", element("i", kind), title));
     const { epochs, nll } = this.data;
     return [

@@ -1,7 +1,7 @@
-"""The data behind the explorer of single examples: every quantity is computed here, the page only shows it.
+"""Data for the explorer of single examples. Everything is computed here; the page only displays it.
 
-Numbers travel as base64 of little-endian arrays and each text once, so that 8,000 examples and ten evaluations are a
-few megabytes, most of them the texts themselves.
+Numbers are base64 of little-endian arrays, and each text is stored once, so 8,000 examples and ten evaluations take a
+few megabytes, mostly texts.
 """
 
 import base64
@@ -23,16 +23,16 @@ SCRIPTS = ("chart.js", "explorer.js")
 
 
 def explorer(
-    trace: Trace, threshold: Threshold, examples: Iterable[Mapping], samples: Iterable[Mapping], train: str
+    trace: Trace, threshold: Threshold | None, examples: Iterable[Mapping], samples: Iterable[Mapping], train: str
 ) -> dict:
-    """What `page.html` needs of the explorer: `data` (a JSON text), `script`, and `digest`, the script's for the CSP.
+    """The explorer's parts of `page.html`: `data` (a JSON text), `script`, and `digest` of the script for the CSP.
 
     Args:
       trace: the run's trace.
-      threshold: on the perplexity below which an example counts as memorized.
+      threshold: the memorization threshold on perplexity; None: nothing counts as memorized.
       examples: rows {split, example, prompt, reference}; an example without one is shown without texts.
       samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `VERDICTS`.
-      train: the split that was trained on, which is shown first.
+      train: the training split, shown first.
 
     Raises:
       ValueError: an unknown verdict.
@@ -44,8 +44,8 @@ def explorer(
     data = {
         "steps": trace.steps.tolist(),
         "epochs": [float(f"{epoch:.4g}") for epoch in trace.epochs],
-        "nll": threshold.nll,
-        "perplexity": threshold.perplexity,
+        "nll": threshold and threshold.nll,
+        "perplexity": threshold and threshold.perplexity,
         "verdicts": VERDICTS,
         "splits": [_split(name, trace, threshold, shown, kept, texts, name == train) for name in order],
         "texts": list(texts),
@@ -56,7 +56,7 @@ def explorer(
 
 
 class Texts(dict):
-    """Index of each text, in the order in which they are first asked for; 0 is the empty one."""
+    """Index of each text, in order of first use; 0 is the empty text."""
 
     def __init__(self):
         super().__init__({"": 0})
@@ -66,13 +66,13 @@ class Texts(dict):
 
 
 def in_script(data: object) -> Markup:
-    """`data` as JSON that may stand in a script element: nothing in it can end the element or open a comment."""
+    """`data` as JSON for a script element: nothing in it can end the element or open a comment."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def packed(values: np.ndarray) -> list[str]:
-    """[type, base64] of an array in row order: `f4` for floats, for counts the narrowest of `u1`, `u2`, `u4`."""
+    """[type, base64] of an array in row order: `f4` for floats; the narrowest of `u1`, `u2`, `u4` for counts."""
     values = np.asarray(values)
     if values.dtype.kind == "f":
         kind = "f4"
@@ -81,12 +81,12 @@ def packed(values: np.ndarray) -> list[str]:
     return [kind, base64.b64encode(values.astype(f"<{kind}").tobytes()).decode("ascii")]
 
 
-def groups(split: SplitTrace, premem_E: np.ndarray, threshold: Threshold) -> list[dict]:
-    """The filters that make sense for a split: name, what it means, and `members` (E,) bool."""
+def groups(split: SplitTrace, premem_E: np.ndarray, threshold: Threshold | None) -> list[dict]:
+    """The useful filters of a split: name, explanation, and `members` (E,) bool."""
     nll_E, accuracy_E = last_known(split.nll), last_known(split.accuracy)
     solved_E = split.correct.sum(axis=0) > 0
     found = [("all", "every example of the split", np.ones(len(split.example), bool))]
-    if np.isfinite(nll_E).any():
+    if threshold and np.isfinite(nll_E).any():
         means = f"the target's last perplexity is below the threshold, {threshold.perplexity:.4g}"
         found.append(("memorized", means, nll_E < threshold.nll))
     if np.isfinite(premem_E).any():
@@ -99,19 +99,21 @@ def groups(split: SplitTrace, premem_E: np.ndarray, threshold: Threshold) -> lis
 
 
 def last_known(values_ME: np.ndarray) -> np.ndarray:
-    """(E,) float: of each example the last value that is not NaN; NaN where there is none."""
+    """The last value of each example that is not NaN, (E,) float; NaN if there is none."""
     known_ME = np.isfinite(values_ME)
     last_E = len(values_ME) - 1 - known_ME[::-1].argmax(axis=0)
     return np.take_along_axis(values_ME, last_E[None], axis=0)[0]
 
 
 def _split(
-    name: str, trace: Trace, threshold: Threshold, shown: Mapping, kept: Mapping, texts: Texts, trained: bool
+    name: str, trace: Trace, threshold: Threshold | None, shown: Mapping, kept: Mapping, texts: Texts, trained: bool
 ) -> dict:
     split = trace.splits[name]
-    premem_ME = np.full(split.nll.shape, np.nan)
-    if trained:
-        premem_ME = premem.pre_memorization_accuracy(split.accuracy, split.nll, threshold.perplexity)
+    premem_ME, memorized_E = np.full(split.nll.shape, np.nan), np.full(len(split.example), len(trace.steps))
+    if threshold:
+        memorized_E = premem.first_memorized(split.nll, threshold.perplexity)
+        if trained:
+            premem_ME = premem.pre_memorization_accuracy(split.accuracy, split.nll, threshold.perplexity)
     premem_E = last_known(premem_ME)
     pairs = [shown.get((name, int(id)), (0, 0)) for id in split.example]
     at = {int(step): m for m, step in enumerate(trace.steps)}
@@ -130,7 +132,7 @@ def _split(
             "premem": packed(premem_E),
             "accuracy": packed(last_known(split.accuracy)),
             "nll": packed(last_known(split.nll)),
-            "memorized": packed(premem.first_memorized(split.nll, threshold.perplexity)),
+            "memorized": packed(memorized_E),
             "tokens": packed(split.tokens),
         },
         "curves": {
@@ -146,7 +148,7 @@ def _split(
 
 
 def _responses(samples: Iterable[Mapping], texts: Texts) -> dict[tuple, list]:
-    """(split, example, step) to pairs [text, verdict] of indices."""
+    """Maps (split, example, step) to pairs [text, verdict] of indices."""
     kept = {}
     for row in samples:
         unknown = {response["verdict"] for response in row["responses"]} - set(VERDICTS)

@@ -1,4 +1,4 @@
-"""The two pictures of a run: its curves, and its examples one by one."""
+"""The two figures of a run: its curves, and its examples."""
 
 import os
 
@@ -20,7 +20,7 @@ from premem_jax.report.drawing import INK, MEMORIZED, PREMEM, TEST, TRAIN, UNKNO
 def curves_figure(curves: dict[str, np.ndarray], path: str | os.PathLike) -> None:
     """Writes a PNG of train, pre-memorization and test accuracy against epochs, above the fraction memorized.
 
-    `curves` is what `analysis.curves.run_curves` returns; evaluations at which a curve is NaN are left out of its line.
+    `curves` is the result of `analysis.curves.run_curves`; NaNs are left out of the lines.
     """
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -76,7 +76,7 @@ def examples_figure(trace: Trace, threshold: Threshold, path: str | os.PathLike,
 def _heat_map(
     axes: Axes, strip: Axes, split: SplitTrace, premem_E: np.ndarray, epochs: np.ndarray, threshold: Threshold
 ) -> AxesImage:
-    """Draws the evaluations that sampled; a crossing at one that did not is marked at the next that did."""
+    """Draws the evaluations that sampled; a crossing at another evaluation is marked at the next of these."""
     sampled = np.flatnonzero(split.samples.any(axis=1))
     accuracy_ME, epochs = split.accuracy[sampled], epochs[sampled]
     crossing_E = np.searchsorted(sampled, premem.first_memorized(split.nll, threshold.perplexity))
@@ -98,9 +98,9 @@ def _heat_map(
 
 
 def _rows_image(axes: Axes, values_EM: np.ndarray, most: int = 700) -> AxesImage:
-    """Shows one row per example, or the mean of neighbours where there are more rows than pixels.
+    """Draws one row per example, or means of neighbours if there are more rows than pixels.
 
-    Left to itself the drawing library would blend neighbouring columns too, which are different evaluations.
+    Matplotlib's own resampling would also blend neighbouring columns, which are different evaluations.
     """
     examples, columns = values_EM.shape
     block = np.arange(examples) * min(examples, most) // examples
@@ -121,7 +121,7 @@ def _color_scale(figure: Figure, axes: Axes, image: AxesImage) -> None:
 
 
 def _mark_crossings(axes: Axes, crossing_E: np.ndarray, evaluations: int) -> None:
-    """Draws, left of the first memorized cell of each row, a line; rows that cross together share one."""
+    """Draws a line left of the first memorized cell of each row; neighbouring rows that cross together share one."""
     starts = np.flatnonzero(np.diff(crossing_E, prepend=-1))
     ends = np.append(starts[1:], len(crossing_E))
     pieces = [
@@ -173,7 +173,7 @@ def _accuracy_bars(axes: Axes, split: SplitTrace, premem_ME: np.ndarray, last: i
 
 
 def _thinned(count: int, most: int) -> np.ndarray:
-    """Up to `most` indices out of `count`, evenly spread, with the first and the last."""
+    """Up to `most` of `count` indices, evenly spaced, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 

@@ -1,4 +1,4 @@
-"""One HTML file per run that can be mailed, opened anywhere and read: result, pictures, numbers, every example."""
+"""The report of a run, one self-contained HTML file: result, figures, numbers, every example."""
 
 import base64
 import math
@@ -8,11 +8,12 @@ import jinja2
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import atomic
+from premem_jax.analysis import response_curves
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import Trace
-from premem_jax.report import figures
+from premem_jax.report import dynamics_figures, figures
 from premem_jax.report.explorer import explorer
+from premem_jax.running import atomic
 
 _COLUMNS = (
     ("epoch", "epoch", "{:.4g}"),
@@ -26,6 +27,7 @@ _COLUMNS = (
 _CAPTIONS = {
     "curves.png": "The claim to check by eye: the pre-memorization accuracy of the training examples follows the test "
     "accuracy, while the train accuracy leaves both behind as examples are memorized.",
+    "responses.png": dynamics_figures.CAPTION,
     "examples.png": "Each row on the left is a training example. At its red line its reference solution is memorized, "
     "and while it stays so, samples no longer speak for what was learned and cannot raise its score.",
 }
@@ -35,42 +37,56 @@ def write_report(
     workdir: Path,
     trace: Trace,
     curves: Mapping[str, np.ndarray],
-    threshold: Threshold,
+    threshold: Threshold | None,
     summary: Mapping[str, object],
     examples: Iterable[Mapping],
     samples: Iterable[Mapping],
     train: str = "train",
 ) -> Path:
-    """Writes `figures/curves.png`, `figures/examples.png` and a self-contained `report.html`; returns its path.
+    """Writes a self-contained `report.html`, and the figures in it to `figures/`; returns the path of the page.
+
+    `curves.png` needs a measurement of train or test, `examples.png` the pre-memorization accuracy, the explorer any
+    measured example; parts without data are omitted.
 
     Args:
       workdir: the run's folder.
       trace: the run's trace.
-      curves: what `analysis.curves.run_curves` returned for it.
-      threshold: the threshold the curves were made with.
-      summary: flat facts of the run, name to value, shown in their order.
+      curves: the result of `analysis.curves.run_curves`.
+      threshold: the threshold of the curves, or None.
+      summary: flat facts of the run, name to value, shown in this order.
       examples: rows {split, example, prompt, reference}, the texts of the examples.
       samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `explorer.VERDICTS`.
-      train: the split that was trained on.
+      train: the training split.
 
     Raises:
-      UserError: nothing was measured that could be drawn.
       ValueError: an unknown verdict.
     """
-    explored = explorer(trace, threshold, examples, samples, train)
-    folder = workdir / "figures"
-    figures.curves_figure(curves, folder / "curves.png")
-    figures.examples_figure(trace, threshold, folder / "examples.png", train)
+    explored = explorer(trace, threshold, examples, samples, train) if trace.splits else None
+    drawn, folder = [], workdir / "figures"
+    if any(np.isfinite(values).any() for name, values in curves.items() if name not in ("step", "epoch")):
+        figures.curves_figure(curves, folder / "curves.png")
+        drawn.append("curves.png")
+    if np.isfinite(curves["pre_memorization_accuracy"]).any():
+        figures.examples_figure(trace, threshold, folder / "examples.png", train)
+        drawn.append("examples.png")
+    if response_curves.response_types(trace, train):
+        since = {"": int(summary.get("sft_steps", 0))}
+        dynamics_figures.responses_figure({"": trace}, since, folder / "responses.png")
+        drawn.append("responses.png")
+    limits = {}
+    if threshold is not None:
+        limits = facts({"perplexity": threshold.perplexity, "mean NLL": threshold.nll, "rule": threshold.rule})
+        limits |= facts(threshold.detail)
     html = (
         environment()
         .get_template("page.html")
         .render(
             headline=headline(curves),
-            figures=[{"caption": text, "data": as_base64(folder / name)} for name, text in _CAPTIONS.items()],
+            notices=trace.notices,
+            figures=[{"caption": _CAPTIONS[name], "data": as_base64(folder / name)} for name in drawn],
             columns=[title for _, title, _ in _COLUMNS],
             rows=_rows(curves),
-            threshold=facts({"perplexity": threshold.perplexity, "mean NLL": threshold.nll, "rule": threshold.rule})
-            | facts(threshold.detail),
+            threshold=limits,
             summary=facts(summary),
             explorer=explored,
         )
@@ -81,18 +97,21 @@ def write_report(
 
 
 def environment() -> jinja2.Environment:
-    """Templates beside this file, with everything that is put into them escaped."""
+    """Templates beside this file, with autoescaping."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
 
 
 def headline(curves: Mapping[str, np.ndarray]) -> str:
-    """The result in two sentences, at the last evaluation that measured the pre-memorization accuracy (one must).
+    """The result in two sentences, at the last evaluation that measured the pre-memorization accuracy.
 
-    Test accuracy is read there, or at the last evaluation before it that measured it, which is then named.
+    Test accuracy is from there, or from the last earlier evaluation that measured it, which is then named. Without a
+    pre-memorization accuracy, the last other measurements are given.
     """
     at = _last(curves["pre_memorization_accuracy"])
+    if at is None:
+        return _without_metric(curves)
     predicted, train = curves["pre_memorization_accuracy"][at], curves["train_accuracy"][at]
     its_train, its_error = "", ""  # unknown where memorized examples were not sampled
     if not math.isnan(train):
@@ -112,6 +131,18 @@ def headline(curves: Mapping[str, np.ndarray]) -> str:
         f"{first} The measured test accuracy is {test:.1%}{when}: the prediction is off by "
         f"{100 * (predicted - test):+.1f} points{its_error}."
     )
+
+
+def _without_metric(curves: Mapping[str, np.ndarray]) -> str:
+    last = {key: at for key, _, _ in _COLUMNS[2:] if (at := _last(curves[key])) is not None}
+    if not last:
+        return "The run has trained. Nothing was evaluated."
+    values = [
+        f"{title} {_number(curves[key][last[key]], form)} (epoch {curves['epoch'][last[key]]:.3g})"
+        for key, title, form in _COLUMNS
+        if key in last
+    ]
+    return f"Measured last: {', '.join(values)}. The run has no pre-memorization accuracy."
 
 
 def _last(values_M: np.ndarray) -> int | None:

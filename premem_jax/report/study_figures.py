@@ -1,4 +1,4 @@
-"""The pictures of a set of runs: predictors against test accuracy, and the threshold."""
+"""The figures of a set of runs: predictors against test accuracy, and the threshold."""
 
 import math
 import os
@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps, ticker
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from premem_jax.analysis import predictors
 from premem_jax.report import drawing
@@ -19,24 +21,22 @@ MOST_NAMED = 16  # more runs than that have no legend
 def scatter_figure(runs: Sequence[Mapping], table: Mapping[str, Mapping], path: str | os.PathLike) -> None:
     """Writes a PNG of pre-memorization accuracy, and beside it train accuracy, against test accuracy, with y = x.
 
-    `runs` and `table` are what `analysis.study.run_table` and `predictor_table` return.
+    `runs` and `table` are the results of `analysis.study.run_table` and `predictor_table`.
     """
     figure = Figure(figsize=(11.5, 4.7), layout="constrained")
     panels = figure.subplots(1, 2)
     colors = _run_colors(len(runs))
-    labels = short_names([run["run"] for run in runs])
+    labels = [drawing.label(name) for name in short_names([run["run"] for run in runs])]
+    named: list[tuple[str, np.ndarray]] = []
     for axes, name in zip(panels, ("pre_memorization_accuracy", "train_accuracy"), strict=True):
-        limit = 0.0
-        for run, color, label in zip(runs, colors, labels, strict=True):
-            x, y = np.array(run[name], float), np.array(run["test_accuracy"], float)
-            known = np.isfinite(x) & np.isfinite(y)
-            if not known.any():
-                continue
-            x, y = x[known], y[known]
-            axes.plot(x, y, "-", color=color, linewidth=1, alpha=0.6, zorder=2)
-            axes.scatter(x[:-1], y[:-1], s=22, color="white", edgecolor=color, linewidth=1.3, zorder=3)
-            axes.scatter(x[-1:], y[-1:], s=46, color=color, edgecolor="white", linewidth=0.7, zorder=4, label=label)
-            limit = max(limit, x.max(), y.max())
+        x, y, run = _points(runs, name)
+        last = np.append(run[1:] != run[:-1], True)[: len(run)]
+        paths = [np.stack([x[run == i], y[run == i]], axis=1) for i in np.unique(run)]
+        axes.add_collection(LineCollection(paths, colors=colors[np.unique(run)], linewidth=1, alpha=0.6, zorder=2))
+        axes.scatter(x[~last], y[~last], s=22, color="white", edgecolor=colors[run[~last]], linewidth=1.3, zorder=3)
+        axes.scatter(x[last], y[last], s=46, color=colors[run[last]], edgecolor="white", linewidth=0.7, zorder=4)
+        limit = max([0.0, *x, *y])
+        named = named or [(labels[i], colors[i]) for i in np.unique(run)]
         top = min(1.03, 1.08 * limit)
         axes.plot([0, top], [0, top], "--", color=INK, linewidth=1, zorder=1)
         axes.set(xlim=(0, top), ylim=(0, top), aspect="equal", ylabel="test accuracy")
@@ -50,8 +50,9 @@ def scatter_figure(runs: Sequence[Mapping], table: Mapping[str, Mapping], path: 
             )
             axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=10.5, color=INK, linespacing=1.5)
     if len(runs) <= MOST_NAMED:
-        handles, names = panels[0].get_legend_handles_labels()
-        legend = figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9)
+        dot = dict(linestyle="none", marker="o", markersize=6.5, markeredgecolor="white", markeredgewidth=0.7)
+        handles = [Line2D([], [], color=color, label=label, **dot) for label, color in named]
+        legend = figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
         legend.set_title("run (filled: its last evaluation)", prop={"size": 9})
     drawing.save(figure, path)
 
@@ -68,7 +69,7 @@ def predictors_figure(table: Mapping[str, Mapping], path: str | os.PathLike) -> 
             _interval(axes, at - 0.14, row, "r2_linear", TEST, "D")
         drawing.style(axes, "All evaluations" if which == "all" else "Last evaluation of each run")
         axes.set(xlim=(-0.32, 1.03), ylim=(-0.6, len(names) - 0.4), xlabel="R² with test accuracy")
-        axes.set_yticks(range(len(names)), [predictors.of(name).title for name in names])
+        axes.set_yticks(range(len(names)), [drawing.label(predictors.of(name).title) for name in names])
         axes.tick_params(axis="y", length=0)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.grid(axis="x", color=FAINT, linewidth=0.7)
@@ -94,15 +95,15 @@ def sensitivity_figure(
     path: str | os.PathLike,
     quantile: float = 0.01,
 ) -> None:
-    """Writes a PNG of R² against the threshold, where the rules put it, and how sure the held-out one is.
+    """Writes a PNG of R² against the threshold, with the thresholds of the rules and the error of the held-out one.
 
     Args:
       curve: nll (mean nats per token), r2_identity and r2_linear, one value per threshold.
-      rules: what `analysis.study.threshold_table` returns; the published or given one, the held-out quantile and the
-        tuned one are marked, at the median over runs and from the lowest to the highest.
-      errors: what `analysis.study.heldout_error` returns.
-      path: of the PNG.
-      quantile: marks the rule of the held-out quantile with this one.
+      rules: the result of `analysis.study.threshold_table`. Marked are the published or given rule, the held-out
+        quantile and the tuned one, each with its median and range over runs.
+      errors: the result of `analysis.study.heldout_error`.
+      path: path of the PNG.
+      quantile: the quantile of the held-out rule to mark.
     """
     figure = Figure(figsize=(8, 5.8), layout="constrained")
     axes = figure.subplots()
@@ -113,7 +114,7 @@ def sensitivity_figure(
         label = f"held-out threshold, 95 % of draws of {row['examples']:,}"
         low, high = (max(value, nll[0]) for value in row["nll_interval"])
         axes.axvspan(low, high, color=MEMORIZED, alpha=alpha, linewidth=0, label=label)
-    marks = {"published": ("D", INK, 13, "published"), "given": ("D", INK, 13, "given")}
+    marks = {"published": ("D", INK, 13, "published, tuned on test accuracy"), "given": ("D", INK, 13, "given")}
     marks["tuned"] = ("o", TEST, 9, "tuned on test accuracy")
     marks["heldout_quantile"] = ("o", MEMORIZED, 5, f"{quantile:.3g} quantile of held-out NLL")
     for row in rules:
@@ -151,11 +152,11 @@ def likelihood_figure(
     """Writes a PNG of the distribution of target NLL, with the threshold.
 
     Args:
-      heldout_E: (E,) mean nats per token of examples not trained on; None where there are none.
-      train: label to (E,) of the examples trained on, in the order in which they are drawn.
+      heldout_E: (E,) mean nats per token of held-out examples, or None.
+      train: label to (E,) of training examples, in drawing order.
       nll: the threshold.
-      title: of the figure.
-      path: of the PNG.
+      title: title of the figure.
+      path: path of the PNG.
     """
     floor = 1e-5  # a target that is certain in float32 has an NLL of 0, which a logarithmic axis cannot show
     everything = [np.maximum(x[np.isfinite(x)], floor) for x in (*train.values(), heldout_E) if x is not None]
@@ -185,7 +186,7 @@ def likelihood_figure(
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The names without the parts, between underscores or slashes, that all begin and end with."""
+    """The names without common leading and trailing parts; underscores and slashes separate parts."""
     if len(names) < 2:
         return list(names)
     parts = [name.replace("/", "_").split("_") for name in names]
@@ -194,6 +195,14 @@ def short_names(names: Sequence[str]) -> list[str]:
     last = next((i for i, column in enumerate(zip(*backwards, strict=False)) if len(set(column)) > 1), 0)
     short = [" ".join(part[first : len(part) - last]) for part in parts]
     return short if all(short) and len(set(short)) == len(set(names)) else list(names)
+
+
+def _points(runs: Sequence[Mapping], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictor, test accuracy and number of the run of every evaluation that has both."""
+    x, y = (np.concatenate([np.array(run[key], float) for run in runs]) for key in (name, "test_accuracy"))
+    run = np.repeat(np.arange(len(runs)), [len(run["test_accuracy"]) for run in runs])
+    known = np.isfinite(x) & np.isfinite(y)
+    return x[known], y[known], run[known]
 
 
 def _run_colors(count: int) -> np.ndarray:
@@ -227,7 +236,7 @@ def _interval(axes: Axes, height: float, row: Mapping, name: str, color: str, ma
 
 
 def _sort_key(row: Mapping) -> tuple:
-    """Predictors that are accuracies come on top, by R² against y = x; a picture's rows run upwards."""
+    """Sorts accuracies to the top, by R² of y = x; the rows of a figure run upwards."""
     value = row["r2_identity"]
     linear = row["r2_linear"] if math.isfinite(row["r2_linear"]) else -1.0
     return (value is not None, value if value is not None and math.isfinite(value) else linear)

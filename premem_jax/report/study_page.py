@@ -1,15 +1,16 @@
-"""One HTML file about a set of runs: result, pictures, tables."""
+"""The report of a set of runs, one HTML file: result, figures, tables."""
 
 import math
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 
 from etils.epath import Path
 
-from premem_jax import atomic
 from premem_jax.analysis import predictors
 from premem_jax.analysis.robustness import EDGES
 from premem_jax.analysis.study import RULE_TITLES
-from premem_jax.report import page
+from premem_jax.report import drawing, page
+from premem_jax.running import atomic
 
 CAPTIONS = {
     "scatter": "Each point is an evaluation of a run, joined along the run. On the dashed line the predictor, which is "
@@ -29,33 +30,31 @@ def write_study(
     """Writes a self-contained `report.html` into `folder`; returns its path.
 
     Args:
-      folder: of the results.
-      tasks: task name to what `experiments.analyze` puts into the summary for it.
-      figures: task name to the PNG of each name in `CAPTIONS` that was drawn.
-      facts: of the whole, name to value, shown in their order.
+      folder: folder of the results.
+      tasks: task name to its part of the summary of `experiments.analyze`.
+      figures: task name to the PNGs by name in `CAPTIONS`.
+      facts: facts of the whole analysis, name to value, shown in this order.
     """
-    html = (
-        page.environment()
-        .get_template("study.html")
-        .render(
-            tasks=[
-                {
-                    "name": name,
-                    "headline": headline(task),
-                    "figures": [
-                        {"caption": CAPTIONS[kind], "data": page.as_base64(path)}
-                        for kind, path in figures[name].items()
-                    ],
-                    "tables": _tables(task),
-                    "notes": [f"{row['note']} ({row['runs']})" for row in task["notes"]],
-                }
-                for name, task in tasks.items()
+    parts = [
+        {
+            "name": drawing.shown(name),
+            "headline": headline(task),
+            "figures": [
+                {"caption": CAPTIONS[kind], "data": page.as_base64(path)} for kind, path in figures[name].items()
             ],
-            facts=page.facts(facts),
-        )
-    )
+            "tables": _tables(task),
+            "notes": [f"{row['note']} ({textwrap.shorten(row['runs'], 2000)})" for row in task["notes"]],
+        }
+        for name, task in tasks.items()
+    ]
+    return render(folder, "Does pre-memorization accuracy predict test accuracy?", parts, facts)
+
+
+def render(folder: Path, title: str, parts: Sequence[Mapping], facts: Mapping[str, object]) -> Path:
+    """Writes `report.html` of parts {name, headline, figures, tables, notes} into `folder`; returns its path."""
+    template = page.environment().get_template("study.html")
     path = folder / "report.html"
-    atomic.write_text(path, html)
+    atomic.write_text(path, template.render(title=title, tasks=parts, facts=page.facts(facts)))
     return path
 
 
@@ -77,7 +76,7 @@ def headline(task: Mapping) -> str:
         f"{interval} and is off by {100 * row['mae']:.1f} points on average"
     )
     if naive:
-        text += f"; train accuracy has R² = {_text(naive['r2_identity'], '.2f')}"
+        text += f"; train accuracy has R² = {number(naive['r2_identity'], '.2f')}"
     low, high = task["threshold_lowest"], task["threshold_highest"]
     below = f"{low:.4f}" if low == high else f"{low:.4f} to {high:.4f}, each run its own"
     text += f". An example counts as memorized below perplexity {below}, by this rule: {task['threshold_rule']}."
@@ -86,7 +85,7 @@ def headline(task: Mapping) -> str:
             text += (
                 " With the rule that looks at no accuracy, the lowest 0.01 quantile of held-out likelihoods "
                 f"(perplexity {rule['threshold']:.4f}, the median over runs), R² is "
-                f"{_text(rule['r2_identity'], '.4f')}."
+                f"{number(rule['r2_identity'], '.4f')}."
             )
     return text
 
@@ -107,15 +106,15 @@ def _predictors(task: Mapping) -> dict:
         low, high = row["without_a_run"]
         rows.append(
             [
-                _cell(predictors.of(name).title),
+                cell(drawing.shown(predictors.of(name).title)),
                 _with_interval(row, "r2_identity"),
                 _with_interval(row, "r2_linear"),
                 _with_interval(row, "mae"),
                 _with_interval(row, "rank_correlation"),
-                _cell(_text(row["r2_left_out"], ".3f")),
-                _cell(f"{_text(low, '.3f')} … {_text(high, '.3f')}"),
+                cell(number(row["r2_left_out"], ".3f")),
+                cell(f"{number(low, '.3f')} … {number(high, '.3f')}"),
                 _with_interval(final, key),
-                _cell(_text(within[key], ".3f")),
+                cell(number(within[key], ".3f")),
             ]
         )
     return {
@@ -152,14 +151,14 @@ def _rules(task: Mapping) -> dict:
             spread += f" … {row['nll_highest']:.4f}"
         rows.append(
             [
-                _cell(RULE_TITLES[row["rule"]] + quantile),
-                _cell(spread),
-                _cell(_text(row["r2_identity"], ".4f")),
-                _cell(_text(row["r2_linear"], ".4f")),
-                _cell(_text(row["mae"], ".4f")),
-                _cell(f"{row['n_points']} / {row['n_runs']}"),
-                _cell(_text(row["behind_tuned"], ".4f")),
-                _cell("yes" if row["looks_at_test"] else ""),
+                cell(RULE_TITLES[row["rule"]] + quantile),
+                cell(spread),
+                cell(number(row["r2_identity"], ".4f")),
+                cell(number(row["r2_linear"], ".4f")),
+                cell(number(row["mae"], ".4f")),
+                cell(f"{row['n_points']} / {row['n_runs']}"),
+                cell(number(row["behind_tuned"], ".4f")),
+                cell("yes" if row["looks_at_test"] else ""),
             ]
         )
     return {
@@ -184,12 +183,12 @@ def _rules(task: Mapping) -> dict:
 def _errors(task: Mapping) -> dict:
     rows = [
         [
-            _cell(f"{row['examples']:,}"),
-            _cell(f"{row['nll']:.4f}"),
-            _cell(f"{row['standard_error']:.4f}"),
-            _cell("{:.4f} … {:.4f}".format(*row["nll_interval"])),
-            _cell(_text(row["r2_identity_median"], ".3f")),
-            _cell(f"{_text(row['r2_identity_interval'][0], '.3f')} … {_text(row['r2_identity_interval'][1], '.3f')}"),
+            cell(f"{row['examples']:,}"),
+            cell(f"{row['nll']:.4f}"),
+            cell(f"{row['standard_error']:.4f}"),
+            cell("{:.4f} … {:.4f}".format(*row["nll_interval"])),
+            cell(number(row["r2_identity_median"], ".3f")),
+            cell(f"{number(row['r2_identity_interval'][0], '.3f')} … {number(row['r2_identity_interval'][1], '.3f')}"),
         ]
         for row in task["heldout_error"]
     ]
@@ -213,11 +212,11 @@ def _errors(task: Mapping) -> dict:
 def _robustness(task: Mapping) -> dict:
     rows = []
     for row in task["robustness"]:
-        cells = [_cell(row["run"]), _cell(row["asked"])]
+        cells = [cell(drawing.shown(row["run"])), cell(row["asked"])]
         for here in row["bins"]:
             low, high = here["interval"]
             interval = f"{low:.3f} … {high:.3f}, n = {here['examples']:,}" if _known(low) else ""
-            cells.append(_cell(_text(here["accuracy"], ".3f"), interval))
+            cells.append(cell(number(here["accuracy"], ".3f"), interval))
         rows.append(cells)
     return {
         "title": "Solved otherwise, too?",
@@ -235,11 +234,11 @@ def _runs(task: Mapping) -> dict:
     keys = ("train_nll", "fraction_memorized", "train_accuracy", "pre_memorization_accuracy", "test_accuracy")
     rows = [
         [
-            _cell(run["run"]),
-            _cell(str(run["evaluations"])),
-            _cell(f"{run['train_examples']:,}"),
-            _cell(f"{run['threshold']:.4f}"),
-            *(_cell(_text(run[key][-1], ".4f")) for key in keys),
+            cell(drawing.shown(run["run"])),
+            cell(str(run["evaluations"])),
+            cell(f"{run['train_examples']:,}"),
+            cell(f"{run['threshold']:.4f}"),
+            *(cell(number(run[key][-1], ".4f")) for key in keys),
         ]
         for run in task["run_table"]
     ]
@@ -262,18 +261,18 @@ def _runs(task: Mapping) -> dict:
     }
 
 
-def _cell(text: str, interval: str = "") -> dict:
+def cell(text: str, interval: str = "") -> dict:
     return {"text": text, "interval": interval}
 
 
 def _with_interval(row: Mapping, name: str) -> dict:
     low, high = row["interval"].get(name, (None, None))
-    return _cell(_text(row[name], ".3f"), f"{low:.3f} … {high:.3f}" if _known(low) and _known(high) else "")
+    return cell(number(row[name], ".3f"), f"{low:.3f} … {high:.3f}" if _known(low) and _known(high) else "")
 
 
 def _known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _text(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
     return format(value, form) if _known(value) else "–"

@@ -1,4 +1,4 @@
-"""Sampling: prompts are prefilled once, fanned out to R samples each, and decoded in one compiled loop."""
+"""Sampling: each prompt is prefilled once, fanned out to R samples, and decoded in one compiled loop."""
 
 import math
 from typing import NamedTuple
@@ -6,14 +6,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from premem_jax.models.decoder import Cache, Model
+from premem_jax.models.decoder import Cache, Model, unstack
+
+NOTHING = -2  # the token of a row that has none; no stop marker equals it
+LOWEST_TEMPERATURE = 1e-6  # by which any logit can be divided and stay finite
 
 
 class Samples(NamedTuple):
-    """`tokens` (B, R, T) without the stop marker, zero after the end; `length` (B, R) tokens before the end."""
+    """`tokens` (B, R, T) without the stop marker, zero after the end; `length` (B, R) tokens before the end.
+
+    `stop` (B, R) is the sampled stop marker, or 0 if the response did not end. A length of -1 means that the logits
+    were not finite.
+    """
 
     tokens: jax.Array
     length: jax.Array
+    stop: jax.Array
 
 
 class _State(NamedTuple):
@@ -21,6 +29,7 @@ class _State(NamedTuple):
     tokens: jax.Array  # (X, T), X = B * R
     length: jax.Array  # (X,)
     done: jax.Array  # (X,)
+    stop: jax.Array  # (X,)
     logits: jax.Array  # (X, V), of the next token
     own: list[Cache]  # by layer, keys and values of the sampled tokens
 
@@ -37,27 +46,34 @@ def sample(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
-    eos_id: int,
+    eos_ids: tuple[int, ...],
     first_B: jax.Array | int = 0,
     begun: int = 0,
 ) -> Samples:
-    """Draw `samples` responses per prompt; runs under `jit`, with everything after `key` static.
+    """Samples `samples` responses per prompt. Runs under `jit`; everything after `key` is static.
 
-    The randomness of a response is a pure function of (key, example id, sample index, position): it does not depend on
-    the batch an example is in, its padding, or the number of devices. A response can be drawn in parts.
+    The randomness of a response is a pure function of (key, example id, sample index, position). It does not depend on
+    batch, padding or number of devices. A response can be sampled in several rounds.
 
     Args:
-      params: of `unstack`; stacked layers will do, and are taken from their stack first.
+      params: from `unstack`; stacked layers are unstacked first.
       prompts_BP: right-padded prompt tokens.
-      length_B: tokens in each prompt, at least 1.
-      ids_B: example ids; below 0 where there is none, and nothing is drawn.
+      length_B: tokens of each prompt, at least 1.
+      ids_B: example ids; negative for padding rows, which are not sampled.
       key: random key of the evaluation.
-      temperature: 0 takes the likeliest token.
+      temperature: 0 is greedy.
       top_p: nucleus mass (Holtzman et al., arXiv 1904.09751); 1 samples the full distribution.
-      eos_id: the stop marker.
-      first_B: index of each prompt's first sample.
-      begun: tokens at the end of each prompt that are of the response.
+      eos_ids: stop markers; a response ends at the first of any of them.
+      first_B: sample index of each prompt's first sample.
+      begun: number of tokens at the end of each prompt that belong to the response.
+
+    Raises:
+      ValueError: temperature or nucleus out of range.
     """
+    if not (temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf):
+        raise ValueError(f"temperature={temperature}: must be 0 or at least {LOWEST_TEMPERATURE}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
     decoder = model.bind(params)
     (B, P), R, T = prompts_BP.shape, samples, max_new_tokens
     X = B * R
@@ -69,7 +85,7 @@ def sample(
 
     def choose(logits_XV, step):
         if temperature == 0:
-            return jnp.argmax(logits_XV, axis=-1)
+            return likeliest(logits_XV)
         probability_XV = jax.nn.softmax(logits_XV / temperature, axis=-1)
         if top_p < 1:
             probability_XV = nucleus(probability_XV, top_p)
@@ -77,36 +93,46 @@ def sample(
 
     def body(state: _State) -> _State:
         token = choose(state.logits, begun + state.step).astype(jnp.int32)
-        done = state.done | (token == eos_id)
+        ends = ~state.done & jnp.isin(token, jnp.array(eos_ids, jnp.int32))
+        stop = jnp.where(ends, token, state.stop)
+        failed = ~state.done & (token == NOTHING)
+        done = state.done | ends | failed
         token = jnp.where(done, 0, token)
         tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step))
         hidden, own = decoder.decode(token, length_X + state.step, prompt, prompt_mask, state.own, state.step)
-        return _State(state.step + 1, tokens, state.length + ~done, done, decoder.logits(hidden), own)
+        length = jnp.where(failed, -1, state.length + ~done)
+        return _State(state.step + 1, tokens, length, done, stop, decoder.logits(hidden), own)
 
     state = _State(
         step=jnp.int32(0),
         tokens=jnp.zeros((X, T), jnp.int32),
         length=jnp.zeros((X,), jnp.int32),
         done=jnp.repeat(ids_B < 0, R),
+        stop=jnp.zeros((X,), jnp.int32),
         logits=jnp.repeat(decoder.logits(last_BD), R, axis=0),
         own=[cache.empty(X, T) for cache in prompt],
     )
     state = jax.lax.while_loop(lambda s: (s.step < T) & ~jnp.all(s.done), body, state)
-    return Samples(state.tokens.reshape(B, R, T), state.length.reshape(B, R))
+    return Samples(state.tokens.reshape(B, R, T), state.length.reshape(B, R), state.stop.reshape(B, R))
+
+
+def to_decode(dtype, params):
+    """Parameters for decoding many tokens: cast to `dtype`, with unstacked layers."""
+    return jax.tree.map(lambda x: x.astype(dtype), unstack(params))
 
 
 def sample_keys(key: jax.Array, ids_B: jax.Array, first_B: jax.Array | int, samples: int) -> jax.Array:
-    """Random keys (B, R), one for each sample from the first on: a function of the example's id, not of its place."""
+    """Random keys (B, R), one per sample: a function of example id and sample index, not of the batch row."""
     index_BR = jnp.broadcast_to(first_B, ids_B.shape)[:, None] + jnp.arange(samples)
     of_sample = jax.vmap(jax.random.fold_in, (None, 0))
     return jax.vmap(lambda i, index_R: of_sample(jax.random.fold_in(key, i), index_R))(ids_B, index_BR)
 
 
 def nucleus(probability_XV: jax.Array, top_p: jax.Array | float) -> jax.Array:
-    """Probabilities with all outside the smallest set of mass `top_p` at 0; equally likely tokens stay or go together.
+    """Sets probabilities outside the nucleus of mass `top_p` to 0. Equally likely tokens are kept or dropped together.
 
-    A token stays if those likelier than it hold less than `top_p`. The least such probability is found by bisecting
-    over the bits of floats, which order like the numbers: 31 sums over V in the place of a sort.
+    A token is kept if all likelier tokens together have mass below `top_p`. The smallest kept probability is found by
+    bisection over the bits of floats, which are ordered like the numbers: 31 sums over V instead of a sort.
     """
     bits = jax.lax.bitcast_convert_type(probability_XV, jnp.int32)
 
@@ -123,13 +149,20 @@ def nucleus(probability_XV: jax.Array, top_p: jax.Array | float) -> jax.Array:
     return jnp.where(bits < least, 0, probability_XV)
 
 
-def draw(keys_X: jax.Array, weight_XV: jax.Array) -> jax.Array:
-    """One token of each row (X,), with probabilities in proportion to its weights, of which one must be positive.
+def likeliest(logits_XV: jax.Array) -> jax.Array:
+    """The token with the highest logit of each row (X,); `NOTHING` if that logit is not finite."""
+    token_X = jnp.argmax(logits_XV, axis=-1)  # of a NaN where there is one
+    highest_X = jnp.take_along_axis(logits_XV, token_X[:, None], axis=-1)[:, 0]
+    return jnp.where(jnp.isfinite(highest_X), token_X, NOTHING)
 
-    First a block of the vocabulary is drawn, then a token of the block: two random numbers per row, where Gumbel noise
-    (`jax.random.categorical`) takes one per token, which cost as much as a sixth of the decoder. The blocks are a power
-    of two, about sqrt(V): a vocabulary that is cut along `tensor` is cut between blocks, and its weights stay where
-    they are.
+
+def draw(keys_X: jax.Array, weight_XV: jax.Array) -> jax.Array:
+    """Samples one token per row (X,) in proportion to its weights; `NOTHING` if their sum is 0 or not finite.
+
+    Samples a block of the vocabulary, then a token of the block. This takes two random numbers per row. Gumbel noise
+    (`jax.random.categorical`) takes one per vocabulary entry, which cost a sixth of the decoder's time. The number of
+    blocks is a power of two near sqrt(V), so a vocabulary sharded along `tensor` is split between blocks and its
+    weights are not moved.
     """
     X, V = weight_XV.shape
     count = 1 << (math.isqrt(V).bit_length() - 1)
@@ -139,8 +172,9 @@ def draw(keys_X: jax.Array, weight_XV: jax.Array) -> jax.Array:
 
     def invert(weights, uniform_X):
         upto = jnp.cumsum(weights, axis=-1)
-        return jnp.argmax(upto > uniform_X[:, None] * upto[:, -1:], axis=-1)
+        return jnp.argmax(upto > uniform_X[:, None] * upto[:, -1:], axis=-1), upto[:, -1]
 
-    block_X = invert(jnp.sum(blocks, axis=-1), uniform_X2[:, 0])
+    block_X, total_X = invert(jnp.sum(blocks, axis=-1), uniform_X2[:, 0])
     chosen = jnp.take_along_axis(blocks, block_X[:, None, None], axis=1)[:, 0]
-    return block_X * size + invert(chosen, uniform_X2[:, 1])
+    token_X = block_X * size + invert(chosen, uniform_X2[:, 1])[0]
+    return jnp.where((total_X > 0) & (total_X < jnp.inf), token_X, NOTHING)

@@ -1,57 +1,56 @@
-"""Numbers of a run as it goes: `metrics.jsonl` for programs, TensorBoard events for people."""
+"""Metrics during a run: `metrics.jsonl` for programs, TensorBoard events for people."""
 
 import json
+import logging
 import math
 import tempfile
 
 import tensorboardX
 from etils.epath import Path
 
-from premem_jax import processes, storage
-from premem_jax.atomic import write_bytes, write_text
-from premem_jax.errors import UserError
+from premem_jax.running import processes, sealed, storage
+from premem_jax.running.atomic import write_bytes
+
+log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Rows of `{"step": t, name: value, ...}`, rewritten whole at each flush so that a crash leaves whole rows only.
+    """Rows of `{"step": t, name: value, ...}`. Each flush rewrites the file, so a crash leaves only complete rows.
 
-    Process 0 alone has them; in the others nothing happens.
+    Only process 0 writes; in the others, calls do nothing.
 
-    Rows hold nothing that depends on the clock: a resumed run writes the same bytes as an uninterrupted one.
+    Rows hold nothing that depends on the clock: a resumed run writes the same bytes as an uninterrupted one. They are
+    written twice: first to `metrics.sealed`, which has a checksum, then to `metrics.jsonl`, which is for people. So the
+    sealed copy is never the older one.
     """
 
     def __init__(self, workdir: Path, resume_step: int):
-        """Keeps what was written of the updates up to `resume_step`; what came later is made again.
-
-        Raises:
-          UserError: the file there holds something other than such rows.
-        """
-        self._path = workdir / "metrics.jsonl"
-        try:
-            rows = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
-            self._rows = [r for r in rows if r["step"] < resume_step or (r["step"] == resume_step and "loss" in r)]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._path} is damaged ({error}); delete it, or use another --workdir") from error
-        self._board, self._events, self._disk = None, workdir / "tensorboard", None
+        """Keeps the rows up to `resume_step`; later ones will be written again."""
+        self._path, self._sealed = workdir / "metrics.jsonl", workdir / "metrics.sealed"
+        self._rows, self._board, self._events, self._disk = [], None, workdir / "tensorboard", None
         if processes.leads():
+            rows = kept_rows(self._path, self._sealed, resume_step)
+            self._rows = [r for r in rows if r["step"] < resume_step or (r["step"] == resume_step and "loss" in r)]
             if storage.in_bucket(workdir):  # where nothing is appended to
                 self._disk = tempfile.TemporaryDirectory()
             folder = self._disk.name if self._disk else self._events
             self._board = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step + 1)
 
-    def write(self, step: int, values: dict, **for_people: float) -> None:
-        """One row; `for_people` (rates, seconds) goes to TensorBoard only."""
+    def write(self, step: int, values: dict, member: str = "", **for_people: float) -> None:
+        """Adds a row, in a stack that of one `member`. `for_people` (rates, seconds) goes to TensorBoard only."""
         if self._board is None:
             return
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
-        self._rows.append({"step": step} | values)
+        self._rows.append({"step": step} | ({"member": member} if member else {}) | values)
         for name, value in (values | for_people).items():
-            self._board.add_scalar(name, value, step)
+            self._board.add_scalar(f"{member}/{name}" if member else name, value, step)
 
     def flush(self) -> None:
         if self._board is None:
             return
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in self._rows))
+        lines = "".join(json.dumps(row) + "\n" for row in self._rows).encode()
+        sealed.write(self._sealed, lines)
+        write_bytes(self._path, lines)
         self._board.flush()
         if self._disk:
             for file in storage.files(Path(self._disk.name)):
@@ -63,3 +62,30 @@ class Metrics:
             self._board.close()
             if self._disk:
                 self._disk.cleanup()
+
+
+def kept_rows(plain: Path, copy: Path, resume_step: int) -> list[dict]:
+    """Rows of earlier launches, from the sealed copy; from the plain file if that copy is damaged or missing.
+
+    Finished updates are not repeated, so a warning says which rows are unchecked or lost.
+    """
+    workdir = plain.parent
+    if (whole := sealed.unless_damaged(sealed.read, copy, workdir, f"its rows are looked for in {plain}")) is not None:
+        return [json.loads(line) for line in whole.splitlines()]
+    if not plain.exists():
+        if resume_step:
+            log.warning(
+                "the metrics of the updates up to %d are lost: neither %s nor its copy is there", resume_step, plain
+            )
+        return []
+    try:
+        rows = [json.loads(line) for line in plain.read_bytes().splitlines()]
+        rows = [row for row in rows if math.isfinite(row["step"] + 0)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        aside = sealed.set_aside(plain, workdir)
+        log.warning(
+            "%s is damaged, too; moved to %s; the metrics of the updates up to %d are lost", plain, aside, resume_step
+        )
+        return []
+    log.warning("the %d rows of %s are taken as they are, since the checksum is gone with the copy", len(rows), plain)
+    return rows

@@ -1,4 +1,4 @@
-"""AdamW and its schedule. The learning rate is an argument of the step, so one compiled step serves every schedule."""
+"""AdamW and its schedule. The learning rate is an argument of the update, so one program serves all schedules."""
 
 from functools import cache
 
@@ -8,25 +8,26 @@ import optax
 
 @cache
 def adamw(*, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
-    """Descent direction of AdamW after clipping by the global norm; multiply by minus the learning rate.
+    """AdamW without the learning rate, after clipping by the global norm: multiply its result by minus the rate.
 
-    The same settings give the same object, so that updates compiled with it can be shared.
+    Equal settings give the same object, so compiled updates are shared.
 
     Weight decay is decoupled (Loshchilov & Hutter, arXiv 1711.05101) and applies to matrices, not to norm scales.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        optax.add_decayed_weights(weight_decay, mask=_matrices),
+        optax.add_decayed_weights(weight_decay, mask=decayed),
     )
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> float:
-    """Linear warm-up from 0, then linear decay to 0 at `steps`: the rate of the update that follows `step` updates."""
+    """Learning rate of the update after `step` updates: linear warm-up from 0, then linear decay to 0 at `steps`."""
     if step < warmup_steps:
         return peak * step / warmup_steps
     return peak * max(steps - step, 0) / max(steps - warmup_steps, 1)
 
 
-def _matrices(params):
+def decayed(params):
+    """Which arrays weight decay applies to: all but norm scales."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)

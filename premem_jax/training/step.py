@@ -1,11 +1,14 @@
 """The train state and one update of it."""
 
+from collections.abc import Mapping
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from premem_jax.models.decoder import Model
-from premem_jax.scoring.likelihood import token_nll
+from premem_jax.training.losses import Loss
 
 
 def init_state(params, optimizer: optax.GradientTransformation) -> dict:
@@ -13,51 +16,85 @@ def init_state(params, optimizer: optax.GradientTransformation) -> dict:
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0), "good": jnp.bool_(True)}
 
 
-def train_step(
-    model: Model, optimizer: optax.GradientTransformation, micro_batches: int, state: dict, batch: dict, rate
-):
-    """One update on a batch, in `micro_batches` parts whose sum is the gradient of the whole batch.
+def weights(state: Mapping, member: int | None = None) -> dict:
+    """The weights of a train state, as they are sampled, scored, probed and exported.
 
-    The loss is the mean over all weighted tokens of the batch, not a mean of means. Once the loss or the gradient is
-    not finite, `good` turns false and the state stays as it was before that batch.
+    In a stack, those of one member.
+    """
+    return state["params"] if member is None else _take(state["params"], member)
+
+
+@jax.jit
+def _take(params, member):
+    return jax.tree.map(lambda x: x[member], params)
+
+
+def train_step(
+    model: Model,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int,
+    state: dict,
+    batch: dict,
+    rate,
+):
+    """One update on a batch, accumulated over `micro_batches` parts.
+
+    The loss is the mean over all units of the batch, not a mean of means. Once the loss or the gradient is not finite,
+    `good` turns false and the state stays as it was before that batch.
 
     Args:
       state: see `init_state`; donate it.
-      batch: `tokens` (B, T) int32 and `weights` (B, T) fp32, the loss weight of predicting each token.
+      batch: the arrays named by `loss.keys`, each with a leading axis B.
       rate: learning rate, a scalar.
 
     Returns:
-      The new state and `loss` (nats per token), `grad_norm` (before clipping), `tokens` (weighted count).
+      The new state and fp32 scalars: `loss`, `grad_norm` (before clipping), the count under the name `loss.unit`, and
+      the loss's own metrics, divided by the count.
     """
-    loss, gradient = loss_gradient(model, state["params"], batch, micro_batches)
+    mean, count, gradient = loss_gradient(model, loss, state["params"], batch, micro_batches)
     norm = optax.tree.norm(gradient)
 
     direction, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
     params = jax.tree.map(lambda p, d: p - rate * d, state["params"], direction)
-    good = state["good"] & jnp.isfinite(loss) & jnp.isfinite(norm)
+    good = state["good"] & jnp.isfinite(mean["loss"]) & jnp.isfinite(norm)
     updated = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
     frozen = {k: state[k] for k in updated}
     new = jax.tree.map(lambda a, b: jnp.where(good, a, b), updated, frozen) | {"good": good}
-    return new, {"loss": loss, "grad_norm": norm, "tokens": jnp.sum(batch["weights"])}
+    return new, mean | {"grad_norm": norm, loss.unit: count}
 
 
-def loss_gradient(model: Model, params, batch: dict, micro_batches: int) -> tuple[jax.Array, dict]:
-    """The mean loss over the weighted tokens of a batch, and its gradient.
+def loss_gradient(
+    model: Model, loss: Loss, params, batch: dict, micro_batches: int
+) -> tuple[dict[str, jax.Array], jax.Array, dict]:
+    """Mean loss and metrics of a batch, the count they are divided by, and the gradient of the mean loss.
 
-    Scans over `micro_batches` parts, of which one at a time has its activations in memory.
+    Scans over `micro_batches` parts; only one at a time has its activations in memory.
     """
-    B = batch["tokens"].shape[0]
-    # Rows a, a + A, a + 2A, ... make micro-batch a, so that each keeps its share of every device's rows.
-    split = lambda x: x.reshape(B // micro_batches, micro_batches, -1).swapaxes(0, 1)
+    # Micro-batch a takes rows a, a + A, a + 2A, ..., and so an equal share of every device's rows.
+    split = lambda x: x.reshape(len(x) // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+    parts = jax.tree.map(split, batch)
 
-    def loss_sum(params, part):
-        return jnp.sum(token_nll(model, params, part["tokens"]) * part["weights"])
+    def total(params, part):
+        sums = loss(model, params, part)
+        return sums.total, sums
 
     def add(carry, part):
-        value, gradient = jax.value_and_grad(loss_sum)(params, part)
-        return jax.tree.map(jnp.add, carry, (value, gradient)), None
+        (_, sums), gradient = jax.value_and_grad(total, has_aux=True)(params, part)
+        return jax.tree.map(jnp.add, carry, (sums, gradient)), None
 
-    total = jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    (value, gradient), _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
-    return value / total, jax.tree.map(lambda g: g / total, gradient)
+    shapes = jax.eval_shape(partial(loss, model), params, jax.tree.map(lambda x: x[0], parts))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, params))
+    (sums, gradient), _ = jax.lax.scan(add, zero, parts)
+    count = jnp.maximum(sums.count, 1e-9)
+    means = {"loss": sums.total / count} | {name: value / count for name, value in sums.metrics.items()}
+    return means, sums.count, jax.tree.map(lambda g: g / count, gradient)
+
+
+def stacked_step(*args):
+    """`train_step` for a stack of members: state, batch, rate and results have a leading member axis.
+
+    A member whose loss is not finite keeps its state; the others continue.
+    """
+    *bound, state, batch, rate = args
+    return jax.vmap(partial(train_step, *bound))(state, batch, rate)

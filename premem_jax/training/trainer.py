@@ -1,40 +1,66 @@
-"""A model, its optimizer and its compiled update on one mesh."""
+"""A model, its loss, its optimizer and its compiled update on one mesh."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from premem_jax import sharding
 from premem_jax.models.decoder import Model, init
-from premem_jax.programs import Clock, Program
+from premem_jax.running.programs import Clock, Program
+from premem_jax.training.losses import NEXT_TOKEN, Loss
 from premem_jax.training.optimizer import adamw
-from premem_jax.training.step import init_state, train_step
+from premem_jax.training.step import init_state, stacked_step, train_step
 
 
 class Trainer:
-    """Makes train states laid out on `mesh`, and `program(state, batch, rate)`, which updates one in place."""
+    """Makes train states on `mesh`, and `program(state, batch, rate)`, which updates a state in place.
 
-    def __init__(self, model: Model, mesh: Mesh, clock: Clock, optimizer: dict, micro_batches: int):
-        self.model, self._clock = model, clock
-        self._optimizer = adamw(**optimizer)
+    With `members` above 0 it trains a stack of that many models of one shape in one program: states, batches, rates and
+    results have a leading member axis.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        mesh: Mesh,
+        clock: Clock,
+        optimizer: dict,
+        micro_batches: int,
+        loss: Loss = NEXT_TOKEN,
+        members: int = 0,
+    ):
+        self.model, self.mesh, self.clock, self.loss, self.members = model, mesh, clock, loss, members
         self._init_params = partial(init, model.config)
-        self.abstract_state = jax.eval_shape(lambda: init_state(self._init_params(jax.random.key(0)), self._optimizer))
+        begin = partial(init_state, optimizer=adamw(**optimizer))
+        self._begin = jax.vmap(begin) if members else begin
+        params = jax.eval_shape(self._init_params, jax.random.key(0))
+        if members:
+            params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), params)
+        self.abstract_state = jax.eval_shape(self._begin, params)
         self._layout = sharding.shardings(mesh, self.abstract_state)
         self.program = Program(
-            partial(train_step, model, self._optimizer, micro_batches),
+            partial(stacked_step if members else train_step, model, loss, adamw(**optimizer), micro_batches),
             clock,
             donate_argnums=0,
             out_shardings=(self._layout, sharding.replicated(mesh)),
         )
 
     def random_parameters(self, seed: int):
-        """Fresh parameters, made where they live."""
-        with self._clock("compile"):
-            return jax.jit(self._init_params, out_shardings=self._layout["params"])(jax.random.key(seed))
+        """Random parameters of one model, created in their sharding."""
+        with self.clock("compile"):
+            layout = sharding.shardings(self.mesh, jax.eval_shape(self._init_params, jax.random.key(0)))
+            return jax.jit(self._init_params, out_shardings=layout)(jax.random.key(seed))
+
+    def stack(self, params: Sequence):
+        """Stacks the members' parameters, each as from `random_parameters`, into one tree."""
+        join = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
+        with self.clock("compile"):
+            return jax.jit(join, out_shardings=self._layout["params"])(*params)
 
     def init_state(self, params) -> dict:
-        """The state before the first update; takes over `params`."""
-        with self._clock("compile"):
-            make = jax.jit(lambda p: init_state(p, self._optimizer), out_shardings=self._layout, donate_argnums=0)
-            return make(params)
+        """The state before the first update. Donates `params`; for a stack, the result of `stack`."""
+        with self.clock("compile"):
+            return jax.jit(self._begin, out_shardings=self._layout, donate_argnums=0)(params)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from scipy import stats
 
-from premem_jax.analysis import agreement
+from premem_jax.analysis import agreement, bootstrap
 from premem_jax.analysis.agreement import Points
 
 VALUES = st.one_of(st.sampled_from([0.0, 0.2, 0.4, 1.0]), st.floats(0, 1))
@@ -103,16 +103,41 @@ def test_leaving_out_runs_is_the_loop(p):
     assert close(low, np.min(without)) and close(high, np.max(without))
 
 
+@given(point_sets(), st.lists(st.integers(0, 3), min_size=4, max_size=4))
+def test_a_weight_is_a_point_that_often(p, times):
+    weights_N = np.array(times)[p.run]
+    x, y = np.repeat(p.x, weights_N), np.repeat(p.y, weights_N)
+    if not len(x) or not spread_enough(x, y):
+        return
+    for name, statistic in agreement.STATISTICS.items():
+        both = np.stack([weights_N, np.ones(len(p.x), int)]).astype(float)
+        of_them, of_all = bootstrap.weighted(name, p.x, p.y, both)
+        assert close(of_them, statistic(x, y)), name
+        assert not spread_enough(p.x, p.y) or close(of_all, statistic(p.x, p.y)), name
+
+
+def test_the_draws_are_those_of_a_plain_loop(monkeypatch):
+    rng = np.random.default_rng(0)
+    p = Points(rng.uniform(size=30), rng.uniform(size=30), np.sort(rng.integers(7, size=30)))
+    monkeypatch.setattr(bootstrap, "_AT_ONCE", 1000)  # several times over
+    got, draws = bootstrap.interval(p, list(agreement.STATISTICS), draws=100, seed=3), np.random.default_rng(3)
+    runs = [np.flatnonzero(p.run == run) for run in np.unique(p.run)]
+    drawn = [np.concatenate([runs[i] for i in draws.integers(len(runs), size=len(runs))]) for _ in range(100)]
+    for name, statistic in agreement.STATISTICS.items():
+        values = [statistic(p.x[which], p.y[which]) for which in drawn]
+        np.testing.assert_allclose(got[name], np.percentile(values, [2.5, 97.5]), rtol=1e-9)
+
+
 def test_the_bootstrap_resamples_whole_runs():
     """With two runs there are four draws, equally likely, so the interval is known; rows of one run stay together."""
     p = Points(np.array([0.0, 0.0, 0.5]), np.array([0.1, 0.1, 0.7]), np.array([0, 0, 1]))
-    interval = agreement.bootstrap_interval(p, ["mae"], draws=400, seed=0)["mae"]
+    interval = bootstrap.interval(p, ["mae"], draws=400, seed=0)["mae"]
     assert interval == pytest.approx([0.1, 0.2])  # run 0 twice, run 1 twice; a mixture is 0.4 / 3
-    middle = agreement.bootstrap_interval(p, ["mae"], draws=400, seed=0, level=0.4)["mae"]
+    middle = bootstrap.interval(p, ["mae"], draws=400, seed=0, level=0.4)["mae"]
     assert middle == pytest.approx([0.4 / 3] * 2)
-    again = agreement.bootstrap_interval(p, ["mae"], draws=400, seed=0)["mae"]
+    again = bootstrap.interval(p, ["mae"], draws=400, seed=0)["mae"]
     assert again == interval
-    alone = agreement.bootstrap_interval(p.only(p.run == 0), ["mae"], draws=10, seed=0)["mae"]
+    alone = bootstrap.interval(p.only(p.run == 0), ["mae"], draws=10, seed=0)["mae"]
     assert np.isnan(alone).all()
 
 
@@ -121,6 +146,6 @@ def test_the_bootstrap_interval_agrees_with_a_normal_approximation():
     rng = np.random.default_rng(0)
     error = rng.exponential(1.0, 400)
     p = Points(np.zeros(400), error, np.arange(400))
-    low, high = agreement.bootstrap_interval(p, ["mae"], draws=2000, seed=1)["mae"]
+    low, high = bootstrap.interval(p, ["mae"], draws=2000, seed=1)["mae"]
     expected = 1.96 * error.std() / 20
     assert (error.mean() - low, high - error.mean()) == (pytest.approx(expected, rel=0.1),) * 2

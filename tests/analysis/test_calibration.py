@@ -10,8 +10,7 @@ from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.trace import SplitTrace, Trace
 from premem_jax.errors import UserError
-from tests.analysis.test_premem import RELEASED
-from tests.analysis.traces import FOLDER, released_run, synthetic_splits
+from tests.analysis.traces import FOLDER, RELEASED, released_run, synthetic_splits
 from tests.shared import shared
 
 Q = 0.02
@@ -129,6 +128,21 @@ def test_thresholds_redrawn_from_many_examples_are_those_of_the_rule(runs):
     assert drawn[1] == min(drawn) < max(drawn)
 
 
+@pytest.mark.parametrize(("quantile", "examples"), [(0.01, 90), (0.3, 40), (0.97, 200), (0.5, 1)])
+def test_redrawn_thresholds_are_quantiles_of_the_examples_drawn(runs, quantile, examples):
+    """The runs have different numbers held out, or none."""
+    some = [made_up(0, heldout=300), runs[2], made_up(1, evaluations=4, heldout=120), made_up(2, heldout=300)]
+    some[3].heldout_nll[1, :7] = np.nan  # one evaluation without some of them
+    drawn_DR, rng = calibration.redrawn(some, quantile, examples, draws=20, seed=5), np.random.default_rng(5)
+    for drawn_R in drawn_DR:
+        place, own = rng.random(examples), []
+        for run in some:
+            rows = [] if run.heldout_nll is None else [row[np.isfinite(row)] for row in run.heldout_nll]
+            picked = [row[(place * len(row)).astype(int)] for row in rows]
+            own.append(min((np.quantile(nll, quantile) for nll in picked), default=np.inf))
+        np.testing.assert_allclose(drawn_R, [min(own) if np.isinf(x) else x for x in own], rtol=1e-12)
+
+
 def test_which_thresholds_are_chosen(runs):
     assert [one.perplexity for one in study.choose(runs, "given", Q, 1.3)] == [1.3] * 4
     for rule in ("heldout_quantile", "published"):  # nobody published these runs
@@ -173,7 +187,7 @@ def released():
 
 
 def test_held_out_quantiles_of_the_released_runs(released):
-    """facts/threshold.md: 0.123, 0.100 of the half run and 0.124, 0.101 of the quarter run, first two checkpoints."""
+    """A separate script: 0.123, 0.100 of the half run and 0.124, 0.101 of the quarter run, first two checkpoints."""
     every = calibration.each_evaluation(released, 0.01)
     found = {run.name.split("_")[3]: np.log(p[:2]) for run, p in zip(released, every, strict=True) if np.ndim(p)}
     assert found.keys() == {"half", "quarter"}
@@ -206,11 +220,11 @@ def test_the_default_rule_on_the_released_runs():
 
 def test_the_fraction_of_the_first_epoch_on_the_released_runs(released):
     p = calibration.points(released, calibration.first_epoch_fraction(released))
-    assert agreement.r2_identity(p.x, p.y) == pytest.approx(0.934, abs=1e-3)  # facts/threshold.md
+    assert agreement.r2_identity(p.x, p.y) == pytest.approx(0.934, abs=1e-3)  # a separate script
 
 
 def test_the_sensitivity_of_the_released_runs_is_known():
-    """facts/premem.md, section 7c, in release order of files: tau, R² of y = x, R² of a line."""
+    """A separate script, in release order of files: tau, R² of y = x, R² of a line."""
     runs = read_runs(shared(FOLDER), test_samples="fewest")
     table = """-3.0 0.391 0.871   -2.7 0.735 0.931   -2.5 0.886 0.949   -2.4 0.924 0.948   -2.3 0.935 0.939
                -2.2 0.912 0.921   -2.1 0.848 0.890   -2.0 0.727 0.840   -1.9 0.567 0.783   -1.8 0.360 0.717

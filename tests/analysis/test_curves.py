@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from premem_jax.analysis import curves, threshold, trace
-from premem_jax.errors import UserError
 from tests.analysis.traces import released_run, synthetic_splits
 
 
@@ -20,7 +19,7 @@ def test_curves_of_a_released_run_through_a_trace(tmp_path):
     got = curves.run_curves(trace.read_trace(tmp_path), threshold.given(math.exp(math.exp(-2.3))))
     np.testing.assert_array_equal(got["step"], run["step"])
     np.testing.assert_array_equal(got["epoch"], range(1, 7))
-    # facts/premem.md, section 7a
+    # a separate script over the release
     rows = {
         "train_accuracy": [0.3891, 0.5675, 0.8128, 0.9368, 0.9854, 0.9981],
         "pre_memorization_accuracy": [0.3756, 0.4756, 0.5086, 0.5264, 0.5358, 0.5379],
@@ -45,10 +44,22 @@ def test_what_was_not_measured_is_nan(tmp_path):
     assert not np.isnan(got["train_accuracy"]).any()
 
 
-def test_a_missing_test_split_is_asked_for_by_name(tmp_path):
-    splits = synthetic_splits(0, 1, examples=60)
-    trace.write_evaluation(tmp_path, 1, 1, {"train": splits["train"]})
-    read = trace.read_trace(tmp_path)
-    with pytest.raises(UserError, match="no split 'test'; it has: train"):
-        curves.run_curves(read, threshold.given(1.2))
-    assert np.isnan(curves.run_curves(read, threshold.given(1.2), test=None)["test_accuracy"]).all()
+def test_a_trace_that_lacks_a_split_or_a_threshold_has_the_other_curves(tmp_path):
+    """Each curve is there exactly where what it is made of is, with the values that the whole trace gives."""
+    whole, chosen = synthetic_splits(0, 1, examples=60), threshold.given(1.2)
+    trace.write_evaluation(tmp_path / "whole", 1, 1, whole)
+    of_train = {"train_nll", "train_accuracy", "pre_memorization_accuracy", "fraction_memorized"}
+    of_threshold = {"pre_memorization_accuracy", "fraction_memorized"}
+    everything = curves.run_curves(trace.read_trace(tmp_path / "whole"), chosen)
+    assert all(np.isfinite(values).all() for values in everything.values())
+    for split, rule, absent in (
+        ("train", chosen, {"test_accuracy"}),
+        ("test", chosen, of_train),
+        ("train", None, {"test_accuracy"} | of_threshold),
+    ):
+        folder = tmp_path / f"{split}-{rule is None}"
+        trace.write_evaluation(folder, 1, 1, {split: whole[split]})
+        got = curves.run_curves(trace.read_trace(folder), rule)
+        assert {name for name, values in got.items() if np.isnan(values).all()} == absent
+        for name in got.keys() - absent:
+            np.testing.assert_array_equal(got[name], everything[name], err_msg=name)

@@ -7,7 +7,7 @@ from hypothesis import given
 from premem_jax.analysis import predictors
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.trace import SplitTrace, Trace
-from tests.analysis.test_premem import runs
+from tests.analysis.traces import runs
 
 
 def run_of(accuracy_ME, nll_ME, steps=None, **fields) -> Run:

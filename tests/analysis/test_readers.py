@@ -3,11 +3,14 @@
 import json
 import math
 import shutil
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from premem_jax.analysis import premem, trace
 from premem_jax.analysis.readers import read_runs, release, table
@@ -89,7 +92,7 @@ def test_a_packed_run_is_what_its_arrays_say(quarter):
         np.testing.assert_array_equal(mine.nll, known["train_nll"][:, which])
         np.testing.assert_array_equal(mine.accuracy, known["train_accuracy"][:, which])
     tokens = np.concatenate([quarter.trace.split(name).tokens for name in ("train", "heldout")])
-    assert (np.median(tokens), tokens.max()) == (94, 364)  # facts/premem.md, section 1
+    assert (np.median(tokens), tokens.max()) == (94, 364)  # a separate script over the release
     np.testing.assert_allclose(quarter.test_accuracy, known["test_accuracy"].mean(axis=1))
 
 
@@ -166,7 +169,7 @@ def test_a_run_folder_says_which_split_its_threshold_comes_from(tmp_path):
 
 
 def test_the_published_running_maximum_comes_out():
-    """One run ships its pre-memorization accuracy per example, at ln NLL -2.5 (facts/premem.md, section 1)."""
+    """One run ships its pre-memorization accuracy per example, at ln NLL -2.5."""
     name = "gsm8k_orig_3epochs_full_lr2e-05_bs128"
     [run] = read_runs(shared(f"{FOLDER}/{name}.npz"))
     with np.load(shared(f"{FOLDER}/{name}.npz")) as file:
@@ -327,7 +330,7 @@ def test_the_smallest_table(tmp_path):
         (dict(test_accuracy=np.full(4, 20.0)), ["between 0 and 1"]),
         (dict(split=np.array(["train", "test", "train", "train"])), ["row 2", "heldout"]),
         (dict(split=np.array(["heldout"] * 4)), ["no example of split 'train'"]),
-        (dict(task=np.array(["a", "a", "b", "b"])), ["several tasks: a, b"]),
+        (dict(task=np.array(["a", "a", "b", "b"])), ["several tasks: 'a', 'b'"]),
         (dict(colour=np.array(["a"] * 4)), ["'colour'", "numbers"]),
     ],
 )
@@ -358,3 +361,56 @@ def test_a_run_folder_without_its_config_is_named(tmp_path, quarter):
 
 def test_documented_columns_are_the_required_ones():
     assert all(f"`{name}`" in table.read.__doc__ for name in table.REQUIRED)
+
+
+def test_the_index_of_pandas_is_no_predictor(tmp_path):
+    columns = small_table() | {"__index_level_0__": np.array([7, 3, 9, 1])}
+    pq.write_table(pa.table(columns), tmp_path / "runs.parquet")
+    [run] = read_runs(tmp_path)
+    assert run.measures == {}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("kind", ["npz", "parquet", "release"])
+def test_a_damaged_file_is_read_as_a_strict_reader_would_or_refused(tmp_path_factory, kind, data):
+    folder = tmp_path_factory.mktemp("damage")
+    path = folder / ("runs.parquet" if kind == "parquet" else "gsm8k_orig_1epochs_half_lr1_bs1.npz")
+    if kind == "parquet":
+        pq.write_table(pa.table(small_table()), path, write_page_checksum=True)
+    elif kind == "npz":
+        np.savez_compressed(path, **small_table())
+    else:
+        np.savez_compressed(
+            path, **{key.replace("/", "__"): array for key, array in made_up(examples=30, count=10).items()}
+        )
+    [right] = read_runs(path)
+    whole = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        whole[at] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del whole[at:]
+    path.write_bytes(whole)
+    try:
+        [read] = read_runs(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        if kind != "parquet":  # whose footer has no checksum
+            np.testing.assert_array_equal(read.train.nll, right.train.nll)
+            np.testing.assert_array_equal(read.train.correct, right.train.correct)
+
+
+def test_long_names_take_no_room(tmp_path):
+    """Arrays of text in NumPy have the width of their longest: 400 MB for these rows."""
+    count = 1000
+    name = pa.array(["n" * 100_000] * count).dictionary_encode()
+    numbers = dict(example=np.arange(count), nll=np.ones(count), n_samples=np.ones(count, int))
+    same = dict(step=np.ones(count, int), n_correct=np.ones(count, int), test_accuracy=np.full(count, 0.5))
+    pq.write_table(pa.table({"run": name, **numbers, **same}), tmp_path / "runs.parquet")
+    tracemalloc.start()
+    [run] = read_runs(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert run.name == "n" * 100_000 and peak < 200e6

@@ -69,7 +69,7 @@ def test_runs_are_shown_together_before_each():
 
 
 def test_real_examples_with_high_values_are_solved_by_a_run_that_never_saw_them():
-    """The published full run says which examples the half run solves unseen (facts/premem.md, section 5)."""
+    """The published full run says which examples the half run solves unseen."""
     names = {name: shared(f"{FOLDER}/gsm8k_orig_6epochs_{name}_lr2e-05_bs128.npz") for name in ("full", "half")}
     ([full], [half]) = (read_runs(path) for path in names.values())
     premem_ME = premem.pre_memorization_accuracy(full.train.accuracy, full.train.nll, PUBLISHED)

@@ -44,7 +44,7 @@ def test_heldout_quantile_finds_the_tuned_threshold_of_the_released_half_run():
     run = released_run("6ep half lr2e-05")
     chosen = threshold.heldout_quantile(run["train_nll"][:, ~run["trained"]])
     assert chosen.detail["evaluation"] == 2
-    assert chosen.nll == pytest.approx(0.1003, abs=4e-3)  # facts/threshold.md: published 0.1003
+    assert chosen.nll == pytest.approx(0.1003, abs=4e-3)  # published: 0.1003
 
 
 @pytest.mark.parametrize(

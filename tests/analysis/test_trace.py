@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from premem_jax import atomic
 from premem_jax.analysis import trace
 from premem_jax.errors import UserError
+from premem_jax.running import atomic
 from tests.analysis.traces import synthetic_splits
 
 
@@ -147,7 +147,7 @@ def test_a_file_cut_short_is_named_with_the_mend(tmp_path):
     path = trace.evaluation_path(tmp_path, 20)
     path.write_bytes(path.read_bytes()[:-20])
     for read in (trace.evaluation_steps, trace.read_trace):
-        with pytest.raises(UserError, match=r"step-00000020\.parquet.*delete the file and run again"):
+        with pytest.raises(UserError, match=r"step-00000020\.parquet.*start its run again"):
             read(tmp_path)
 
 

@@ -16,10 +16,10 @@ def get_config(arg=None):
     epochs = (0, 1, 1.25, 2.5)  # steps 0, 4 (with a checkpoint), 5 and 10 (without), and the last
     sampling = dict(batch=32, samples=2, max_new_tokens=8, first_round=4, keep_texts=32)
     c.evals = dict(
-        train_likelihood=defaults.likelihood("train", epochs, batch=32),
-        heldout_likelihood=defaults.likelihood("heldout", epochs, batch=32),
-        train_accuracy=defaults.accuracy("train", epochs, **sampling),
-        test_accuracy=defaults.accuracy("test", epochs[::2], **sampling),
-        distance=defaults.distance(epochs[3:]),
+        train_likelihood=defaults.evaluator("likelihood", "train", epochs, batch=32),
+        heldout_likelihood=defaults.evaluator("likelihood", "heldout", epochs, batch=32),
+        train_accuracy=defaults.evaluator("accuracy", "train", epochs, **sampling),
+        test_accuracy=defaults.evaluator("accuracy", "test", epochs[::2], **sampling),
+        distance=defaults.evaluator("distance", "train", epochs[3:]),
     )
     return c

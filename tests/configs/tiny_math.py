@@ -12,8 +12,8 @@ def get_config(arg=None):
     c.threshold.update(rule="given", perplexity=1.2)
     sampling = dict(batch=8, samples=2, max_new_tokens=64, temperature=0.5)
     c.evals = dict(
-        likelihood=defaults.likelihood("train", (0,), batch=8),
-        train=defaults.accuracy("train", (0,), **sampling),
-        test=defaults.accuracy("test", (), **sampling),
+        likelihood=defaults.evaluator("likelihood", "train", (0,), batch=8),
+        train=defaults.evaluator("accuracy", "train", (0,), **sampling),
+        test=defaults.evaluator("accuracy", "test", (), **sampling),
     )
     return c

@@ -16,13 +16,16 @@ from pathlib import Path
 import grain
 import pytest
 
-from premem_jax.data import builders, gsm8k, tasks
-from premem_jax.data.competition_math import MATH, last_box
-from premem_jax.data.gsm8k import GSM8K
+from premem_jax.data import builders
 from premem_jax.data.sources import sha256
 from premem_jax.errors import UserError
+from premem_jax.tasks import gsm8k
+from premem_jax.tasks import task as tasks
+from premem_jax.tasks.gsm8k import GSM8K
+from premem_jax.tasks.math import MATH, last_box
 from tests.shared import shared
 
+DATASETS = {"gsm8k": GSM8K, "math": MATH}
 COUNTS = {"gsm8k": {"train": 7473, "test": 1319}, "math": {"train": 7500, "test": 5000}}
 GSM8K_ROW = {"question": "How many “½” – 3 or 4?\u2028Why?", "answer": "It is 2+1=<<2+1=3>>3.\n#### 3"}
 MATH_ROW = {
@@ -80,7 +83,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def real(cache):
     """`prepared` of the real files of each dataset, as far as they are here."""
-    return lambda name: builders.prepared(name, str(shared(f"data/{name}")), cache)
+    return lambda name: builders.prepared(DATASETS[name], str(shared(f"data/{name}")), cache)
 
 
 @pytest.fixture
@@ -127,7 +130,7 @@ def test_the_checksums_at_hand_are_those_that_a_download_is_held_against():
 
 def test_math_as_a_tree_of_problems_is_the_same_dataset_with_the_same_ids(real, tmp_path):
     rows = {split: read_jsonl(shared(f"data/math/{split}.jsonl")) for split in ("train", "test")}
-    tree = builders.prepared("math", str(write_tree(tmp_path / "MATH", rows)), tmp_path / "cache")
+    tree = builders.prepared(MATH, str(write_tree(tmp_path / "MATH", rows)), tmp_path / "cache")
     for split, items in texts(tree).items():
         assert [row["problem"] for row in items] == [row["problem"] for row in rows[split]]
     one, other = metadata(tree), metadata(real("math"))
@@ -191,30 +194,30 @@ def test_the_task_has_the_examples_that_the_reader_of_the_files_has(tmp_path):
 @pytest.mark.parametrize("name", ["gsm8k", "math"])
 def test_a_second_run_reads_what_the_first_one_wrote(name, tmp_path, monkeypatch):
     folder = small(tmp_path / "files", name)
-    first = texts(builders.prepared(name, str(folder), tmp_path / "cache"))
+    first = texts(builders.prepared(DATASETS[name], str(folder), tmp_path / "cache"))
     for step in ("load", "_write"):
         monkeypatch.setattr(builders, step, lambda *args: pytest.fail("prepared again"))
-    assert texts(builders.prepared(name, str(folder), tmp_path / "cache")) == first
+    assert texts(builders.prepared(DATASETS[name], str(folder), tmp_path / "cache")) == first
     moved = folder.rename(tmp_path / "elsewhere")
-    assert texts(builders.prepared(name, str(moved), tmp_path / "cache")) == first
+    assert texts(builders.prepared(DATASETS[name], str(moved), tmp_path / "cache")) == first
 
 
 def test_a_file_that_changed_is_read_again(tmp_path):
     folder, cache = small(tmp_path / "files", "gsm8k"), tmp_path / "cache"
     path = folder / "test.jsonl"
-    before, first = path.read_bytes(), texts(builders.prepared("gsm8k", str(folder), cache))
+    before, first = path.read_bytes(), texts(builders.prepared(GSM8K, str(folder), cache))
     path.write_bytes(before.replace(b"test 1:", b"test 7:"))
-    assert texts(builders.prepared("gsm8k", str(folder), cache))["test"][1]["problem"].startswith("test 7:")
+    assert texts(builders.prepared(GSM8K, str(folder), cache))["test"][1]["problem"].startswith("test 7:")
     path.write_bytes(before)
-    assert texts(builders.prepared("gsm8k", str(folder), cache)) == first
+    assert texts(builders.prepared(GSM8K, str(folder), cache)) == first
 
 
 def test_one_problem_of_a_tree_that_changed_is_read_again(tmp_path):
     rows = {"train": [MATH_ROW, MATH_ROW], "test": [MATH_ROW]}
     folder, cache = write_tree(tmp_path / "MATH", rows), tmp_path / "cache"
-    builders.prepared("math", str(folder), cache)
+    builders.prepared(MATH, str(folder), cache)
     write_tree(folder, {"train": [MATH_ROW, MATH_ROW | {"level": "Level 5"}]})
-    data = builders.prepared("math", str(folder), cache)
+    data = builders.prepared(MATH, str(folder), cache)
     assert [row["level"] for row in texts(data)["train"]] == ["Level 2", "Level 5"]
 
 
@@ -228,16 +231,17 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(tmp_path):
     script = """if True:
         import os, signal, sys
         from premem_jax.data import builders
+        from premem_jax.tasks.gsm8k import GSM8K
         generate = builders.Problems._generate_examples
         def killed(self, rows):
             yield from list(generate(self, rows))[:50]
             os.kill(os.getpid(), signal.SIGKILL)
         builders.Problems._generate_examples = killed
-        builders.prepared("gsm8k", *sys.argv[1:])
+        builders.prepared(GSM8K, *sys.argv[1:])
     """
     assert run(script, folder, cache).returncode == -signal.SIGKILL
     assert list(cache.rglob("*incomplete*")) and not list(cache.rglob("dataset_info.json"))
-    data = builders.prepared("gsm8k", str(folder), cache)
+    data = builders.prepared(GSM8K, str(folder), cache)
     assert len(texts(data)["train"]) == 100
 
 
@@ -247,27 +251,27 @@ def test_of_two_that_prepare_the_same_the_slower_one_takes_what_is_there(tmp_pat
 
     def overtaken(self, rows):
         monkeypatch.setattr(builders.Problems, "_generate_examples", generate)
-        builders.prepared("gsm8k", folder, cache)
+        builders.prepared(GSM8K, folder, cache)
         yield from generate(self, rows)
 
     monkeypatch.setattr(builders.Problems, "_generate_examples", overtaken)
-    assert len(builders.prepared("gsm8k", folder, cache)["train"]) == 3
+    assert len(builders.prepared(GSM8K, folder, cache)["train"]) == 3
     assert not list(cache.rglob("*incomplete*"))
 
 
 def test_a_damaged_dataset_says_what_to_delete(tmp_path):
     folder, cache = small(tmp_path / "files", "gsm8k"), tmp_path / "cache"
-    data = builders.prepared("gsm8k", str(folder), cache)
+    data = builders.prepared(GSM8K, str(folder), cache)
     next(cache.rglob("gsm8k-train*")).write_bytes(b"")
     with pytest.raises(UserError, match="damaged") as error:
-        builders.examples(builders.prepared("gsm8k", str(folder), cache)["train"])
+        builders.examples(builders.prepared(GSM8K, str(folder), cache)["train"])
     assert str(data["train"].dataset_info.data_dir) in str(error.value)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"cannot write .*cache.*config.cache"):
-        builders.prepared("gsm8k", str(small(tmp_path / "files", "gsm8k")), tmp_path / "cache")
+        builders.prepared(GSM8K, str(small(tmp_path / "files", "gsm8k")), tmp_path / "cache")
 
 
 def test_tensorflow_is_never_imported_nor_tfds_by_those_who_need_it_not(tmp_path):
@@ -277,7 +281,7 @@ def test_tensorflow_is_never_imported_nor_tfds_by_those_who_need_it_not(tmp_path
         import importlib.util, sys
         sys.path.insert(0, sys.argv[3])
         assert importlib.util.find_spec("tensorflow")
-        from premem_jax.data import tasks
+        from premem_jax.tasks import task as tasks
         tasks.load("arithmetic", path="", train=2, heldout=0, test=2, seed=0, cache=sys.argv[2])
         assert "tensorflow_datasets" not in sys.modules
         for _ in range(2):  # prepared, then read
@@ -315,7 +319,7 @@ def test_a_malformed_row_is_named_by_file_and_line_before_anything_is_written(na
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
     with pytest.raises(UserError) as error:
-        builders.prepared(name, str(folder), cache)
+        builders.prepared(DATASETS[name], str(folder), cache)
     assert str(error.value).startswith(f"{path}:2: ") and complaint in str(error.value)
     assert "\n" not in str(error.value) and not cache.exists()
 
@@ -324,7 +328,7 @@ def test_a_malformed_problem_of_a_tree_is_named_by_file(tmp_path):
     folder = write_tree(tmp_path / "MATH", {"train": [MATH_ROW], "test": [MATH_ROW]})
     (folder / "test/algebra/5.json").write_text("{}")
     with pytest.raises(UserError, match=r"MATH/test/algebra/5\.json: not a row"):
-        builders.prepared("math", str(folder), tmp_path / "cache")
+        builders.prepared(MATH, str(folder), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "math"])
@@ -338,7 +342,7 @@ def test_files_that_are_not_there_are_told_with_how_to_get_them(name, missing, t
     else:
         (folder / "test.jsonl").write_text("")
     with pytest.raises(UserError, match=r"test.*--config.data.path" if missing != "folder" else "--config.data.path"):
-        builders.prepared(name, str(folder), tmp_path / "cache")
+        builders.prepared(DATASETS[name], str(folder), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
@@ -364,7 +368,7 @@ def test_the_last_box_is_the_answer(solution, answer):
 
 
 def test_a_mirror_of_the_official_files_gives_the_dataset_of_the_folder(real, serve, tmp_path, monkeypatch):
-    data = builders.prepared("gsm8k", serve(shared("data/gsm8k")), tmp_path)
+    data = builders.prepared(GSM8K, serve(shared("data/gsm8k")), tmp_path)
     assert metadata(data) == metadata(real("gsm8k"))
     monkeypatch.setattr(builders, "load", lambda *args: pytest.fail("prepared again"))
     for source in (
@@ -372,7 +376,7 @@ def test_a_mirror_of_the_official_files_gives_the_dataset_of_the_folder(real, se
         NOWHERE,
         str(shared("data/gsm8k")),
     ):  # all known to be the same files, with no look at the network
-        assert len(builders.prepared("gsm8k", source, tmp_path)["test"]) == 1319
+        assert len(builders.prepared(GSM8K, source, tmp_path)["test"]) == 1319
 
 
 def test_a_download_that_is_not_the_official_file_is_refused(serve, tmp_path):
@@ -380,15 +384,14 @@ def test_a_download_that_is_not_the_official_file_is_refused(serve, tmp_path):
     with pytest.raises(
         UserError, match=f"{url}train.jsonl has SHA-256 .* the official file {GSM8K.files['train.jsonl']}"
     ):
-        builders.prepared("gsm8k", url, tmp_path / "cache")
+        builders.prepared(GSM8K, url, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "math"])
 @pytest.mark.parametrize("way", ["official", "mirror", "not found"])
 def test_without_a_network_the_message_says_how_to_get_the_files(name, way, serve, tmp_path, monkeypatch):
-    builder = builders.BUILDERS[name]
-    monkeypatch.setattr(builder, "dataset", builder.dataset._replace(url=NOWHERE))
+    monkeypatch.setattr(tasks.find(name), name.upper(), DATASETS[name]._replace(url=NOWHERE))
     (tmp_path / "empty").mkdir()
     source = {"official": "", "mirror": NOWHERE, "not found": serve(tmp_path / "empty")}[way]
     with pytest.raises(UserError, match=r"cannot download http://127.0.0.1.*--config.data.path"):
@@ -408,12 +411,12 @@ def test_the_original_archive_of_math_is_read_in_the_official_order(serve, tmp_p
             tar.addfile(info, io.BytesIO(data))
     url = serve(tmp_path / "served")
     with pytest.raises(UserError, match="has SHA-256"):
-        builders.prepared("math", url, tmp_path / "cache")
+        builders.prepared(MATH, url, tmp_path / "cache")
     checksum = sha256((tmp_path / "served/MATH.tar").read_bytes())
-    monkeypatch.setattr(builders.CompetitionMath, "dataset", MATH._replace(files={"MATH.tar": checksum}, url=url))
-    data = texts(builders.prepared("math", None, tmp_path / "cache"))
+    dataset = MATH._replace(files={"MATH.tar": checksum}, url=url)
+    data = texts(builders.prepared(dataset, None, tmp_path / "cache"))
     expected = ["train/algebra/10.json", "train/algebra/2.json", "train/prealgebra/1.json"]
     assert [row["problem"] for row in data["train"]] == expected
-    builder = builders.CompetitionMath(data_dir=tmp_path / "plain")  # as a TFDS user would
+    builder = builders.builder_of(dataset)(data_dir=tmp_path / "plain")  # as a TFDS user would
     builder.download_and_prepare()
     assert texts(builder.as_data_source()) == data and str(builder.version) == "1.0.0"

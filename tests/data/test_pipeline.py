@@ -7,20 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from premem_jax.data import arithmetic
 from premem_jax.data.examples import Example
 from premem_jax.data.pipeline import (
     Tokenized,
-    batch_rows,
     collate,
     evaluation_batches,
     pad_to,
     steps_per_epoch,
     tokenize,
-    train_batches,
 )
+from premem_jax.data.reader import batch_rows, train_batches
 from premem_jax.data.tokenizers import SentencePiece, train
 from premem_jax.errors import UserError
+from premem_jax.tasks import arithmetic
 
 SEEDS = st.integers(0, 2**31)
 
@@ -109,8 +108,10 @@ def test_train_batches(lengths, batch, seed, cut, buckets, window):
     data = numbered(lengths)
     stop = 2 * steps_per_epoch(len(data), batch)
     options = dict(batch=batch, seed=seed, buckets=buckets, window=window)
-    batches = list(train_batches(data, **options, start=0, stop=stop))
-    assert len(batches) == stop
+    made = list(train_batches(data, 0, stop, **options))
+    assert len(made) == stop
+    assert all(np.array_equal(ids, arrays["ids"]) for ids, arrays in made)  # all places of a batch lie here
+    batches = [arrays for _, arrays in made]
     for epoch in (batches[: stop // 2], batches[stop // 2 :]):
         ids = np.concatenate([b["ids"] for b in epoch])
         assert sorted(ids[ids >= 0]) == list(data.ids)
@@ -130,9 +131,9 @@ def test_train_batches(lengths, batch, seed, cut, buckets, window):
         assert (b["prompt_length"][padding] == 1).all()
         assert b["weights"].sum() == sum(lengths[row][1] for row in rows)
     start = int(cut * stop)
-    again = list(train_batches(data, **options, start=start, stop=stop))
+    again = list(train_batches(data, start, stop, **options))
     assert len(again) == stop - start
-    for one, other in zip(batches[start:], again, strict=True):
+    for one, (_, other) in zip(batches[start:], again, strict=True):
         assert one.keys() == other.keys()
         assert all(np.array_equal(one[key], other[key]) for key in one)
 

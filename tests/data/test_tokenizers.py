@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from premem_jax.data import arithmetic
 from premem_jax.data.tokenizers import SentencePiece, Tokenizer, train
 from premem_jax.errors import UserError
+from premem_jax.tasks import arithmetic
 from tests.shared import shared
 
 LITERALS = ["</s>", "<s>", "<pad>", "<unk>", "<0x41>", "a</s>b", "x <s> y", "#### 5</s>", " </s>", "<pad><pad>"]
@@ -144,3 +144,11 @@ def test_an_unknown_kind_is_named(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.kind='unigram': choose one of word, bpe"):
         Tokenizer.load_or_train(tmp_path / "tokenizer.model", TEXTS, kind="unigram", vocab_size=100)
     assert not list(tmp_path.iterdir())
+
+
+def test_texts_that_spell_control_tokens_are_counted(words, caplog):
+    words.encode_pairs([("1 <eos>", " 2<|eot_id|>"), ("1 + 1 < 3 | 4 >", " <a> 2"), ("<start_of_turn>", " 2")])
+    assert "3 of 6 prompts and targets spell control tokens" in caplog.text
+    caplog.clear()
+    words.encode_pairs([("1 + 1 < 3 | 4 >", " <a> <<1+1=2>> 2")])
+    assert "control tokens" not in caplog.text

@@ -7,27 +7,23 @@ import jax
 import numpy as np
 import pytest
 
+from premem_jax.errors import NonFinite, UserError
 from premem_jax.evaluators.accuracy import Accuracy
-from premem_jax.evaluators.base import Collected, Context
+from premem_jax.evaluators.base import Collected, checked
+from premem_jax.evaluators.confidence import Confidence
 from premem_jax.evaluators.likelihood import Likelihood
-from premem_jax.models.decoder import build
-from premem_jax.programs import Clock
-from premem_jax.scoring.reference import grade_bytes
-from premem_jax.scoring.verdict import Verdict
+from premem_jax.evaluators.rounds import round_tokens
+from premem_jax.grading.reference import grade_bytes
+from premem_jax.grading.verdict import Verdict
 from tests import tiny
 from tests.models import llama
 
 SAMPLING = dict(samples=8, max_new_tokens=9, first_round=9, temperature=1.0, top_p=1.0, keep_texts=100)
 
 
-def context(split="train", buckets=(tiny.CONTEXT,), seed=0):
-    model, mesh = build(tiny.config()), tiny.one_device()
-    return Context(split, tiny.data(), "gsm8k", tiny.tokenizer(), model, mesh, Clock(), seed, buckets)
-
-
 def run(evaluator, step=3):
     """The columns and texts, after a check that every example is in one part."""
-    parts = list(evaluator.run(jax.device_put(tiny.trained()), step))
+    parts = list(evaluator.measure(jax.device_put(tiny.trained()), step))
     assert sorted(row for part in parts for row in part.rows) == list(range(len(tiny.data())))
     found = Collected(len(tiny.data())).all(parts)
     return found.columns, sorted(found.texts, key=lambda text: text["example"])
@@ -40,12 +36,12 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def accuracy():
-    return run(Accuracy(context(), batch=13, **SAMPLING))
+    return run(Accuracy(tiny.split(), tiny.run(), batch=13, **SAMPLING))
 
 
 @pytest.fixture(scope="module")
 def likelihood():
-    return run(Likelihood(context(), batch=13))[0]
+    return run(Likelihood(tiny.split(), tiny.run(), batch=13))[0]
 
 
 def test_likelihood_equals_the_numpy_llama(likelihood):
@@ -60,7 +56,7 @@ def test_likelihood_equals_the_numpy_llama(likelihood):
 
 @pytest.mark.parametrize(("batch", "buckets"), [(3, (tiny.CONTEXT,)), (8, (11, 13)), (5, ())])
 def test_likelihood_does_not_depend_on_batches_or_padding(likelihood, batch, buckets):
-    whole, cut = likelihood, run(Likelihood(context(buckets=buckets), batch=batch))[0]
+    whole, cut = likelihood, run(Likelihood(tiny.split(), tiny.run(buckets=buckets), batch=batch))[0]
     np.testing.assert_allclose(cut["target_nll"], whole["target_nll"], atol=1e-6)
     np.testing.assert_array_equal(cut["target_tokens"], whole["target_tokens"])
 
@@ -69,7 +65,7 @@ def test_likelihood_does_not_depend_on_batches_or_padding(likelihood, batch, buc
 def test_verdicts_do_not_depend_on_batches_or_padding(accuracy, batch, buckets, keep):
     """Nor do the kept texts, which are those of the first rows however the rows were ordered."""
     whole, texts = accuracy
-    other = Accuracy(context(buckets=buckets), batch=batch, **SAMPLING | {"keep_texts": keep})
+    other = Accuracy(tiny.split(), tiny.run(buckets=buckets), batch=batch, **SAMPLING | {"keep_texts": keep})
     for _ in range(2):
         columns, kept = run(other)
         assert same(columns, whole) and kept == texts[:keep] and len(kept) == min(keep, 13)
@@ -79,9 +75,9 @@ def test_verdicts_do_not_depend_on_batches_or_padding(accuracy, batch, buckets, 
 def test_rounds_change_no_response(accuracy, first, batch):
     """Drawn a few tokens at a time, with others that are as long, responses are the same."""
     whole, texts = accuracy
-    evaluator = Accuracy(context(), batch=batch, **SAMPLING | {"first_round": first})
+    evaluator = Accuracy(tiny.split(), tiny.run(), batch=batch, **SAMPLING | {"first_round": first})
     columns, kept = run(evaluator)
-    assert len(evaluator._programs) > 2
+    assert len(round_tokens(9, first)) > 2
     assert same(columns, whole) and kept == texts
 
 
@@ -111,10 +107,9 @@ def test_what_the_device_leaves_open_is_decided_and_counted():
     data, endless = tiny.data(), copy.copy(tiny.tokenizer())
     endless.eos_id = endless.vocab_size
     lengthy = [dataclasses.replace(example, answer="1" * 150) for example in data.examples]
-    made = context()._replace(data=dataclasses.replace(data, examples=lengthy), tokenizer=endless)
-    evaluator = Accuracy(
-        made, batch=13, **SAMPLING | {"samples": 2, "max_new_tokens": 80, "first_round": 40, "temperature": 2.0}
-    )
+    split = tiny.split(data=dataclasses.replace(data, examples=lengthy))
+    settings = SAMPLING | {"samples": 2, "max_new_tokens": 80, "first_round": 40, "temperature": 2.0}
+    evaluator = Accuracy(split, tiny.run(tokenizer=endless), batch=13, **settings)
     out, kept = run(evaluator)
     assert 0 < out["decided_on_host"].sum() < out["samples"].sum() and not out["correct"].any()
     for e, text in enumerate(kept):
@@ -125,15 +120,59 @@ def test_what_the_device_leaves_open_is_decided_and_counted():
         assert out["unparsed"][e] == verdicts.count(Verdict.UNPARSED)
 
 
+def test_a_python_grader_says_what_the_same_rules_say_on_the_device(accuracy):
+    """The same responses, with rounds; every verdict is the function's, and only the host has decided."""
+    whole, texts = accuracy
+    asked = []
+
+    def grade(response, answer):
+        asked.append(response)
+        return grade_bytes(response.encode(), answer.encode(), "gsm8k")
+
+    columns, kept = run(Accuracy(tiny.split(grader=grade), tiny.run(), batch=13, **SAMPLING | {"first_round": 4}))
+    assert same(columns, whole | {"decided_on_host": whole["samples"]}) and kept == texts
+    assert len(asked) == whole["samples"].sum() and len(set(asked)) > 13
+
+
+def test_a_python_grader_that_fails_names_the_example():
+    def grade(response, answer):
+        return {"1": True}[answer]
+
+    with pytest.raises(UserError, match=r"test_evaluators.*grade: KeyError: '\d+'; example \d+, response '.*'$"):
+        run(Accuracy(tiny.split(grader=grade), tiny.run(), batch=13, **SAMPLING | {"first_round": 4}))
+
+
 def test_steps_splits_and_seeds_draw_anew(accuracy):
     """And the same of all three draws the same."""
     first = responses(accuracy[1])
-    evaluator = Accuracy(context(), batch=13, **SAMPLING)
+    evaluator = Accuracy(tiny.split(), tiny.run(), batch=13, **SAMPLING)
     assert responses(run(evaluator, step=4)[1]) != first
     assert responses(run(evaluator, step=3)[1]) == first
-    for other in (context(split="test"), context(seed=1)):
-        assert responses(run(Accuracy(other, batch=13, **SAMPLING))[1]) != first
+    for split, shared in ((tiny.split("test"), tiny.run()), (tiny.split(), tiny.run(seed=1))):
+        assert responses(run(Accuracy(split, shared, batch=13, **SAMPLING))[1]) != first
 
 
 def responses(texts):
     return [[response["text"] for response in text["responses"]] for text in texts]
+
+
+EVALUATORS = {
+    "target_nll": lambda *given: Likelihood(*given, batch=13),
+    "drawn": lambda *given: Accuracy(*given, batch=13, **SAMPLING),
+    "log_confidence": lambda *given: Confidence(*given, batch=13, max_new_tokens=9),
+}
+
+
+@pytest.mark.parametrize("what", EVALUATORS)
+def test_numbers_that_are_not_finite_are_named_with_their_examples(what):
+    """One row of the embedding is no number: an evaluator stops, and likelihood names the examples with that token."""
+    data, split, on = tiny.data(), tiny.split(), tiny.run()
+    (token,) = tiny.tokenizer().encode_pairs([("1 = so", " ####")])[0][0][-1:]
+    bad = jax.tree.map(np.array, tiny.trained())
+    bad["embedding"][token] = np.nan
+    texts = [[*p, *t] for p, t in zip(data.prompts, data.targets, strict=True)]
+    theirs = [str(e.id) for e, text in zip(data.examples, texts, strict=True) if token in text]
+    with pytest.raises(NonFinite, match=rf"{what}.* is not finite on examples .* of split 'train'") as error:
+        list(checked("evals.mine", split, EVALUATORS[what](split, on).measure(bad, 3)))
+    if what == "target_nll":
+        assert 0 < len(theirs) < 10 and f"examples {', '.join(theirs)} of" in str(error.value)

@@ -1,23 +1,21 @@
-"""Which evaluators run when, and what lands in the trace, with evaluators that only leave their mark."""
+"""Which evaluators run when, and what lands in the trace, with `more/mark.py`, which only leaves its mark."""
 
 import dataclasses
 import shutil
 from fractions import Fraction
+from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from premem_jax import processes
+from premem_jax import evaluators
 from premem_jax.analysis.trace import evaluation_path, evaluation_steps, read_trace
 from premem_jax.errors import Stopped, UserError
-from premem_jax.evaluators import suite as module
-from premem_jax.evaluators.base import Context, Part
-from premem_jax.evaluators.suite import Suite, scheduled_steps
+from premem_jax.evaluators.suite import Suite, sampled_texts, scheduled_steps
 from premem_jax.models.decoder import build
-from premem_jax.programs import Clock
+from premem_jax.running import processes
 from tests import tiny
 
 
@@ -36,34 +34,13 @@ def test_scheduled_steps(epochs, per_epoch, steps):
     assert due[-1] == steps and list(due) == sorted(set(due)) and all(isinstance(step, int) for step in due)
 
 
-class Mark:
-    """An evaluator that writes what it was given."""
-
-    phase = "mark"
-
-    def __init__(self, context, *, layout, columns):
-        self.context, self.layout, self.columns = context, layout, columns
-        self.steps, self.rows = [], []
-
-    def run(self, params, step, only):
-        self.steps.append(step)
-        assert params["head"].dtype == (jnp.float32 if self.layout == "train" else jnp.bfloat16)
-        for row in only:
-            self.rows.append(int(row))
-            texts = [{"example": int(row), "split": self.context.split}]
-            yield Part([row], {name: np.array([row + step]) for name in self.columns}, texts)
-
-
 @pytest.fixture
 def make(monkeypatch, tmp_path):
     def make(**evals):
-        monkeypatch.setitem(module.TYPES, "mark", Mark)
-        model = build(tiny.CONFIG, dtype="bfloat16")
-        contexts = {
-            split: Context(split, tiny.data(count), "gsm8k", tiny.tokenizer(), model, tiny.one_device(), Clock(), 0, ())
-            for split, count in (("train", 13), ("test", 4))
-        }
-        return Suite(evals, contexts, steps_per_epoch=10, steps=30, workdir=tmp_path)
+        monkeypatch.setattr(evaluators, "__path__", [*evaluators.__path__, str(Path(__file__).parent / "more")])
+        splits = {"train": tiny.split("train", tiny.data(13)), "test": tiny.split("test", tiny.data(4))}
+        run = tiny.run(model=build(tiny.CONFIG, dtype="bfloat16"))
+        return Suite(evals, splits, run, steps_per_epoch=10, steps=30, workdir=tmp_path)
 
     return make
 
@@ -80,7 +57,7 @@ def test_one_file_per_due_step_with_what_was_due(make, tmp_path):
     )
     assert suite.steps == {0, 5, 10, 20, 30}
     for step in sorted(suite.steps):
-        suite.run(step, tiny.parameters())
+        suite.run(step, tiny.alone(tiny.parameters()))
     assert evaluation_steps(tmp_path / "trace") == [0, 5, 10, 20, 30]
     trace = read_trace(tmp_path / "trace")
     np.testing.assert_array_equal(trace.epochs, [0, 0.5, 1, 2, 3])
@@ -103,7 +80,7 @@ def test_an_evaluation_that_was_stopped_continues_where_it_stood(make, tmp_path,
         nll=mark("train", (), "target_nll"), solved=mark("train", (), "samples"), test=mark("test", (), "samples")
     )
     files = lambda: {path: path.read_bytes() for kind in ("trace", "samples") for path in (tmp_path / kind).iterdir()}
-    make(**evals).run(30, tiny.parameters())
+    make(**evals).run(30, tiny.alone(tiny.parameters()))
     expected = files()
     shutil.rmtree(tmp_path / "trace")
 
@@ -111,11 +88,11 @@ def test_an_evaluation_that_was_stopped_continues_where_it_stood(make, tmp_path,
     monkeypatch.setattr(processes, "poll", lambda: polls.append(1) or (len(polls) == after and stop()))
     first, second = make(**evals), make(**evals)
     with pytest.raises(Stopped):
-        first.run(30, tiny.parameters())
+        first.run(30, tiny.alone(tiny.parameters()))
     assert not (tmp_path / "trace").exists()
-    second.run(30, tiny.parameters())
+    second.run(30, tiny.alone(tiny.parameters()))
     assert files() == expected and not (tmp_path / "unfinished.npz").exists()
-    done = lambda suite: [(name, row) for name, (evaluator, _, _) in suite._items.items() for row in evaluator.rows]
+    done = lambda suite: [(name, row) for name, evaluator in suite.evaluators.items() for row in evaluator.rows]
     assert len(done(first)) == after
     sizes = {"nll": 13, "solved": 13, "test": 4}
     assert sorted(done(first) + done(second)) == sorted(
@@ -126,7 +103,7 @@ def test_an_evaluation_that_was_stopped_continues_where_it_stood(make, tmp_path,
 def test_a_damaged_unfinished_evaluation_starts_over(make, tmp_path, caplog):
     (tmp_path / "unfinished.npz").write_bytes(b"PK\3\4 no archive")
     suite = make(nll=mark("train", (), "target_nll"))
-    suite.run(30, tiny.parameters())
+    suite.run(30, tiny.alone(tiny.parameters()))
     assert "starts over" in caplog.text
     np.testing.assert_array_equal(read_trace(tmp_path / "trace").split("train").nll[0], np.arange(13) + 30)
 
@@ -140,11 +117,11 @@ def test_an_opening_ends_every_prompt_and_makes_a_split_of_its_own(make, tmp_pat
         nll=mark("train", (), "target_nll"),
         opened=mark("train", (), "samples", layout="decode") | {"opening": " so we"},
     )
-    suite.run(30, tiny.parameters())
-    (_, plain, _), (_, opened, _) = suite._items.values()
+    suite.run(30, tiny.alone(tiny.parameters()))
+    plain, opened = (suite.evaluators[name].split for name in ("nll", "opened"))
     extra = [tiny.tokenizer().encode_pairs([(text, " ####")])[0][0] for text in ("1 =", "1 = so we")]
     extra = list(extra[1][len(extra[0]) :])
-    assert len(extra) == 2 and opened.split == "train after 'so we'"
+    assert len(extra) == 2 and opened.name == "train after 'so we'"
     for before, after, target, same in zip(
         plain.data.prompts, opened.data.prompts, plain.data.targets, opened.data.targets, strict=True
     ):
@@ -157,17 +134,16 @@ def test_an_opening_ends_every_prompt_and_makes_a_split_of_its_own(make, tmp_pat
 
 
 def test_other_words_make_a_split_of_their_own():
-    data = tiny.data(3)
-    model = build(tiny.CONFIG, dtype="bfloat16")
-    context = Context("train", data, "gsm8k", tiny.tokenizer(), model, tiny.one_device(), Clock(), 0, ())
+    data, tokenizer = tiny.data(3), tiny.tokenizer()
+    split = tiny.split("train", data)
     with pytest.raises(UserError, match="'train': the task has no questions in other words"):
-        context.perturbed(reworded=True)
+        split.perturbed(tokenizer, reworded=True)
     examples = [dataclasses.replace(e, reworded=f"3 + {e.prompt}") for e in data.examples]
-    context = context._replace(data=dataclasses.replace(data, examples=examples))
-    assert context.perturbed() is context
+    split = dataclasses.replace(split, data=dataclasses.replace(data, examples=examples))
+    assert split.perturbed(tokenizer) is split
     for opening, name in (("", "train reworded"), (" so", "train reworded after 'so'")):
-        asked = context.perturbed(opening, reworded=True)
-        assert asked.split == name
+        asked = split.perturbed(tokenizer, opening, reworded=True)
+        assert asked.name == name
         assert [e.prompt for e in asked.data.examples] == [e.reworded + opening for e in examples]
         pairs = tiny.tokenizer().encode_pairs([(e.reworded + opening, e.target) for e in examples])
         for prompt, target, expected in zip(asked.data.prompts, asked.data.targets, pairs, strict=True):
@@ -175,28 +151,76 @@ def test_other_words_make_a_split_of_their_own():
 
 
 def test_an_evaluation_that_is_there_is_not_run_again(make, tmp_path):
+    make(nll=mark("train", (0,), "target_nll")).run(30, tiny.alone(tiny.parameters()))
     suite = make(nll=mark("train", (0,), "target_nll"))
-    path = evaluation_path(tmp_path / "trace", 30)
-    path.parent.mkdir()
-    path.write_bytes(b"kept as it is")
     for step in (0, 30, 0):
-        suite.run(step, tiny.parameters())
-    ((evaluator, _, _),) = suite._items.values()
-    assert evaluator.steps == [0]
-    assert path.read_bytes() == b"kept as it is"
+        suite.run(step, tiny.alone(tiny.parameters()))
+    assert suite.evaluators["nll"].steps == [0]
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+FILES = {
+    "trace": lambda folder, step: evaluation_path(folder / "trace", step),
+    "texts": lambda folder, step: folder / "samples" / f"step-{step:08d}.jsonl",
+}
+
+
+@pytest.mark.parametrize("harm", [shorten, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("kind", FILES)
+def test_a_damaged_or_missing_evaluation_is_made_again_or_named(make, tmp_path, caplog, kind, harm):
+    """From the kept weights of its step, or by the training that begins there; else it is lost."""
+    evals = dict(nll=mark("train", (0, 1, 2), "target_nll"))
+    files = lambda: {path: path.read_bytes() for kind in ("trace", "samples") for path in (tmp_path / kind).iterdir()}
+    suite = make(**evals)
+    for step in sorted(suite.steps):
+        suite.run(step, tiny.alone(tiny.parameters()))
+    expected = files()
+    for step in (0, 10, 20):
+        harm(FILES[kind](tmp_path, step))
+    asked = []
+    suite = make(**evals)
+    suite.make_again([10, 20], lambda step: asked.append(step) or tiny.alone(tiny.parameters()))
+    assert asked == suite.evaluators["nll"].steps == [10]
+    suite.run(20, tiny.alone(tiny.parameters()))  # the training begins with this
+    assert suite.evaluators["nll"].steps == [10, 20]
+    read = read_trace(tmp_path / "trace")
+    if kind == "texts":  # those of the lost step are for people alone
+        assert read.lost == () and "lost" not in caplog.text
+        assert files() == {path: data for path, data in expected.items() if path != FILES[kind](tmp_path, 0)}
+        assert sampled_texts(tmp_path, 0, read.texts[0]) is None
+    else:
+        assert read.lost == (0,) and "the evaluation at step 0 is lost" in caplog.text
+        assert "the evaluation at step 0 is lost" in read.notices[0]
+        assert files() == {path: data for path, data in expected.items() if path != FILES[kind](tmp_path, 0)}
+    for step in (10, 20, 30):
+        texts = [{"example": row, "split": "train"} for row in range(13)]
+        assert sampled_texts(tmp_path, step, read.texts[step]) == texts
+    aside = len(list((tmp_path / "unreadable").glob("*"))) if (tmp_path / "unreadable").exists() else 0
+    assert aside in (0, 3)
+
+
+def test_an_evaluation_whose_kept_weights_are_damaged_is_lost(make, tmp_path, caplog):
+    suite = make(nll=mark("train", (0, 1), "target_nll"))
+    suite.make_again([0, 10], lambda step: None)
+    assert suite.evaluators["nll"].steps == [] and "the evaluation at step 0 is lost" in caplog.text
 
 
 def test_a_step_where_nothing_is_due_runs_everything(make, tmp_path):
     """The evaluation of the last good state, when a run fails."""
     suite = make(nll=mark("train", (0,), "target_nll"), test=mark("test", (1,), "samples", layout="decode"))
-    suite.run(17, tiny.parameters())
+    suite.run(17, tiny.alone(tiny.parameters()))
     trace = read_trace(tmp_path / "trace")
     np.testing.assert_array_equal(trace.split("train").nll[0], np.arange(13) + 17)
     np.testing.assert_array_equal(trace.split("test").samples[0], np.arange(4) + 17)
 
 
-def test_an_unknown_type_or_split_is_named(make):
-    with pytest.raises(UserError, match=r"evals\.odd: no type 'likelyhood' .likelihood, accuracy"):
+def test_an_unknown_type_split_or_option_is_named(make):
+    with pytest.raises(UserError, match=r"evals\.odd: no evaluator of type 'likelyhood'; did you mean 'likelihood'"):
         make(odd=mark("train", (), kind="likelyhood"))
-    with pytest.raises(UserError, match=r"evals\.odd: .* no split 'validation' .train, test"):
+    with pytest.raises(UserError, match=r"evals\.odd: no split 'validation' .there are: train, test"):
         make(odd=mark("validation", ()))
+    with pytest.raises(UserError, match=r"evals\.odd: mark has no option 'column'; did you mean 'columns'"):
+        make(odd=mark("train", ()) | {"column": ()})

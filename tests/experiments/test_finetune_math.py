@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from premem_jax.analysis.trace import read_trace
-from premem_jax.scoring.reference import grade_bytes
+from premem_jax.grading.reference import grade_bytes
 from tests.processes import finish
 from tests.shared import shared
 

@@ -17,6 +17,7 @@ import yaml
 from launch import gke
 from launch.slices import GENERATIONS, slices
 from premem_jax.errors import UserError
+from tests.launch.called import call
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((Path(__file__).parent / "schemas" / "jobset.json").read_text())
@@ -30,8 +31,7 @@ MINE = ["--name=mine", f"--image={IMAGE}", "--service_account=premem"]
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.gke", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return call(gke, *arguments)
 
 
 def manifest(*options: str) -> dict:
@@ -108,6 +108,35 @@ def test_a_queue_and_a_namespace_are_named():
     assert jobset["metadata"]["namespace"] == "research" and pod["terminationGracePeriodSeconds"] == 30
     assert pod["containers"][0]["args"] == PROGRAM  # one process: nobody else to find
     assert "labels" not in manifest("--topology=v6e:1x1")["metadata"]
+
+
+STUDY = ["--config=tests/configs/tiny_sweep.py", "--config.train.epochs=2", "--workdir=gs://BUCKET/mine"]
+
+
+@pytest.mark.parametrize("members", ["all", "wild,slow"])
+def test_a_study_has_a_jobset_for_each_member(members):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        gke.main(["--dry_run", *MINE, "--topology=v5e:4x4", f"--members={members}", "--", *STUDY])
+    names = ["slow", "fast", "wild"]  # of the config, in its order
+    for jobset, name in zip(
+        yaml.safe_load_all(out.getvalue()), names if members == "all" else members.split(","), strict=True
+    ):
+        [container] = validate(jobset)["containers"]
+        assert jobset["metadata"]["name"] == f"mine-{names.index(name)}"
+        assert container["args"] == [*STUDY, "--distributed=on", f"--config.study.member={name}"]
+
+
+@pytest.mark.parametrize(
+    ("program", "members", "message"),
+    [
+        (STUDY, "slwo", "--members: 'slwo' is no member .*slow, fast, wild"),
+        (PROGRAM[:2], "all", "--members is for a study"),
+        (["--config=missing.py", STUDY[-1]], "all", "missing.py"),
+    ],
+)
+def test_members_that_cannot_be_read(program, members, message):
+    with pytest.raises(UserError, match=message):
+        gke.main(["--dry_run", *MINE, "--topology=v5e:4x4", f"--members={members}", "--", *program])
 
 
 def test_the_schemas_refuse_what_the_server_would():

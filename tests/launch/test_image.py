@@ -88,5 +88,5 @@ def test_every_package_that_the_image_imports_is_installed_in_it():
                     imported |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom):
                     imported.add(node.module.split(".")[0])
-    others = imported - set(sys.stdlib_module_names) - {"premem_jax", "launch"}
+    others = imported - set(sys.stdlib_module_names) - {"premem_jax", "configs", "launch"}
     assert "jax" in others and {name for name in others if names.get(name, name) not in required} == set()

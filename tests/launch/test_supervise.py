@@ -93,7 +93,7 @@ if number == "0":
 time.sleep(60)
 """
     code, _, err = run(tmp_path, program, "--processes=2")
-    assert code == 2 and "gave up: round 1 ended with 2, which a restart cannot mend" in err
+    assert code == 2 and "gave up: round 1 ended with 2, which a restart cannot fix" in err
     assert files(tmp_path) == ["1.0", "1.1", "ready"]
 
 

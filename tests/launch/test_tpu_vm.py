@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import tpu_vm
+from tests.launch.called import call
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "REGISTRY/premem@sha256:" + "0" * 64
@@ -22,9 +23,10 @@ ARGUMENTS = [
 
 
 def launch(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess:
+    if path is None:
+        return call(tpu_vm, *arguments)
     command = [sys.executable, "-m", "launch.tpu_vm", *arguments]
-    env = None if path is None else {"PATH": path}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, timeout=60)
 
 
 def commands(*arguments: str) -> list[list[str]]:

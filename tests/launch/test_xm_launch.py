@@ -12,6 +12,9 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 
+from launch import xm_launch
+from tests.launch.called import call
+
 ROOT = Path(__file__).parents[2]
 IMAGE = "REGISTRY/premem@sha256:" + "0" * 64
 PROGRAM = ["--config=configs/llama3_8b_gsm8k.py", "--workdir=gs://BUCKET/mine", "--config.data.path=a b; 'c'"]
@@ -22,6 +25,8 @@ needs_xmanager = pytest.mark.skipif(
 
 
 def launch(*arguments: str, **environment) -> subprocess.CompletedProcess:
+    if not environment:
+        return call(xm_launch, "--name=mine", *arguments)
     command = [sys.executable, "-m", "launch.xm_launch", "--name=mine", *arguments]
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120)
 
@@ -38,7 +43,7 @@ def test_a_job_in_the_cloud(executor):
         "resources": {"a100": 8, "ram": 64e9},
         "service_account": "premem",
         "image": IMAGE,
-        "arguments": PROGRAM,
+        "work_units": [PROGRAM],
     }
 
 
@@ -46,8 +51,15 @@ def test_a_job_here_runs_this_checkout_with_this_python():
     done = launch("--dry_run", "--executor=local", "--", "--help")
     job = json.loads(done.stdout)
     assert "image" not in job
-    ran = subprocess.run([job["binary"], *job["arguments"]], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([job["binary"], *job["work_units"][0]], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0 and "Learning dynamics of LLM finetuning" in ran.stdout
+
+
+def test_a_study_has_a_work_unit_for_each_member():
+    program = ["--config=tests/configs/tiny_sweep.py", "--workdir=gs://BUCKET/mine"]
+    done = launch("--dry_run", "--executor=vertex", *CLOUD, "--members=fast,slow", "--", *program)
+    units = json.loads(done.stdout)["work_units"]
+    assert units == [[*program, f"--config.study.member={name}"] for name in ("fast", "slow")]
 
 
 @pytest.mark.parametrize(

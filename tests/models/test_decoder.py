@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from premem_jax.errors import UserError
-from premem_jax.models.config import GEMMA2, RopeScaling
+from premem_jax.models.architecture import GEMMA2, RopeScaling
 from premem_jax.models.decoder import Cache, build, init, unstack
-from premem_jax.scoring.likelihood import token_nll
+from premem_jax.models.nll import token_nll
 from tests import tiny
 from tests.models import llama
 

@@ -13,51 +13,13 @@ from hypothesis import strategies as st
 
 from premem_jax import sharding
 from premem_jax.errors import UserError
-from premem_jax.models.config import GEMMA2, PRESETS, ModelConfig, RopeScaling, preset
+from premem_jax.models.architecture import GEMMA2, PRESETS, ModelConfig, RopeScaling, preset
 from premem_jax.models.decoder import init
-from premem_jax.models.hf import from_hf_config, from_hf_state, tensors, to_hf_config, to_hf_state
+from premem_jax.models.hf import from_hf_state, tensors, to_hf_state
+from premem_jax.models.hf_config import from_hf_config, to_hf_config
 from tests import tiny
+from tests.models.published import GEMMA2_9B, LLAMA3_2_1B
 
-LLAMA3_2_1B = dict(
-    model_type="llama",
-    vocab_size=128256,
-    hidden_size=2048,
-    num_hidden_layers=16,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=64,
-    intermediate_size=8192,
-    hidden_act="silu",
-    rms_norm_eps=1e-5,
-    rope_theta=500000.0,
-    max_position_embeddings=131072,
-    rope_scaling=dict(
-        factor=32.0,
-        high_freq_factor=4.0,
-        low_freq_factor=1.0,
-        original_max_position_embeddings=8192,
-        rope_type="llama3",
-    ),
-    tie_word_embeddings=True,
-)
-GEMMA2_9B = dict(
-    model_type="gemma2",
-    vocab_size=256000,
-    hidden_size=3584,
-    num_hidden_layers=42,
-    num_attention_heads=16,
-    num_key_value_heads=8,
-    head_dim=256,
-    intermediate_size=14336,
-    hidden_act="gelu_pytorch_tanh",
-    hidden_activation="gelu_pytorch_tanh",
-    attn_logit_softcapping=50.0,
-    final_logit_softcapping=30.0,
-    query_pre_attn_scalar=256,
-    rms_norm_eps=1e-6,
-    rope_theta=10000.0,
-    sliding_window=4096,
-)
 SIZES = dict(
     llama3_8b=8_030_261_248,
     llama3_1_8b=8_030_261_248,

@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from premem_jax import sharding
 from premem_jax.errors import UserError
 from premem_jax.models import hf, hf_files
 from premem_jax.models.decoder import build
+from premem_jax.models.hf_config import to_hf_config
 from premem_jax.models.hf_files import Checkpoint, save
 from tests import tiny
 from tests.models import counted
-from tests.models.test_parity import gemma, llama
+from tests.models.published import gemma, llama
 from tests.processes import ENVIRONMENT
 
 FAMILIES = {"llama": llama(1, 2, head_dim=20), "gemma": gemma(4, 2, window=5)}
@@ -109,7 +112,7 @@ def ours(tmp_path):
 
 def write(path, config=tiny.CONFIG, **options):
     params = jax.device_put(tiny.parameters(config), sharding.replicated(mesh_of()))
-    save(path, params, config, mesh_of(), description=hf.to_hf_config(config), **dict(files={}) | options)
+    save(path, params, config, mesh_of(), description=to_hf_config(config), **dict(files={}) | options)
 
 
 def refused(path) -> str:
@@ -208,6 +211,96 @@ def test_a_tensor_in_two_shards_and_one_of_another_dtype_are_refused(ours):
     assert f"{name} is stored as I8" in refused(ours)
 
 
+def folder_of_transformers(path, **changes):
+    """A Llama with a head of its own, and its config as a dict to change."""
+    torch.manual_seed(1)
+    transformers.AutoModelForCausalLM.from_config(llama(1, 2)).save_pretrained(path)
+    return json.loads((path / "config.json").read_text()) | changes
+
+
+def test_a_head_beside_a_tied_embedding_must_be_the_embedding(tmp_path):
+    """Equal, it is the tied model of transformers; another is refused, as releases of transformers differ."""
+    description = folder_of_transformers(tmp_path, tie_word_embeddings=True)
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    assert "tie_word_embeddings=true, and the stored lm_head.weight is not the embedding" in refused(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    embedding = state["model.embed_tokens.weight"]
+    late = embedding.copy()
+    late[-1, -1] += 1
+    for head in late, embedding.astype(np.float16), embedding[:-1]:
+        save_file(state | {"lm_head.weight": head}, tmp_path / "model.safetensors")
+        assert "not the embedding" in refused(tmp_path)
+    save_file(state | {"lm_head.weight": embedding}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    checkpoint, (model, _) = Checkpoint(tmp_path), state_of(tmp_path)
+    assert checkpoint.config.tied_embedding and "head" not in checkpoint.load(mesh_of())
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_its_base_is_refused(ours, name):
+    (ours / name).write_bytes(b"{}")
+    assert name in refused(ours) and "merge_and_unload" in refused(ours)
+
+
+def test_weights_that_are_there_twice_are_refused(ours):
+    shard = shards(ours)[0]
+    (ours / "model.safetensors").write_bytes(shard.read_bytes())
+    assert "there is model.safetensors, and a model.safetensors.index.json of other files" in refused(ours)
+    (ours / "model.safetensors").unlink()
+    index = json.loads((ours / hf_files.INDEX).read_text())
+    index["weight_map"]["model.embed_tokens.weight"] = shards(ours)[1].name
+    (ours / hf_files.INDEX).write_text(json.dumps(index))
+    assert f"model.embed_tokens.weight is in {shard.name}, and {hf_files.INDEX} says" in refused(ours)
+
+
+def test_every_stop_marker_that_the_folder_names_is_known(ours):
+    description = json.loads((ours / "config.json").read_text())
+    says = lambda name, value: (ours / name).write_text(json.dumps(description | {"eos_token_id": value}))
+    for own, generation, expected in [
+        (3, [5, 3], (3, 5)),
+        ([7, 2], 9, (2, 7, 9)),
+        (None, [4], (4,)),
+        ([], None, ()),
+        (0, 39, (0, 39)),
+    ]:
+        says("config.json", own)
+        says("generation_config.json", generation)
+        assert Checkpoint(ours).eos_ids == expected
+    for bad in ("3", -1, 40, [1, 40], True, 1.0, [None], {"a": 1}):
+        says("generation_config.json", bad)
+        assert "generation_config.json: eos_token_id=" in refused(ours)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.sampled_from(["config.json", hf_files.INDEX, "shard"]), place=st.floats(0, 1), bit=st.integers(0, 8))
+def test_damage_is_a_refusal_or_what_a_strict_reader_reads(tmp_path_factory, name, place, bit):
+    """Every file of a folder, cut off at `place` (bit 8), or with one bit there turned."""
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    if not path.exists():
+        write(path, shard_bytes=40_000)
+    file = shards(path)[0] if name == "shard" else path / name
+    whole = file.read_bytes()
+    reach = min(len(whole), 2500) if name == "shard" else len(whole)  # the header of a shard is what can break
+    at = min(int(place * reach), reach - 1)
+    damaged = bytearray(whole[:at] if bit == 8 else whole)
+    if bit < 8:
+        damaged[at] ^= 1 << bit
+    file.write_bytes(damaged)
+    try:
+        checkpoint = Checkpoint(path)
+        try:
+            config = transformers.AutoConfig.from_pretrained(path)
+        except Exception:  # of something that has no meaning here, such as the dtype in which it would load
+            return
+        assert config.hidden_size == checkpoint.config.D and checkpoint.config.norm_eps == config.rms_norm_eps
+        for stored in checkpoint.files:
+            load_file(stored)
+    except UserError as error:
+        assert "\n" not in str(error)
+    finally:
+        file.write_bytes(whole)
+
+
 # ---- Export ----------------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +309,7 @@ def test_there_and_back_is_exact_and_transformers_reads_it(folder, dtype, shard_
     """transformers -> mesh -> folder -> transformers, from 8 devices: the same bits, in the dtype asked for."""
     checkpoint, mesh = Checkpoint(folder), mesh_of(fsdp=4, tensor=2)
     out = tmp_path / "out"
-    options = dict(description=hf.to_hf_config(checkpoint.config), files={"note.txt": b"x"}, dtype=dtype)
+    options = dict(description=to_hf_config(checkpoint.config), files={"note.txt": b"x"}, dtype=dtype)
     save(out, checkpoint.load(mesh, dtype), checkpoint.config, mesh, shard_bytes=shard_bytes, **options)
     assert (out / hf_files.INDEX).exists() == (shard_bytes < 10**9) and len(shards(out)) > (shard_bytes < 10**9)
     assert (out / "note.txt").read_bytes() == b"x" and [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -232,7 +325,7 @@ def test_there_and_back_is_exact_and_transformers_reads_it(folder, dtype, shard_
 def test_logits_of_an_exported_model_are_ours(folder, tmp_path):
     checkpoint, mesh = Checkpoint(folder), mesh_of()
     params = jax.tree.map(lambda x: 1.1 * x, checkpoint.load(mesh))  # as if it had been trained
-    save(tmp_path / "out", params, checkpoint.config, mesh, description=hf.to_hf_config(checkpoint.config), files={})
+    save(tmp_path / "out", params, checkpoint.config, mesh, description=to_hf_config(checkpoint.config), files={})
     tokens = np.random.default_rng(0).integers(0, checkpoint.config.V, (2, 13)).astype(np.int32)
 
     @jax.jit

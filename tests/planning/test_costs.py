@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from premem_jax.models.architecture import PRESETS, preset
 from premem_jax.models.attention import causal_mask
-from premem_jax.models.config import PRESETS, preset
 from premem_jax.models.decoder import init
 from premem_jax.planning import costs
 from premem_jax.planning.costs import Cost, Layout

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from premem_jax import config as defaults
+from configs import llama3_8b_gsm8k
 from premem_jax.planning.search import first_that_fits, smaller
 
 
@@ -30,7 +30,7 @@ def test_the_earliest_that_fits_is_found_with_few_trials(length, first):
     rows=st.sampled_from([1, 4, 16]),
 )
 def test_every_step_of_the_path_is_new_and_divides(remat, chunks, batch, name, rows):
-    c = defaults.paper("llama3_8b", "gsm8k", None)
+    c = llama3_8b_gsm8k.get_config()
     c.model.update(remat=remat, vocab_chunks=chunks)
     c.train.update(batch=batch, micro_batches=1)
     for options in c.evals.values():

@@ -30,7 +30,7 @@ def draw():
     compiled = {}
 
     def run(rows, *, samples=4, T=6, seed=0, P=9, params=PARAMS, put=lambda x: x, **sampling):
-        options = dict(samples=samples, max_new_tokens=T, temperature=0.8, top_p=1.0, eos_id=NEVER) | sampling
+        options = dict(samples=samples, max_new_tokens=T, temperature=0.8, top_p=1.0, eos_ids=(NEVER,)) | sampling
         jitted = compiled.setdefault(str(options), jax.jit(partial(sample, MODEL, **options)))
         prompts = np.full((len(rows), P), 11, np.int32)
         for b, row in enumerate(rows):
@@ -57,7 +57,7 @@ def p_value(drawn, probability):
 def test_frequencies_are_those_of_the_model(draw):
     """First tokens, and second tokens given the first, at temperature 0.8; the stop marker is a token like others."""
     row, eos = 0, int(np.argmax(probabilities(PROMPTS[0, :4], 0.8)))
-    tokens, length = draw([row], samples=8192, T=2, eos_id=eos)
+    tokens, length = draw([row], samples=8192, T=2, eos_ids=(eos,))
     pairs = np.where(np.arange(2) < length[0][:, None], tokens[0], eos)  # what was drawn, the stop marker included
     prompt = PROMPTS[row, : LENGTHS[row]]
     assert p_value(pairs[:, 0], probabilities(prompt, 0.8)) > 1e-3
@@ -74,7 +74,7 @@ def test_frequencies_are_those_of_the_model(draw):
 def test_samples_of_different_examples_are_independent(draw):
     """The same prompt under many ids: frequencies again, now over ids instead of sample indices."""
     prompts, lengths = np.tile(PROMPTS[:1], (4096, 1)), np.full(4096, LENGTHS[0])
-    options = dict(samples=1, max_new_tokens=1, temperature=0.8, top_p=1.0, eos_id=NEVER)
+    options = dict(samples=1, max_new_tokens=1, temperature=0.8, top_p=1.0, eos_ids=(NEVER,))
     drawn = jax.jit(partial(sample, MODEL, **options))(PARAMS, prompts, lengths, np.arange(4096), jax.random.key(0))
     assert p_value(np.asarray(drawn.tokens).ravel(), probabilities(PROMPTS[0, : LENGTHS[0]], 0.8)) > 1e-3
 
@@ -138,7 +138,7 @@ def test_a_response_ends_at_its_stop_marker(draw):
     endless, full = draw(range(8), samples=16)
     assert (full == 6).all()
     eos = int(np.bincount(endless.ravel()).argmax())
-    stopped, length = draw(range(8), samples=16, eos_id=eos)
+    stopped, length = draw(range(8), samples=16, eos_ids=(eos,))
     for whole, cut, n in zip(endless.reshape(-1, 6), stopped.reshape(-1, 6), length.ravel(), strict=True):
         before = list(whole).index(eos) if eos in whole else 6
         assert n == before
@@ -146,14 +146,26 @@ def test_a_response_ends_at_its_stop_marker(draw):
     assert set(length.ravel()) >= {0, 2, 6}
 
 
+def test_a_response_ends_at_the_first_of_several_markers(draw):
+    """Against the same responses cut by hand; one marker given twice is that marker."""
+    endless, _ = draw(range(8), samples=16)
+    markers = tuple(int(i) for i in np.bincount(endless.ravel()).argsort()[-2:])
+    stopped, length = draw(range(8), samples=16, eos_ids=markers)
+    for whole, cut, n in zip(endless.reshape(-1, 6), stopped.reshape(-1, 6), length.ravel(), strict=True):
+        before = next((i for i, token in enumerate(whole) if token in markers), 6)
+        assert n == before and list(cut) == [*whole[:before], *[0] * (6 - before)]
+    once, twice = (draw(range(8), samples=16, eos_ids=ids) for ids in (markers[:1], markers[:1] * 2))
+    np.testing.assert_array_equal(once[0], twice[0])
+
+
 @given(rows=st.permutations(range(8)), shape=st.sampled_from([(8, 9), (5, 9), (3, 14)]))
 @settings(max_examples=25, deadline=None)
 def test_a_response_depends_on_its_example_alone(draw, rows, shape):
     """Whatever the batch size, the place in the batch, the padding of prompts and the companions."""
-    tokens, length = draw(range(8), eos_id=3)
+    tokens, length = draw(range(8), eos_ids=(3,))
     size, P = shape
     rows = list(rows)[:size]
-    again, lengths = draw(rows, eos_id=3, P=P)
+    again, lengths = draw(rows, eos_ids=(3,), P=P)
     np.testing.assert_array_equal(again, tokens[rows])
     np.testing.assert_array_equal(lengths, length[rows])
 
@@ -164,8 +176,8 @@ def test_a_response_does_not_depend_on_the_number_of_devices(draw, axes, tensor)
     mesh = sharding.decode_mesh(sharding.make_mesh(dict(zip(sharding.AXES, axes, strict=True))), tensor)
     layers = unstack(PARAMS)
     placed = jax.device_put(layers, sharding.shardings(mesh, layers))
-    tokens, length = draw(range(8), eos_id=3)
-    spread, lengths = draw(range(8), eos_id=3, params=placed, put=partial(sharding.put_batch, mesh))
+    tokens, length = draw(range(8), eos_ids=(3,))
+    spread, lengths = draw(range(8), eos_ids=(3,), params=placed, put=partial(sharding.put_batch, mesh))
     np.testing.assert_array_equal(spread, tokens)
     np.testing.assert_array_equal(lengths, length)
 
@@ -177,3 +189,36 @@ def test_keys_and_sample_indices_make_different_samples(draw):
     assert not (tokens == other).all(axis=-1).any()
     for responses in tokens:
         assert len({tuple(response) for response in responses}) == 4
+
+
+@pytest.mark.parametrize("setting", [dict(temperature=0.0), dict(temperature=0.8), dict(temperature=0.8, top_p=0.9)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nothing_is_drawn_from_logits_that_are_not_finite(draw, setting, value):
+    """A token whose embedding is no number: what comes after it has the length -1, all else is as it was."""
+    tokens, length = draw(range(8), samples=16, **setting)
+    bad = int(PROMPTS[0, 2])
+    embedding = {"embedding": np.where(np.arange(tiny.CONFIG.V)[:, None] == bad, value, PARAMS["embedding"])}
+    again, lengths = draw(range(8), samples=16, params=jax.tree.map(np.float32, PARAMS | embedding), **setting)
+    from_start = [bad in PROMPTS[row, : LENGTHS[row]] for row in range(8)]
+    failed = (tokens[:, :, :-1] == bad).any(axis=2) | np.array(from_start)[:, None]
+    assert 0 < failed.sum() < failed.size
+    np.testing.assert_array_equal(lengths, np.where(failed, -1, length))
+    np.testing.assert_array_equal(again[~failed], tokens[~failed])
+
+
+def test_a_head_that_is_no_number_gives_no_token_at_all(draw):
+    head = np.where(np.arange(tiny.CONFIG.V) == 5, np.nan, PARAMS["head"]).astype(np.float32)
+    for setting in (dict(temperature=0.0), dict(), dict(top_p=0.5)):
+        assert (draw(range(8), params=PARAMS | {"head": head}, **setting)[1] == -1).all()
+
+
+@pytest.mark.parametrize("name, value", [("temperature", x) for x in (-1, np.nan, np.inf, 1e-30)])
+def test_a_temperature_without_meaning_is_refused(draw, name, value):
+    with pytest.raises(ValueError, match=name):
+        draw([0], **{name: value})
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, 1.5, np.nan])
+def test_a_nucleus_without_meaning_is_refused(draw, value):
+    with pytest.raises(ValueError, match="top_p"):
+        draw([0], top_p=value)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from premem_jax.models.decoder import build
+from premem_jax.training.losses import NEXT_TOKEN
 from premem_jax.training.optimizer import learning_rate
 from premem_jax.training.step import init_state, train_step
 from tests import tiny
@@ -55,7 +56,7 @@ def test_loss_and_gradient_of_the_predictions(fractional):
     if fractional:
         batch["weights"][:, 1:] += np.float32(0.3)
     state = init_state({"logits": jnp.asarray(logits)}, PLAIN)
-    new, values = jax.jit(partial(train_step, Table(), PLAIN, 1))(state, batch, 0.5)
+    new, values = jax.jit(partial(train_step, Table(), NEXT_TOKEN, PLAIN, 1))(state, batch, 0.5)
     loss, gradient = by_hand(logits, batch)
     np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(values["grad_norm"], np.sqrt((gradient**2).sum()), rtol=1e-5)
@@ -73,7 +74,7 @@ def test_micro_batches_add_up_to_the_whole_batch():
     The loss is that of the NumPy Llama, over all weighted tokens.
     """
     params, batch = PARAMS, batch_of()
-    steps = {n: jax.jit(partial(train_step, MODEL, PLAIN, n)) for n in (1, 2, 4)}
+    steps = {n: jax.jit(partial(train_step, MODEL, NEXT_TOKEN, PLAIN, n)) for n in (1, 2, 4)}
     state = init_state(params, PLAIN)
     gradients, values = {}, {}
     for n, step in steps.items():
@@ -206,7 +207,7 @@ def test_a_gradient_that_is_not_finite_freezes_the_state_too():
             return super().bind({"logits": jnp.sqrt(params["logits"])})
 
     state = init_state({"logits": jnp.zeros((4, T, tiny.config().V))}, PLAIN)
-    new, values = jax.jit(partial(train_step, Root(), PLAIN, 1))(state, batch_of(), 1.0)
+    new, values = jax.jit(partial(train_step, Root(), NEXT_TOKEN, PLAIN, 1))(state, batch_of(), 1.0)
     assert np.isfinite(values["loss"]) and not np.isfinite(values["grad_norm"])
     assert not new["good"] and int(new["step"]) == 0
     np.testing.assert_array_equal(new["params"]["logits"], 0)
@@ -215,7 +216,7 @@ def test_a_gradient_that_is_not_finite_freezes_the_state_too():
 def test_a_batch_without_weights_changes_nothing():
     state = init_state({"logits": jnp.ones((4, T, tiny.config().V))}, PLAIN)
     batch = batch_of() | {"weights": np.zeros((4, T), np.float32)}
-    new, values = jax.jit(partial(train_step, Table(), PLAIN, 1))(state, batch, 1.0)
+    new, values = jax.jit(partial(train_step, Table(), NEXT_TOKEN, PLAIN, 1))(state, batch, 1.0)
     assert float(values["loss"]) == 0 and bool(new["good"])
     np.testing.assert_array_equal(new["params"]["logits"], 1)
 

@@ -2,10 +2,10 @@
 
 import os
 
-from premem_jax import storage
 from premem_jax.analysis.readers import release, table, workdirs
 from premem_jax.analysis.runs import Run
 from premem_jax.errors import UserError
+from premem_jax.running import storage
 
 LAYOUTS = (
     "run folders of this program (RUN/trace/step-*.parquet), the published layout (RUN/checkpoint-STEP/*.npy, or "
@@ -18,7 +18,7 @@ def read_runs(path: str | os.PathLike, **choices) -> list[Run]:
 
     Args:
       path: a file, or a folder that holds runs of one of the three layouts at any depth.
-      choices: how the published files are read, see `release.read`.
+      choices: options for the published files, see `release.read`.
 
     Raises:
       UserError: nothing there, several layouts at once, or a file that cannot be used.

@@ -7,30 +7,28 @@ A run is a folder `RUN/checkpoint-STEP/*.npy`, or `RUN.npz` with the same arrays
   {split}_answer_types{N}_seed*  (E, N) verdicts: 0 correct, 1 wrong, 2 no answer found
   subsample_idxs                 at the top: which questions a half or quarter run was trained on
 
-What to know about the files is in the comments; each choice that was made shows in the notes of the run.
+Comments explain the peculiarities of the files; the notes of a run list the choices made.
 """
 
-import io
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import storage
+from premem_jax.analysis.readers import npz
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.trace import SplitTrace, Trace
 from premem_jax.errors import UserError
+from premem_jax.running import storage
 
-# ln of the mean NLL below which the authors count an example of their Llama3 8B runs as memorized.
+# The authors' threshold for their Llama3 8B runs: ln of the mean NLL.
 PUBLISHED = {"gsm8k": -2.3, "math": -1.7}
 SAMPLES = ("fewest", "most")
 SUBSETS = ("repaired", "file")
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)/(.+)")
-_NAME = re.compile(r"([A-Za-z0-9]+)_.*?(\d+)epochs_(full|half|quarter)")
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,12})/(.+)")
+_NAME = re.compile(r"([A-Za-z0-9]+)_.*?([0-9]{1,6})epochs_(full|half|quarter)")
 _CLEAR = 6.0  # standard deviations from chance that count as no accident
 
 Arrays = Mapping[str, Callable[[], np.ndarray]]  # "checkpoint-STEP/NAME" or "NAME" to what loads it
@@ -50,9 +48,8 @@ def is_packed(path: Path) -> bool:
     if path.suffix != ".npz":
         return False
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as packed:
-            return any(_CHECKPOINT.fullmatch(name.replace("__", "/", 1)) for name in packed.namelist())
-    except (OSError, zipfile.BadZipFile):
+        return any(_CHECKPOINT.fullmatch(name.replace("__", "/", 1)) for name in npz.names(path))
+    except UserError:
         return False
 
 
@@ -63,10 +60,10 @@ def read(
 
     Args:
       places: what `find` returned.
-      train_samples: `fewest` or `most`: which file where a checkpoint has several numbers of samples (5, 10, 50).
-      test_samples: likewise. The published R² of GSM8K, 0.9354, is with most; 0.9349 with fewest.
-      subset: which examples a half or quarter run was trained on where the published index is no better than chance:
-        `repaired`, as many as it names with the lowest NLL at the end; or `file`, as it stands.
+      train_samples: `fewest` or `most`: the file to take if a checkpoint has several numbers of samples (5, 10, 50).
+      test_samples: likewise. The published R² of GSM8K, 0.9354, takes most; fewest gives 0.9349.
+      subset: the training examples of a half or quarter run whose published index is no better than chance:
+        `repaired` takes the same number of examples with the lowest final NLL; `file` keeps the index.
 
     Raises:
       UserError: an unknown choice, or files that are missing, damaged or do not fit together.
@@ -94,14 +91,16 @@ def _read(place: Path, train_samples: str, test_samples: str, subset: str) -> Ru
     name = place.stem if place.is_file() else place.name
     trained = _trained(place, name, arrays, nll, subset, notes)
     tokens_key = f"checkpoint-{steps[0]}/train_num_tokens"
-    tokens = arrays[tokens_key]() if tokens_key in arrays else np.zeros(nll.shape[1])
+    tokens = arrays[tokens_key]() if tokens_key in arrays else np.zeros(nll.shape[1], int)
+    if tokens.dtype.kind not in "iu" or tokens.shape != nll.shape[1:]:
+        raise UserError(f"{place}: {tokens_key} should hold one whole number per training example.")
     everything = _split(train, nll, tokens)
     splits = {"train": _rows(everything, trained), "test": _split(test, np.full((len(steps), len(test[0])), np.nan))}
     if not trained.all():
         splits["heldout"] = _rows(everything, ~trained)
     match = _NAME.match(name)
     task = match[1].lower() if match else name.split("_")[0]
-    epochs = np.array(steps) / steps[-1] * (int(match[2]) if match else len(steps))
+    epochs = np.array(steps) / max(steps[-1], 1) * (int(match[2]) if match else len(steps))
     return Run(
         name,
         task,
@@ -113,29 +112,16 @@ def _read(place: Path, train_samples: str, test_samples: str, subset: str) -> Ru
 
 
 def _packed(path: Path) -> Arrays:
-    try:
-        file = np.load(path.open("rb"), allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}); fetch it again.") from error
-    return {key.replace("__", "/", 1): lambda key=key: _load(path, key, lambda: file[key]) for key in file.files}
+    return {name.replace("__", "/", 1): lambda name=name: npz.array(path, name) for name in npz.checked(path)}
 
 
 def _unpacked(folder: Path) -> Arrays:
     names = [file.relative_to(folder).as_posix() for file in storage.files(folder)]
     return {
-        name.removesuffix(".npy"): lambda name=name: _load(
-            folder, name, lambda: np.load(io.BytesIO((folder / name).read_bytes()), allow_pickle=False)
-        )
+        name.removesuffix(".npy"): lambda name=name: npz.npy(folder / name)
         for name in names
         if re.fullmatch(r"(checkpoint-[^/]*/)?[^/]*\.npy", name)
     }
-
-
-def _load(place: Path, name: str, load: Callable[[], np.ndarray]) -> np.ndarray:
-    try:
-        return load()
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{place}: {name} cannot be read ({error}); fetch it again.") from error
 
 
 def _perplexity(place: Path, arrays: Arrays, step: int) -> np.ndarray:
@@ -143,14 +129,16 @@ def _perplexity(place: Path, arrays: Arrays, step: int) -> np.ndarray:
     if key not in arrays:
         raise UserError(f"{place}: no {key}.npy; each checkpoint of the published layout has one. Fetch it again.")
     perplexity = arrays[key]()
-    if perplexity.ndim != 1 or not np.all(perplexity >= 1):
-        raise UserError(f"{place}: {key} should hold one perplexity, at least 1, per training example.")
+    if perplexity.dtype.kind != "f" or perplexity.ndim != 1 or not perplexity.size:
+        raise UserError(f"{place}: {key} should hold one number per training example.")
+    if not np.all((perplexity >= 1) & np.isfinite(perplexity)):
+        raise UserError(f"{place}: {key} should hold one finite perplexity, at least 1, per training example.")
     return perplexity
 
 
 def _all_verdicts(place: Path, arrays: Arrays, steps: list[int], split: str, prefer: str, notes: list[str]) -> list:
-    """One (E, N) array per checkpoint; of several numbers of samples the one that `prefer` says."""
-    names = re.compile(rf"checkpoint-(\d+)/{split}_answer_types(\d+)(_seed\d+)?(_temp[\d.]+)?")
+    """One (E, N) array per checkpoint; `prefer` chooses among several numbers of samples."""
+    names = re.compile(rf"checkpoint-([0-9]{{1,12}})/{split}_answer_types([0-9]{{1,6}})(_seed\d+)?(_temp[\d.]+)?")
     found: dict[int, list] = {step: [] for step in steps}
     for match in filter(None, map(names.fullmatch, sorted(arrays))):
         found[int(match[1])].append((int(match[2]), match[0]))
@@ -160,7 +148,8 @@ def _all_verdicts(place: Path, arrays: Arrays, steps: list[int], split: str, pre
             raise UserError(f"{place}: checkpoint-{step} has no {split}_answer_types*.npy. Fetch it again.")
         count, key = min(files) if prefer == "fewest" else max(files)
         verdicts = arrays[key]()
-        if verdicts.ndim != 2 or verdicts.shape[1] != count or not np.isin(verdicts, (0, 1, 2)).all():
+        fits = verdicts.dtype.kind in "iu" and verdicts.ndim == 2 and verdicts.shape[1] == count > 0
+        if not fits or not len(verdicts) or not np.isin(verdicts, (0, 1, 2)).all():
             raise UserError(f"{place}: {key} should hold {count} verdicts 0, 1 or 2 per question.")
         out.append(verdicts)
         if len(files) > 1:
@@ -178,7 +167,7 @@ def _same(place: Path, arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _note_sorted_samples(verdicts: list[np.ndarray], notes: list[str]) -> None:
-    """The sampler returned the samples of a question sorted by likelihood, so the first k columns are no k draws."""
+    """Notes samples sorted by likelihood, as the authors' sampler returned them: the first k are not a random k."""
     correct = np.concatenate([v[:, [0, -1]] == 0 for v in verdicts])
     mean = correct.mean()
     error = math.sqrt(2 * mean * (1 - mean) / len(correct))
@@ -187,10 +176,10 @@ def _note_sorted_samples(verdicts: list[np.ndarray], notes: list[str]) -> None:
 
 
 def _trained(place: Path, name: str, arrays: Arrays, nll: np.ndarray, subset: str, notes: list[str]) -> np.ndarray:
-    """(E,) bool: the examples that the run was trained on.
+    """(E,) bool: the training examples of the run.
 
-    The index of a full run is a permutation, the order of its data. That of the published half run of MATH is not the
-    subset that was trained on: examples in it and outside it end with the same NLL.
+    The index of a full run is a permutation, its data order. The index of the published half run of MATH is not its
+    training set: examples inside and outside of it end with the same NLL.
     """
     examples = nll.shape[1]
     trained = np.ones(examples, bool)
@@ -200,7 +189,8 @@ def _trained(place: Path, name: str, arrays: Arrays, nll: np.ndarray, subset: st
             raise UserError(f"{place}: a {match[3]} run needs subsample_idxs.npy, which says what it was trained on.")
         return trained
     index = arrays["subsample_idxs"]()
-    if len(np.unique(index)) != len(index) or not np.all((index >= 0) & (index < examples)):
+    whole = index.dtype.kind in "iu" and index.ndim == 1 and len(index) == len(np.unique(index)) > 0
+    if not whole or not np.all((index >= 0) & (index < examples)):
         raise UserError(f"{place}: subsample_idxs should name different examples between 0 and {examples - 1}.")
     if len(index) == examples:
         return trained

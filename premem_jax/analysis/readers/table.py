@@ -1,6 +1,6 @@
-"""Anybody's runs: one table with a row per (run, step, example), as Parquet or as an npz of columns."""
+"""Runs of any trainer: a table with a row per (run, step, example), as Parquet or as an npz of columns."""
 
-import zipfile
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,104 +8,145 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils.epath import Path
 
-from premem_jax.analysis.readers import release
+from premem_jax.analysis.readers import npz, release
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.trace import Trace, line_up
 from premem_jax.errors import UserError
 
 REQUIRED = ("run", "step", "example", "nll", "n_samples", "n_correct", "test_accuracy")
+TEXTS = ("run", "split", "task")
 SPLITS = ("train", "heldout")
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def find(path: Path) -> list[Path]:
-    """The tables at `path` or directly in it: npz files of the published layout are none, and neither is a trace."""
+    """The tables at `path` or directly in it, without npz files of the published layout and without traces."""
     files = [path] if path.is_file() else sorted(path.iterdir())
     tables = [file for file in files if file.suffix in (".parquet", ".npz") and not file.name.startswith("step-")]
     return [file for file in tables if not release.is_packed(file)]
 
 
 def read(files: list[Path]) -> list[Run]:
-    """Reads the runs in `files`; a run lies in one file.
+    """Reads the runs in `files`; each run must be in one file.
 
     Columns: `run` (its name), `step`, `example` (integer id), `nll` (mean nats per target token; NaN or null where not
     measured), `n_samples` and `n_correct` (0 where nothing was sampled), and `test_accuracy`, the same on all rows of
-    a step (NaN where not measured). Optional: `split` (`train`, or `heldout` for examples that the run was not trained
-    on), `epoch` and `task` (the same on all rows of a step). Any other column of numbers is a predictor measured at
-    that step, such as `gradient_variance`.
+    a step (NaN where not measured). Optional: `split` (`train`, or `heldout` for examples outside the training set),
+    `epoch` and `task` (the same on all rows of a step). Any other column of numbers is a predictor measured at that
+    step, such as `gradient_variance`.
 
     Raises:
       UserError: a file that cannot be read, a column that is missing or does not fit, or a row given twice.
     """
     runs: dict[str, Run] = {}
     for file in files:
-        columns = _columns(file)
-        names = columns["run"].astype(str)
-        for name in np.unique(names):
+        columns, texts = _columns(file)
+        order = _sorted(file, columns, texts)
+        ends = np.flatnonzero(np.diff(columns["run"][order])) + 1
+        for rows in np.split(order, ends):
+            name = texts["run"][columns["run"][rows[0]]]
             if name in runs:
-                raise UserError(f"{file}: run {name!r} is in another file too; keep a run in one file.")
-            runs[name] = _run(file, name, {key: column[names == name] for key, column in columns.items()})
+                raise UserError(f"{file}: run {cut(name)} is in another file too; keep a run in one file.")
+            runs[name] = _run(file, name, {key: column[rows] for key, column in columns.items()}, texts)
     return list(runs.values())
 
 
-def _columns(file: Path) -> dict[str, np.ndarray]:
-    try:
-        if file.suffix == ".npz":
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                columns = {key: arrays[key] for key in arrays.files}
-        else:
-            columns = {name: column.to_numpy() for name, column in _arrow(file).items()}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise UserError(f"{file} cannot be read ({error}); write it again.") from error
+def cut(name: str) -> str:
+    """A name of others in a message."""
+    return repr(name if len(name) <= 100 else name[:100] + "…")
+
+
+def _columns(file: Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """The columns, those of text as numbers, and the texts of these numbers, which are in order."""
+    packed = file.suffix == ".npz"
+    columns = {name: npz.array(file, name) for name in npz.checked(file)} if packed else parquet(file)
     if missing := [name for name in REQUIRED if name not in columns]:
         raise UserError(f"{file}: no column {', '.join(missing)}; a table of runs has {', '.join(REQUIRED)}.")
     shapes = {name: column.shape for name, column in columns.items()}
     if len(set(shapes.values())) > 1 or len(shapes["run"]) != 1 or not shapes["run"][0]:
         raise UserError(f"{file}: the columns are empty or not of one length: {shapes}.")
-    _check(file, columns)
-    return columns
+    columns.setdefault("split", np.full(len(columns["run"]), "train"))
+    texts = {}
+    for name in TEXTS:
+        if name in columns:
+            columns[name], texts[name] = _numbered(columns[name])
+    _check(file, columns, texts)
+    return columns, texts
 
 
-def _arrow(file: Path) -> dict[str, pa.ChunkedArray]:
-    with file.open("rb") as stream:
-        table = pq.read_table(stream)
-    return dict(zip(table.column_names, table.columns, strict=True))
+def _numbered(column: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Values as text: the number of each among the distinct ones, and these in order."""
+    found: dict[str, int] = {}
+    values = column.astype(str) if column.dtype.kind == "S" else column
+    at = np.array([found.setdefault(str(value), len(found)) for value in values.tolist()])
+    names = sorted(found)
+    place = np.empty(len(names), np.int64)
+    place[[found[name] for name in names]] = np.arange(len(names))
+    return place[at], names
 
 
-def _check(file: Path, columns: Mapping[str, np.ndarray]) -> None:
+def parquet(file: Path) -> dict[str, np.ndarray]:
+    """The columns, without the index of pandas. Read from memory, because pyarrow may abort on a Python file."""
+    try:
+        table = pq.read_table(pa.BufferReader(file.read_bytes()), page_checksum_verification=True)
+        if len(set(table.column_names)) < table.num_columns:
+            raise ValueError("two columns have the same name")
+        return {
+            name: column.to_numpy()
+            for name, column in zip(table.column_names, table.columns, strict=True)
+            if not _PANDAS_INDEX.fullmatch(name)
+        }
+    except Exception as error:  # of a parser that is fed bytes of others
+        why = " ".join(str(error).split())[:250]
+        raise UserError(f"{file} cannot be read ({why}); write it again.") from error
+
+
+def _check(file: Path, columns: Mapping[str, np.ndarray], texts: Mapping[str, list[str]]) -> None:
     def wrong(bad: np.ndarray, what: str) -> None:
         if bad.any():
-            at = int(np.argmax(bad))
-            raise UserError(f"{file}, row {at + 1}: {what} ({', '.join(f'{k}={columns[k][at]}' for k in REQUIRED)}).")
+            raise _at_row(file, int(np.argmax(bad)), columns, texts, what)
 
-    for name in set(columns) - {"run", "split", "task"}:
+    for name in set(columns) - set(TEXTS):
         whole = name in ("step", "example", "n_samples", "n_correct")
         if columns[name].dtype.kind not in ("iu" if whole else "iuf"):
             raise UserError(f"{file}: column {name!r} should hold {'whole ' if whole else ''}numbers without gaps.")
-    splits = columns.get("split", np.full(len(columns["run"]), "train"))
-    wrong(~np.isin(splits.astype(str), SPLITS), f"split is none of {', '.join(SPLITS)}")
+    wrong(~np.isin(texts["split"], SPLITS)[columns["split"]], f"split is none of {', '.join(SPLITS)}")
+    wrong(np.isinf(columns["nll"]), "nll is infinite; where it was not measured it is NaN or null")
     wrong(columns["nll"] < 0, "nll is negative; it is minus the mean log-likelihood per token")
     wrong(
         (columns["n_correct"] < 0) | (columns["n_correct"] > columns["n_samples"]), "n_correct is not in 0..n_samples"
     )
     test = columns["test_accuracy"]
     wrong((test < 0) | (test > 1), "test_accuracy is not between 0 and 1")
-    keys = np.stack([np.unique(x.astype(str), return_inverse=True)[1] for x in (columns["run"], splits)])
-    keys = np.stack([*keys, columns["step"], columns["example"]], axis=1)
-    first = np.zeros(len(keys), bool)
-    first[np.unique(keys, axis=0, return_index=True)[1]] = True
-    wrong(~first, "the same run, split, step and example as an earlier row")
 
 
-def _run(file: Path, name: str, columns: Mapping[str, np.ndarray]) -> Run:
+def _sorted(file: Path, columns: Mapping[str, np.ndarray], texts: Mapping[str, list[str]]) -> np.ndarray:
+    """The rows by run, split, step and example, of which no two may be the same."""
+    keys = [columns[key] for key in ("example", "step", "split", "run")]
+    order = np.lexsort(keys)
+    again = order[1:][np.all([key[order][1:] == key[order][:-1] for key in keys], axis=0)]
+    if len(again):
+        raise _at_row(file, again.min(), columns, texts, "the same run, split, step and example as an earlier row")
+    return order
+
+
+def _at_row(file: Path, row: int, columns: Mapping, texts: Mapping, what: str) -> UserError:
+    shown = {key: cut(texts[key][columns[key][row]]) if key in texts else columns[key][row] for key in REQUIRED}
+    return UserError(f"{file}, row {row + 1}: {what} ({', '.join(f'{k}={v}' for k, v in shown.items())}).")
+
+
+def _run(file: Path, name: str, columns: Mapping[str, np.ndarray], texts: Mapping[str, list[str]]) -> Run:
     steps, at = np.unique(columns["step"], return_inverse=True)
-    split = columns.get("split", np.full(len(at), "train")).astype(str)
+    split = np.array(texts["split"])[columns["split"]]
     if not (split == "train").any():
-        raise UserError(f"{file}: run {name!r} has no example of split 'train'.")
+        raise UserError(f"{file}: run {cut(name)} has no example of split 'train'.")
 
     def per_step(key: str) -> np.ndarray:
         values = [np.unique(columns[key][at == m]) for m in range(len(steps))]
         if odd := [int(steps[m]) for m, value in enumerate(values) if len(value) > 1]:
-            raise UserError(f"{file}: run {name!r} has several values of {key} at step {odd[0]}; it is one per step.")
+            raise UserError(
+                f"{file}: run {cut(name)} has several values of {key} at step {odd[0]}; it is one per step."
+            )
         return np.concatenate(values)
 
     def rows(which: str, m: int) -> dict[str, np.ndarray]:
@@ -117,13 +158,13 @@ def _run(file: Path, name: str, columns: Mapping[str, np.ndarray]) -> Run:
         str(which): line_up([rows(which, m) for m in range(len(steps))], which, file) for which in np.unique(split)
     }
     epochs = per_step("epoch") if "epoch" in columns else np.arange(1, 1 + len(steps))
-    tasks = np.unique(columns["task"].astype(str)) if "task" in columns else ["table"]
+    tasks = [texts["task"][i] for i in np.unique(columns["task"])] if "task" in columns else ["table"]
     if len(tasks) > 1:
-        raise UserError(f"{file}: run {name!r} is of several tasks: {', '.join(tasks)}.")
-    extra = sorted(set(columns) - {*REQUIRED, "split", "epoch", "task"})
+        raise UserError(f"{file}: run {cut(name)} is of several tasks: {', '.join(map(cut, tasks))}.")
+    extra = sorted(set(columns) - {*REQUIRED, *TEXTS, "epoch"})
     return Run(
         name,
-        str(tasks[0]),
+        tasks[0],
         Trace(steps.astype(np.int64), epochs.astype(np.float64), splits),
         per_step("test_accuracy").astype(np.float64),
         measures={key: per_step(key).astype(np.float64) for key in extra},

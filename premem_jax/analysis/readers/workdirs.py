@@ -5,25 +5,26 @@ import json
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import storage
 from premem_jax.analysis import premem
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.trace import read_trace
 from premem_jax.errors import UserError
+from premem_jax.running import storage
 
 
 def find(path: Path) -> list[Path]:
-    """The folders of runs at or below `path`."""
+    """The folders of runs at or below `path`, without the failed members of a study."""
     if path.is_file():
         return []
     found = {file.parent for file in storage.files(path) if file.match("step-*.parquet")}
     if path in found:  # the trace folder itself
         return [path.parent]
-    return sorted(folder.parent for folder in found if folder.name == "trace")
+    runs = {folder.parent for folder in found if folder.name == "trace"}
+    return sorted(run for run in runs if not (run / "failed.json").exists())
 
 
 def read(folders: list[Path]) -> list[Run]:
-    """Reads each folder; runs of different models on one task become tasks of their own."""
+    """Reads each folder. Runs of one task with different models become separate tasks."""
     configs = [_config(folder / "config.json") for folder in folders]
     names = _names(folders)
     models: dict[str, set] = {}
@@ -46,16 +47,19 @@ def _read(folder: Path, name: str, task: str, heldout: str) -> Run:
         f"{skipped} responses were not sampled, since they change nothing at the run's threshold; at lower thresholds "
         "the pre-memorization accuracy of these examples is taken for 0, and may be higher",
     )
-    return Run(name, task, trace, test, trace.measures, heldout, notes=notes if skipped else ())
+    return Run(name, task, trace, test, trace.measures, heldout, notes=trace.notices + (notes if skipped else ()))
 
 
 def _config(path: Path) -> tuple[str, str, str]:
-    """Task and model of a run, and the split that its threshold comes from."""
+    """Task and model of a run, and the split of its threshold."""
     try:
         config = json.loads(path.read_text())
         heldout = config.get("threshold", {}).get("split", "heldout")
-        return config["data"]["task"], config["model"]["preset"], heldout
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = config["data"]["task"], config["model"]["preset"], heldout
+        if not all(isinstance(name, str) for name in found):
+            raise TypeError("task, preset and split should be names")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else error
         raise UserError(
             f"{path} should tell of which task and model the trace beside it is, and cannot be used ({why}). "
@@ -64,7 +68,7 @@ def _config(path: Path) -> tuple[str, str, str]:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The last part of each folder, or of as many parents as it takes to tell them apart."""
+    """The last parts of each path, as many as make the names distinct."""
     for depth in range(1, 1 + max(len(folder.parts) for folder in folders)):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(names)) == len(names):

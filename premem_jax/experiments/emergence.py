@@ -1,0 +1,94 @@
+"""Forecast where few-shot ability appears, from a table of models finetuned on growing amounts of data.
+
+The forecast is written to `forecast.json` before the truth is opened, and never again: a sealed file with the commit
+and the checksum of the rows. A folder in which the truth was looked at without one takes no forecast any more.
+"""
+
+from etils.epath import Path
+
+from premem_jax import keys
+from premem_jax.analysis.emergence_forecast import forecast, verdict
+from premem_jax.analysis.emergence_table import Rows, checksum, read
+from premem_jax.errors import UserError
+from premem_jax.experiments.analyze import without_nan
+from premem_jax.report import emergence_figures
+from premem_jax.report.emergence_page import headline, write_emergence
+from premem_jax.running import progress, sealed, storage, workdir
+from premem_jax.running.lease import opened
+
+
+def run(config, folder: Path) -> dict:
+    """Reads `config.table`, and writes `forecast.json`, `summary.json`, `figures/` and `report.html` into `folder`.
+
+    With `config.truth`, a table with few-shot rows of stronger models, it then says how the forecast turned out.
+
+    Raises:
+      UserError: a table that cannot be used; a folder whose forecast is of other rows, or that has the truth already.
+    """
+    keys.check(config)
+    table = storage.path(config.table)
+    rows, notes = read(table)
+    with opened(folder, config.to_dict()):
+        found = forecast_once(config, folder, rows)
+        said, strong = None, None
+        if config.truth:
+            sealed.write_json(folder / "truth_opened.json", {"forecast": sealed.digest(forecast_bytes(folder))})
+            strong, more = read(storage.path(config.truth))
+            said, notes = without_nan(verdict(found, rows, strong)), [*notes, *more]
+            sealed.write_json(folder / "verdict.json", said)
+        return concluded(config, folder, rows, strong, found, said, notes)
+
+
+def forecast_once(config, folder: Path, rows: Rows) -> dict:
+    """The forecast of a folder, made only where there is none and the truth has not been opened.
+
+    Raises:
+      UserError: it is of other rows, or comes too late.
+    """
+    path = folder / "forecast.json"
+    if path.exists():
+        found = sealed.read_json(path)
+        if found["rows_sha256"] != checksum(rows):
+            raise UserError(f"{path} was made from other rows than {config.table} has now; use another --workdir")
+        return found
+    if (folder / "truth_opened.json").exists():
+        raise UserError(f"{folder}: the truth has been opened, and {path.name} is gone; a forecast now would be none")
+    with progress.bar(config.draws, "bootstrap", "draw") as bar:
+        found = forecast(rows, config.shots, config.form, config.draws, config.seed, bar.update)
+    found = {"made_by": workdir.facts()["git_commit"], "seed": config.seed} | found
+    sealed.write_json(path, without_nan(found))
+    return sealed.read_json(path)
+
+
+def forecast_bytes(folder: Path) -> bytes:
+    """The forecast as it is on disk."""
+    return (folder / "forecast.json").read_bytes()
+
+
+def concluded(config, folder: Path, rows: Rows, strong: Rows | None, found: dict, said: dict | None, notes) -> dict:
+    """Figures, page and summary."""
+    figures = emergence_figures.draw(folder / "figures", rows, strong, found, said)
+    facts = {
+        "experiment": config.experiment,
+        "table": str(storage.path(config.table)),
+        "truth": config.truth,
+        "rows_sha256": found["rows_sha256"],
+        "form": config.form,
+        "shots": config.shots,
+        "draws": config.draws,
+        "seed": config.seed,
+        "workdir": str(folder),
+        "report": str(folder / "report.html"),
+        **workdir.facts(),
+    }
+    notes = [*notes, *found["notes"]]
+    write_emergence(folder, found, said, figures, notes, facts)
+    kept = ("refused", "elbow", "interval", "interval_from", "law", "percentiles", "diagnostics", "forms")
+    others = {
+        name: {key: one[key] for key in ("title", "elbow", "why_not")} for name, one in found["baselines"].items()
+    }
+    summary = {**facts, **{key: found[key] for key in kept}, "baselines": others, "verdict": said, "notes": notes}
+    sealed.write_json(folder / "summary.json", summary)
+    progress.say(f"\n{headline(found, said)}")
+    progress.say(f"Look at {summary['report']}")
+    return summary

@@ -1,0 +1,158 @@
+"""Preference training on pairs of responses, optionally after supervised finetuning, with probes of all response types.
+
+Source: Ren & Sutherland, arXiv 2407.10490. Both phases use the same pairs and batch size, so steps and epochs continue
+from one to the other, and one trace covers the whole run. `sft/` has checkpoints and metrics of the first phase, the
+run's folder those of the second; metrics count the updates of their own phase.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from etils.epath import Path
+
+from premem_jax import keys, sharding
+from premem_jax.analysis import response_curves
+from premem_jax.analysis.conclusion import conclude
+from premem_jax.analysis.trace import evaluation_steps, read_trace
+from premem_jax.data.pairs import pair_batches, tokenize_pairs
+from premem_jax.data.pipeline import Tokenized, steps_per_epoch
+from premem_jax.data.tokenizers import Tokenizer
+from premem_jax.evaluators.suite import Suite
+from premem_jax.experiments import finetune, reference_model
+from premem_jax.experiments.finetune import Ready
+from premem_jax.running import processes, progress, workdir
+from premem_jax.running.goodput import Goodput
+from premem_jax.running.lease import opened
+from premem_jax.running.programs import Clock, Profile
+from premem_jax.training.objectives import Likelihood, Objective, Responses, objective
+from premem_jax.training.optimizer import learning_rate
+from premem_jax.training.phase import Phase, Weights
+from premem_jax.training.step import weights
+from premem_jax.training.trainer import Trainer
+
+COLUMNS = {
+    "epoch": "epoch",
+    "chosen": "log π(y⁺)",
+    "rejected": "log π(y⁻)",
+    response_curves.GREEDY: "greedy path",
+    "margin": "margin",
+    "reward_accuracy": "reward acc",
+    "test_accuracy": "test acc",
+}
+FORMATS = {name: "{:.2f}" for name in COLUMNS if not name.endswith("accuracy")}
+
+
+def run(config, folder: Path) -> dict:
+    """Runs or continues the preference training of `config` in `folder`; writes and returns the summary.
+
+    Raises:
+      UserError: a mistake in config, pairs, mesh or folder, before training starts.
+    """
+    keys.check(config)
+    clock = Clock()
+    with opened(folder, config.to_dict()), Goodput(folder, clock) as goodput:
+        trained, splits = train(config, folder, clock, goodput)
+        if evaluation_steps(folder / "trace"):
+            trained |= response_curves.summary(read_trace(folder / "trace"), trained["sft_steps"])
+        return processes.once(lambda: finetune.report(config, folder, goodput, trained, splits))
+
+
+def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[str, int], dict[str, Tokenized]]:
+    """Both phases and the exported model; returns sizes for the summary, and the data."""
+    made = finetune.ready(config, folder, clock, pairs)
+    per_epoch = steps_per_epoch(len(made.splits["train"]), config.train.batch)
+    before, steps = (epochs * per_epoch for epochs in (config.sft.epochs, config.train.epochs))
+    suite = finetune.suite_of(config, folder, clock, made, per_epoch, before + steps)
+    phase = partial(phase_of, config, clock, made, suite, evaluation(config, folder, suite, goodput, before))
+    start = made.base
+    if before:
+        workdir.check_room(folder, 24 * made.model.config.parameters)
+        answers = {"chosen": 1, "both": 2}[config.sft.answers]
+        sft = phase("sft", folder / "sft", config.sft, Likelihood(), (0, before), responses=answers)
+        start = lambda: weights(sft.run(made.base))
+    asked = objective(config.preference.objective, config.preference.to_dict())
+    given = reference_model.log_likelihoods(config, folder, clock, made, start) if asked.given else None
+    last = phase("preference", folder, config.train, asked, (before, before + steps), reference_ER=given)
+    finetune.export(config, folder, clock, made, weights(last.run(start)))
+    sizes = {"steps": before + steps, "sft_steps": before, "epochs": config.sft.epochs + config.train.epochs}
+    return sizes | {"train_pairs": len(made.splits["train"])}, made.splits
+
+
+def evaluation(
+    config, folder: Path, suite: Suite, goodput: Goodput, since: int
+) -> Callable[[int, Weights], dict | None]:
+    """What both phases call: the evaluators that are due, a line of the table, and its numbers for the metrics."""
+    table = progress.Table(COLUMNS, FORMATS)
+
+    def evaluate(step: int, weights) -> dict[str, float] | None:
+        suite.run(step, weights)
+        if not processes.leads():
+            return None
+        goodput.keep()
+        trace = read_trace(folder / "trace", up_to=step)
+        found = response_curves.curves_by_type(trace) | response_curves.margins(trace, since)
+        found |= {"epoch": trace.epochs, "test_accuracy": conclude(trace, **config.threshold).curves["test_accuracy"]}
+        row = {name: float(found[name][-1]) if name in found else math.nan for name in COLUMNS}
+        table.line(row)
+        return row
+
+    return evaluate
+
+
+def pairs(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:
+    """Tokenizes a split of pairs."""
+    drop = data.bad_pairs == "drop"
+    return tokenize_pairs(name, examples, tokenizer, context=data.context, drop=drop, drop_long=data.drop_long)
+
+
+def phase_of(
+    config,
+    clock: Clock,
+    made: Ready,
+    suite: Suite,
+    evaluate,
+    name: str,
+    folder: Path,
+    settings,
+    asked: Objective,
+    between: tuple[int, int],
+    **batches,
+) -> Phase:
+    """The phase for the updates `between` two steps of the run; `settings` has its learning rate and warm-up.
+
+    The evaluation at the boundary belongs to the phase that ends there.
+    """
+    first, last = between
+    steps, batch = last - first, config.train.batch
+    trainer = Trainer(
+        made.model, made.mesh, clock, config.optimizer.to_dict(), config.train.micro_batches, Responses(asked)
+    )
+
+    def look_back(kept, weights_at) -> None:
+        suite.make_again([step + first for step in kept], lambda step: weights_at(step - first))
+
+    return Phase(
+        name=name,
+        folder=folder,
+        trainer=trainer,
+        steps=steps,
+        batches=partial(
+            pair_batches,
+            made.splits["train"],
+            batch=batch,
+            seed=config.seed,
+            buckets=config.data.buckets,
+            window=config.train.length_window,
+            here=sharding.places_here(made.mesh, batch),
+            **batches,
+        ),
+        rate=partial(learning_rate, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=steps),
+        save_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        log_every=config.log_every,
+        evaluate=lambda step, weights: evaluate(step + first, weights),
+        evaluation_steps=[step - first for step in suite.steps if step <= last and (step > first or not first)],
+        look_back=look_back,
+        profile=Profile(folder / "profile", **config.profile),
+    )

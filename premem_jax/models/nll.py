@@ -1,0 +1,34 @@
+"""Token and target NLL: the training loss, and the measure of memorization."""
+
+import jax
+import jax.numpy as jnp
+
+from premem_jax.models.decoder import Model
+
+
+def token_nll(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
+    """Negative log-likelihood of each token given the previous ones: (B, T) fp32 nats, 0 at the first position."""
+    decoder = model.bind(params)
+    hidden, _ = decoder(tokens_BT)  # the last position is computed for nothing, which keeps T a round number
+    nll_BT = decoder.next_token_nll(hidden, jnp.roll(tokens_BT, -1, axis=1))
+    return jnp.pad(nll_BT[:, :-1], [(0, 0), (1, 0)])
+
+
+def log_likelihood(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:
+    """(B,) fp32 nats: the log-likelihood of each row's response, summed over its tokens by `weight_BT`."""
+    return -jnp.sum(token_nll(model, params, tokens_BT) * weight_BT, axis=1)
+
+
+def target_nll(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean NLL per target token of each row (B,), and the number of target tokens (B,).
+
+    Its exp is the perplexity by which Kang et al. (arXiv 2411.07681) define memorization. `weight_BT` is 1 on the
+    target (the solution and its stop marker) and 0 elsewhere; rows without a target get 0.
+    """
+    nll_BT = token_nll(model, params, tokens_BT)
+    return mean_over_target(nll_BT, weight_BT), jnp.sum(weight_BT, axis=1).astype(jnp.int32)
+
+
+def mean_over_target(nll_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:
+    """Mean NLL per target token of each row (B,); 0 for a row without a target."""
+    return jnp.sum(nll_BT * weight_BT, axis=1) / jnp.maximum(jnp.sum(weight_BT, axis=1), 1)

@@ -1,0 +1,227 @@
+"""The folder of a run: its default name, its owner's config, free space, and facts for the summary."""
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import subprocess
+from importlib import metadata
+
+from etils.epath import Path
+
+import premem_jax
+from premem_jax.errors import UserError
+from premem_jax.running import storage
+from premem_jax.running.atomic import write_text
+
+# A run may continue with another mesh or cache, or be exported afterwards; any other change makes it another run.
+FREE_KEYS = ("cache", "mesh", "profile", "checkpoint.export", "checkpoint.export_dtype", "study.member")
+
+START = (
+    "config.json",
+    "tokenizer.model",
+    "materials.json",
+    "examples.jsonl",
+    "seconds.json",
+    "weights.json",
+)  # before a run makes anything
+HOLDING = ("in_use", ".in_use")  # files of the lease, see `lease.py`
+
+
+def default_workdir(config_flag: str, overrides: dict) -> Path:
+    """`runs/NAME[-ARG][-HASH]`: the same command finds its run again, other options name another one.
+
+    Args:
+      config_flag: value of `--config`, `configs/NAME.py[:arg]`.
+      overrides: values of the `--config.key` flags given.
+    """
+    path, _, arg = config_flag.partition(":")
+    overrides = {key: value for key, value in overrides.items() if key != "study.member"}  # all members share a folder
+    parts = [Path(path).stem] + ([re.sub(r"[^\w.=-]+", "_", arg)] if arg else [])
+    if overrides:
+        parts.append(hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:8])
+    return Path("runs") / "-".join(parts)
+
+
+def check(workdir: Path, config: dict) -> None:
+    """Raises UserError if the folder is not a run's or holds a run of another config. Changes nothing."""
+    try:
+        _differences(workdir, config)
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be read: {error.strerror or error}") from error
+
+
+def claim(workdir: Path, config: dict) -> None:
+    """Writes `config.json` into a folder whose lease the caller holds, or checks that the folder has this config.
+
+    A folder is free again if a mistake in the config ended its run before the first update.
+
+    Raises:
+      UserError: the folder has another config (the message names the keys that differ), or not all processes see the
+        folder.
+    """
+    from premem_jax.running import processes  # not at the top: it imports JAX
+
+    processes.once(lambda: _claim(workdir, config))
+    if not processes.all_agree((workdir / "config.json").exists()):
+        raise UserError(f"{workdir} is not the same folder for all processes; give a --workdir that they share")
+
+
+def _claim(workdir: Path, config: dict) -> None:
+    if _differences(workdir, config):
+        for file in _made(workdir):  # of another config, and all of it from the start of its run
+            file.unlink()
+    try:
+        write_text(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror or error}") from error
+
+
+def _differences(workdir: Path, config: dict) -> list[str]:
+    """Keys in which the config in `workdir` differs, if its run has not begun; none if there is no run.
+
+    Raises:
+      UserError: the folder is not a run's, or its run has begun with another config.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"{workdir} is a file; use another --workdir")
+        if workdir.is_dir() and any(not file.name.startswith(HOLDING) for file in workdir.iterdir()):
+            raise UserError(
+                f"{workdir} is not empty and holds no config.json: it is no run's folder; use another --workdir"
+            )
+        return []
+    try:
+        theirs = json.loads(path.read_text())
+        theirs_flat = _flat(theirs)
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); use another --workdir") from error
+    mine_flat = _flat(json.loads(json.dumps(config)))
+    differ = [k for k in sorted(mine_flat | theirs_flat) if mine_flat.get(k) != theirs_flat.get(k)]
+    differ = [k for k in differ if not _free(k)]
+    if differ and begun(workdir):
+        shown = "; ".join(f"{k}: {theirs_flat.get(k)!r} there, {mine_flat.get(k)!r} here" for k in differ[:5])
+        raise UserError(f"{workdir} holds the run of another config ({shown}); use another --workdir")
+    return differ
+
+
+def _free(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def settings(config: dict) -> dict[str, str]:
+    """The settings that identify a run, flat, for comparison."""
+    return {key: json.dumps(value) for key, value in _flat(json.loads(json.dumps(config))).items() if not _free(key)}
+
+
+@functools.cache
+def code() -> str:
+    """SHA-256 over the package's own source files."""
+    digest, folder = hashlib.sha256(), pathlib.Path(premem_jax.__file__).parent
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def check_room(workdir: Path, need: int) -> None:
+    """Raises UserError if the disk of `workdir` cannot hold `need` bytes of checkpoints, old ones included."""
+    if storage.in_bucket(workdir):
+        return
+    need -= sum(os.stat(file).st_size for file in storage.files(workdir / "checkpoints"))
+    free = shutil.disk_usage(workdir).free
+    if free < need:
+        raise UserError(
+            f"{workdir}: {free / 1e9:.2f} GB free, but the checkpoints of this run take {need / 1e9:.2f} GB; "
+            "free some, lower checkpoint.keep, or choose another --workdir"
+        )
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether the cause of `error` is ENOSPC."""
+    return _is_behind(errno.ENOSPC, error)
+
+
+def quota_is_used_up(error: BaseException | None) -> bool:
+    """Whether the cause of `error` is EDQUOT."""
+    return _is_behind(errno.EDQUOT, error)
+
+
+def disk_is_read_only(error: BaseException | None) -> bool:
+    """Whether the cause of `error` is EROFS, as after disk errors."""
+    return _is_behind(errno.EROFS, error)
+
+
+def _is_behind(number: int, error: BaseException | None) -> bool:
+    """Whether an error number is among the causes of `error`: Orbax and TensorStore wrap the errors of the system."""
+    while error is not None:
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def facts() -> dict:
+    """Versions, commit and device of this run, flat."""
+    import jax  # not at the top: the folder's name is needed before anything heavy
+
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+    device = jax.local_devices()[0]
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")  # a CPU does not say
+    return {
+        "version": premem_jax.__version__,
+        "git_commit": _git_commit(),
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "processes": jax.process_count(),
+        "host_memory_peak_gb": round(host_memory_peak() / 1e9, 3),
+        **({"device_memory_peak_gb": round(peak / 1e9, 3)} if peak else {}),
+    } | {f"version_{name.replace('-', '_')}": metadata.version(name) for name in packages}
+
+
+def host_memory_peak() -> int:
+    """Peak memory of this process in bytes.
+
+    Not from `ru_maxrss`, which on Linux includes the parent's memory at the start of this program.
+    """
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _git_commit() -> str:
+    if stated := os.environ.get("PREMEM_COMMIT"):  # in an image, which has no repository
+        return stated
+    folder = Path(premem_jax.__file__).parent.parent
+    git = ["git", "-C", str(folder)]
+    ask = lambda *arguments: subprocess.run(
+        [*git, *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        if Path(ask("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
+            return "unknown"  # site-packages lies in somebody else's repository
+        ask("ls-files", "--error-unmatch", "premem_jax/__init__.py")
+        return ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def begun(workdir: Path) -> bool:
+    """Whether a folder, or one below it as in a study, has more than the files that a run writes at its start."""
+    return any(file.name not in START and not file.name.startswith(".") for file in _made(workdir))
+
+
+def _made(workdir: Path) -> list[Path]:
+    return [file for file in storage.files(workdir) if not file.name.startswith(HOLDING)]
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

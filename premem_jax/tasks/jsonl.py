@@ -1,0 +1,128 @@
+"""People's own questions and answers: `train.jsonl` (or `.parquet`) of a folder, and `heldout` and `test` if there are.
+
+`data/rows.py` says what a row is, `grading/named.py` how answers are found and compared. Without a test file, a fifth
+of the training rows, and at least fifty, are kept for it; `data.seed` decides which.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from etils.epath import Path
+
+from premem_jax.data import rows
+from premem_jax.data.examples import Example
+from premem_jax.errors import UserError
+from premem_jax.grading import named
+from premem_jax.running import progress, storage
+from premem_jax.tasks.task import Task, answer_text
+
+GRADER = None  # `data.grader` says it, or the targets
+FREE_FORM = True
+SIZES = ()  # as many as the files have
+OPTIONS = ("grader", "prompt", "target")
+ENDINGS = (".jsonl", ".parquet")
+TEST_SHARE, LEAST_TEST = 0.2, 50
+SHOWN = 3
+
+
+def is_solution(text: str) -> bool:
+    """Whether the text is a whole solution, which is for the grader to say."""
+    return False
+
+
+def final_answer(solution: str) -> str:
+    """The text itself."""
+    return solution
+
+
+def load(
+    path: str, sizes: dict[str, int], seed: int, cache: str, *, grader: str = "", prompt: str = "", target: str = ""
+) -> Task:
+    """The examples of the files in the folder `path`, or of that one file; says how answers are found, with examples.
+
+    Args:
+      grader: a name of `grading/named.py`; empty: the first that gives every training target an answer.
+      prompt, target: templates for rows with other fields.
+
+    Raises:
+      UserError: no such files, a row that is none, a row without an answer, or fewer rows than asked.
+    """
+    if not path:
+        raise UserError(
+            "data.path is empty: it is the folder of train.jsonl, and of heldout.jsonl and test.jsonl if any"
+        )
+    files = _files(path)
+    read = lambda split, answer: rows.read(str(files[split]), answer, prompt=prompt, target=target).examples
+    if not grader:
+        grader = named.guess([example.target for example in read("train", None)])
+    chosen = named.find(grader)
+    splits = _split({split: read(split, lambda *row: answer_of(chosen, *row)) for split in files}, sizes, seed)
+    progress.say(f"{path}: {', '.join(f'{len(found)} {split}' for split, found in splits.items())}; grader {grader}")
+    for example in splits["train"][:SHOWN]:
+        progress.say(f"  answer {example.answer!r} of a target that ends in {example.target[-60:]!r}")
+    for example in (e for found in splits.values() for e in found):
+        for name in ("prompt", "target"):
+            if not getattr(example, name).strip():
+                raise UserError(f"{path}, row {example.id}: the {name} is empty")
+    train = splits["train"]
+    return Task(splits, lambda: (e.prompt + e.target for e in train), grader=chosen.grader)
+
+
+def answer_of(chosen: named.Named, where: str, target: str, answer: object) -> str:
+    """The final answer of a row by a grader: its `answer`, reduced as a response is, or what the target gives.
+
+    Raises:
+      UserError: it has none.
+    """
+    if chosen.name == "none":
+        return ""
+    given = None if answer is None else answer_text(where, answer)
+    if chosen.extract is None:
+        if given is None:
+            raise UserError(f"{where}: the grader {chosen.name} needs an answer in every row")
+        return given
+    found = chosen.extract(target if given is None else given) or (given or "").strip()
+    if not found:
+        raise UserError(f"{where}: no answer by the grader {chosen.name} in ...{(given or target)[-60:]!r}")
+    return found
+
+
+def _files(path: str) -> dict[str, Path]:
+    place = storage.path(path)
+    try:
+        if place.is_file():
+            return {"train": place}
+        found = {
+            split: [file for ending in ENDINGS if (file := place / f"{split}{ending}").exists()]
+            for split in ("train", "heldout", "test")
+        }
+    except OSError as error:
+        raise UserError(f"data.path={path}: cannot be read ({error.strerror or error})") from error
+    if not found["train"]:
+        raise UserError(f"data.path={path}: there is no train.jsonl and no train.parquet")
+    if twice := [split for split, files in found.items() if len(files) > 1]:
+        raise UserError(f"data.path={path}: {twice[0]} is there as .jsonl and as .parquet; keep one")
+    return {split: files[0] for split, files in found.items() if files}
+
+
+def _split(splits: dict[str, Sequence[Example]], sizes: dict[str, int], seed: int) -> dict[str, list[Example]]:
+    """Splits of the sizes asked for; those that have no file are taken from the training rows."""
+    rng = np.random.default_rng(seed)
+    shuffled = {name: [found[i] for i in rng.permutation(len(found))] for name, found in splits.items()}
+    rest = shuffled["train"]
+    taken = sum(sizes[name] for name in ("heldout", "test") if name not in splits)
+    if taken >= len(rest):
+        raise UserError(f"data.heldout and data.test: {taken} of {len(rest)} rows leave none to train on")
+    if "test" not in splits:
+        count = sizes["test"] or max(round(TEST_SHARE * len(rest)), min(LEAST_TEST, len(rest) // 2))
+        shuffled["test"], rest = rest[:count], rest[count:]
+    if "heldout" not in splits:
+        shuffled["heldout"], rest = rest[: sizes["heldout"]], rest[sizes["heldout"] :]
+    shuffled["train"] = rest
+    chosen = {}
+    for name in ("train", "heldout", "test"):
+        asked, there = sizes[name], len(shuffled[name])
+        if asked > there or (name != "heldout" and not there):
+            raise UserError(f"data.{name}={asked}: there are {there} rows for it")
+        chosen[name] = sorted(shuffled[name][: asked or None], key=lambda example: example.id)
+    return chosen

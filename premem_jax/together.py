@@ -1,0 +1,219 @@
+"""Rules between settings, as far as the config alone decides."""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from premem_jax.analysis import jobs
+from premem_jax.data.examples import FIELD
+from premem_jax.errors import UserError
+from premem_jax.evaluators import find
+from premem_jax.experiments.members import chosen, members_of
+from premem_jax.grading import named
+from premem_jax.planning import topology as topologies
+from premem_jax.tasks import task as tasks
+
+MIN_HELDOUT = 50  # examples of which a quantile is taken
+OTHERWISE = "give threshold.rule=given and threshold.perplexity, or do without the metric: threshold.rule=none"
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError if settings cannot work together, though each is within its limits; names one of them."""
+    for rule in RULES[config.experiment]:
+        rule(config)
+
+
+def batches(sizes: Mapping[str, float], parts: int) -> None:
+    """Raises UserError if a batch does not divide over the `parts` of the mesh."""
+    for name, size in sizes.items():
+        if size % parts:
+            raise UserError(f"{name} = {size:g} does not divide over the {parts} parts of the mesh (data x fsdp)")
+
+
+def on_mesh(config, parts: int, decode_parts: int) -> None:
+    """Raises UserError if a batch of a finetune does not divide over the mesh for training or sampling."""
+    train, base = config.train, config.base
+    batches({"train.batch / train.micro_batches": train.batch / train.micro_batches}, parts)
+    if base.steps:
+        batches({"base.batch": base.batch}, parts)
+    for name, options in config.evals.items():
+        evaluator = find(options.type)
+        size = evaluator.batch_at_a_time(options)
+        if size is not None:
+            batches({f"evals.{name}.batch": size}, {"train": parts, "decode": decode_parts}[evaluator.layout])
+
+
+def endless(config) -> None:
+    for split in ("train", "test") if tasks.find(config.data.task).SIZES is None else ():
+        if not config.data[split]:
+            raise UserError(f"data.{split}=0: the task {config.data.task!r} has no end, say how many examples")
+
+
+def ungraded(config) -> None:
+    if config.data.grader:
+        named.find(config.data.grader)
+    for name, options in config.evals.items() if config.data.grader == "none" else ():
+        if "samples" in find(options.type).columns:
+            raise UserError(f"evals.{name}: data.grader='none' grades no responses; leave this evaluator out")
+
+
+def templates(config) -> None:
+    given = {key: config.data[key] for key in ("prompt", "target")}
+    for key, template in given.items():
+        if any(given.values()) and not FIELD.search(template):
+            raise UserError(
+                f"data.{key}={template!r}: the templates of prompt and target go together, and each names a field of "
+                "the rows, such as {question}"
+            )
+
+
+def mesh(config) -> None:
+    asked = {axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor")}
+    if list(asked.values()).count(-1) > 1:
+        raise UserError(f"mesh {asked}: sizes are positive, and at most one may be -1 (the rest)")
+
+
+def buckets(config) -> None:
+    longest = max(config.data.buckets, default=0)
+    if longest > config.data.context:
+        raise UserError(
+            f"data.buckets={config.data.buckets}: the last one is longer than data.context={config.data.context}, the "
+            "longest example; raise that, or leave the bucket out"
+        )
+
+
+def micro_batches(config) -> None:
+    groups = {"train": config.train} | {f"evals.{name}": options for name, options in config.evals.items()}
+    for name, options in groups.items():
+        if options.get("batch", 0) % (parts := options.get("micro_batches", 1)):
+            raise UserError(f"{name}.micro_batches={parts} does not divide {name}.batch={options.batch}")
+
+
+def base(config) -> None:
+    if config.base.steps and config.model.path:
+        raise UserError(
+            f"base.steps={config.base.steps}: the weights of model.path are the base model; set base.steps=0"
+        )
+
+
+def heldout(config) -> None:
+    for name, options in config.evals.items():
+        if options.split == "heldout" and not config.data.heldout:
+            raise UserError(f"evals.{name}.split='heldout': data.heldout=0 keeps no examples aside")
+
+
+def quantile_wanted(config) -> bool:
+    """Whether the run has the metric, with a threshold of its own.
+
+    The metric needs likelihood and samples of `train`; a run without these needs no threshold.
+    """
+    evals = [e for e in config.evals.values() if not any(e.get(key) for key in ("opening", "reworded", "response"))]
+    asked = {(column, options.split) for options in evals for column in find(options.type).columns}
+    return config.threshold.rule == "heldout_quantile" and {("target_nll", "train"), ("samples", "train")} <= asked
+
+
+def threshold(config) -> None:
+    perplexity(config)
+    if not quantile_wanted(config):
+        return
+    split = config.threshold.split
+    scored = {e.split for e in config.evals.values() if e.type == "likelihood"}
+    if split not in scored:
+        raise UserError(
+            f"threshold.split={split!r} has no likelihood evaluator (there are: {', '.join(sorted(scored))}); add one, "
+            f"{OTHERWISE}"
+        )
+    if 0 < config.data[split] < MIN_HELDOUT:
+        raise UserError(few(split, config.data[split]))
+
+
+def few(split: str, examples: int) -> str:
+    """The message for a split with too few examples for a quantile."""
+    return (
+        f"threshold.rule='heldout_quantile' needs at least {MIN_HELDOUT} examples in {split!r}, and there are "
+        f"{examples}; raise data.{split}, {OTHERWISE}"
+    )
+
+
+def skipping(config) -> None:
+    for name, options in config.evals.items():
+        if not options.get("skip_settled"):
+            continue
+        if options.get("opening") or options.get("reworded"):
+            raise UserError(
+                f"evals.{name}: skip_settled is for the metric, and with an opening or reworded nothing is in it"
+            )
+        if config.threshold.rule != "given" or options.split != "train":
+            raise UserError(
+                f"evals.{name}.skip_settled: samples are skipped on the split 'train' alone, and with a threshold that "
+                "is known before the run; set threshold.rule=given and threshold.perplexity"
+            )
+
+
+def members(config) -> None:
+    chosen(members_of(config), config.study.member)
+
+
+def collecting(config) -> None:
+    """Members are named after their jobs, and each collects on what one earlier member of its seed shows."""
+    for member in members_of(config).values():
+        job = jobs.job_of(member.name)
+        if job is None or job.strategy not in (jobs.BASE, *jobs.STRATEGIES):
+            raise UserError(
+                f"study.members: {member.name!r} is no job; jobs are called base-seed0 or STRATEGY+EXAMPLES-seed0, and "
+                f"strategies are {', '.join(jobs.STRATEGIES)}"
+            )
+        before = [jobs.job_of(need) for need in member.needs]
+        if job.added and [one.seed for one in before if one.added < job.added] != [job.seed]:
+            raise UserError(f"study.members: {member.name} needs one member of its seed, with fewer examples")
+    study = config.study
+    if (study.source == "file") != bool(study.pool):
+        raise UserError(f"study.pool={study.pool!r}: a file goes with study.source=file, and with no other source")
+    if (study.source == "endpoint") != bool(study.url) or bool(study.url) != bool(study.model):
+        raise UserError(
+            f"study.url={study.url!r}, study.model={study.model!r}: both go with study.source=endpoint alone"
+        )
+    if study.source == "endpoint" and config.data.task not in ("gsm8k", "math"):
+        raise UserError(f"study.source='endpoint': the task {config.data.task!r} has a generator; that is the source")
+    if study.source == "generator" and not hasattr(tasks.find(config.data.task), "variants"):
+        raise UserError(
+            f"study.source='generator': the task {config.data.task!r} makes no new problems; choose another source"
+        )
+
+
+def grading(config) -> None:
+    asked = {key: config.data[key] for key in ("task", "grader") if config.data[key]}
+    if len(asked) == 2:
+        raise UserError(f"data.task={asked['task']!r} and data.grader={asked['grader']!r} both grade; give one of them")
+    for key, value in asked.items():
+        if not config.sampling.samples:
+            raise UserError(
+                f"data.{key}={value!r} grades responses, and sampling.samples=0 asks for none; try :samples=5"
+            )
+    if config.data.grader:
+        named.find(config.data.grader)
+
+
+def perplexity(config) -> None:
+    if config.threshold.rule == "given" and config.threshold.perplexity <= 1:
+        raise UserError(f"threshold.perplexity={config.threshold.perplexity}: a perplexity is above 1")
+
+
+def topology(config) -> None:
+    topologies.topology(config.plan.topology, config.plan.slices)
+
+
+FINETUNE = (endless, ungraded, templates, mesh, buckets, micro_batches, base, heldout, skipping, threshold)
+RULES = {
+    "finetune": FINETUNE,
+    "curate": (members, collecting),
+    "sweep": (members,),  # each member is checked as the finetune that it is
+    "preference": FINETUNE,
+    "dynamics": (members,),
+    "squeezing_toy": (),
+    "plan": (mesh, buckets, micro_batches, topology),
+    "evaluate": (mesh, buckets, templates, grading),
+    "analyze": (perplexity,),
+    "emergence": (),
+    "grade": (),
+}

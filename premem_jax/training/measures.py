@@ -1,0 +1,54 @@
+"""Measures of a whole run: gradient variance, and distance of the weights from initialization."""
+
+import jax
+import jax.numpy as jnp
+
+from premem_jax.models.decoder import Model
+from premem_jax.training.losses import NEXT_TOKEN
+from premem_jax.training.step import loss_gradient
+
+
+def no_gradients(params) -> tuple:
+    """Initial accumulator: count, mean gradient and sum of squared deviations."""
+    return jnp.float32(0), jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
+
+
+def add_gradient(model: Model, micro_batches: int, seen: tuple, params, batch: dict) -> tuple:
+    """Adds the gradient of one more batch to `seen` by Welford's update (Technometrics 4(3), 1962).
+
+    Squared deviations are summed over all parameters, so the accumulator needs one copy of the parameters for the mean
+    gradient. No large sums are subtracted.
+    """
+    count, mean, squares = seen
+    *_, gradient = loss_gradient(model, NEXT_TOKEN, params, batch, micro_batches)
+    deviation = jax.tree.map(lambda g, m: g - m, gradient, mean)
+    mean = jax.tree.map(lambda m, d: m + d / (count + 1), mean, deviation)
+    square = sum(jnp.sum(jnp.square(d)) for d in jax.tree.leaves(deviation))
+    return count + 1, mean, squares + square * count / (count + 1)
+
+
+def squared_distance(params: dict, base: dict) -> jax.Array:
+    """Squared L2 distance over all weights except the embedding and the head."""
+    inner = lambda tree: {name: leaf for name, leaf in tree.items() if name not in ("embedding", "head")}
+    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), inner(params), inner(base))
+    return sum(jax.tree.leaves(squares))
+
+
+def prefix_measures(model: Model, params, base, tokens_BT, weight_BT) -> tuple[jax.Array, ...]:
+    """What the model says at each place of a response, given what stands before it; sums over places, each (B,) fp32.
+
+    The log-probability of the likeliest token, the number of places, the entropy in nats, the mass of the likeliest
+    token, and the share of the vocabulary that is less likely than under the parameters `base`.
+    """
+
+    def log_probabilities(params):
+        decoder = model.bind(params)
+        hidden_BTD, _ = decoder(tokens_BT)
+        return jax.nn.log_softmax(decoder.logits(hidden_BTD)[:, :-1])
+
+    log_BTV, weight_BT = log_probabilities(params), weight_BT[:, 1:]
+    peak_BT = jnp.max(log_BTV, axis=-1)
+    entropy_BT = -jnp.sum(jnp.exp(log_BTV) * log_BTV, axis=-1)
+    falling_BT = jnp.mean(log_BTV < log_probabilities(base), axis=-1)
+    each = (peak_BT, jnp.ones_like(peak_BT), entropy_BT, jnp.exp(peak_BT), falling_BT)
+    return tuple(jnp.sum(x_BT * weight_BT, axis=1) for x_BT in each)

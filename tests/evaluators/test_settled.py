@@ -1,0 +1,149 @@
+"""Examples whose value can no longer change are not sampled, and the metric is the one that sampling them gives."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from premem_jax import sharding
+from premem_jax.analysis import predictors, premem, study
+from premem_jax.analysis.curves import run_curves
+from premem_jax.analysis.runs import Run
+from premem_jax.analysis.threshold import given
+from premem_jax.analysis.trace import evaluation_path, read_trace
+from premem_jax.data.reader import train_batches
+from premem_jax.errors import UserError
+from premem_jax.evaluators.settled import Unsettled
+from premem_jax.evaluators.suite import Suite
+from tests import tiny
+from tests.processes import finish, mistake
+
+STEPS, EVERY, SAMPLES = 16, 4, 4
+SAMPLING = dict(samples=SAMPLES, max_new_tokens=9, first_round=4, temperature=1.0, top_p=1.0, keep_texts=100, batch=7)
+
+
+@functools.cache
+def along():
+    """Step → parameters of a run that ends with its examples memorized."""
+    trainer = tiny.trainer()
+    state, kept = trainer.init_state(trainer.random_parameters(0)), {}
+    batches = train_batches(tiny.data(), 0, STEPS, batch=tiny.BATCH, seed=0, buckets=(tiny.CONTEXT,))
+    for step, (_, arrays) in enumerate(batches, 1):
+        needed = {key: arrays[key] for key in trainer.loss.keys}
+        state, _ = trainer.program(state, sharding.put_batch(tiny.one_device(), needed), np.float32(1e-2))
+        if step % EVERY == 0:
+            kept[step] = jax.tree.map(np.asarray, state["params"])
+    return kept
+
+
+def suite(folder, perplexity=None, skip=False):
+    """The sampling evaluator comes first in the config: the suite must see to the order."""
+    every = tuple(along())
+    evals = dict(
+        answers=dict(type="accuracy", split="train", epochs=every, skip_settled=skip, **SAMPLING),
+        nll=dict(type="likelihood", split="train", epochs=every, batch=13),
+    )
+    return Suite(evals, {"train": tiny.split()}, tiny.run(), 1, STEPS, folder, Unsettled(folder / "trace", perplexity))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full")
+    whole = suite(folder)
+    for step, params in along().items():
+        whole.run(step, tiny.alone(jax.device_put(params)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def threshold(full):
+    """Between those examples that are solved before they are memorized by it, and those that are not."""
+    train = read_trace(full / "trace").split("train")
+    return float(np.exp(np.quantile(train.nll[1], 0.4)))
+
+
+@pytest.fixture(scope="module")
+def skipped(threshold, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("skipped")
+    for step, params in along().items():  # a new suite each time: all it knows is on disk
+        suite(folder, threshold, skip=True).run(step, tiny.alone(jax.device_put(params)))
+    return folder
+
+
+def test_the_metric_is_the_same_and_fewer_samples_are_drawn(full, skipped, threshold):
+    whole, less = read_trace(full / "trace"), read_trace(skipped / "trace")
+    a, b = whole.split("train"), less.split("train")
+    np.testing.assert_array_equal(a.nll, b.nll)
+    assert not np.any(a.skipped) and np.all(b.samples + b.skipped == SAMPLES)
+    spared_ME = b.samples == 0
+    settled_ME = premem.settled(a.accuracy, a.nll, threshold)
+    np.testing.assert_array_equal(spared_ME, settled_ME)
+    assert 0 < spared_ME.sum() < spared_ME.size and a.correct[spared_ME].any(), "the case is too easy"
+    for name in ("correct", "unparsed", "decided_on_host"):
+        np.testing.assert_array_equal(getattr(b, name), np.where(spared_ME, 0, getattr(a, name)))
+    for perplexity in (threshold, 1.5 * threshold):
+        mine, theirs = (run_curves(trace, given(perplexity), test=None) for trace in (less, whole))
+        for name in ("pre_memorization_accuracy", "fraction_memorized", "train_nll"):
+            np.testing.assert_array_equal(mine[name], theirs[name])
+        assert theirs["pre_memorization_accuracy"].max() > 0.05
+
+
+def test_train_accuracy_is_not_made_up(full, skipped, threshold):
+    """It is unknown where something was skipped, and as ever where nothing was."""
+    whole, less = read_trace(full / "trace"), read_trace(skipped / "trace")
+    expected = whole.split("train").mean_accuracy
+    some_M = (less.split("train").samples == 0).any(axis=1)
+    assert some_M.any() and not some_M.all()
+    np.testing.assert_array_equal(less.split("train").mean_accuracy, np.where(some_M, np.nan, expected))
+    assert not np.isnan(expected).any()
+    test = np.full(len(whole.steps), 0.5)
+    mine, theirs = (predictors.evaluate(Run("run", "task", trace, test), threshold) for trace in (less, whole))
+    for name, values in theirs.items():
+        unknown_M = some_M & (name == "train_accuracy")
+        np.testing.assert_array_equal(mine[name], np.where(unknown_M, np.nan, values), err_msg=name)
+
+
+def test_an_evaluation_made_again_has_the_same_bits(skipped, threshold):
+    """Also where later evaluations are there already."""
+    for step in list(along())[1:3]:
+        path = evaluation_path(skipped / "trace", step)
+        texts = skipped / "samples" / f"step-{step:08d}.jsonl"
+        before = path.read_bytes(), texts.read_bytes()
+        path.unlink()
+        suite(skipped, threshold, skip=True).run(step, tiny.alone(jax.device_put(along()[step])))
+        assert (path.read_bytes(), texts.read_bytes()) == before
+
+
+def test_a_study_at_a_lower_threshold_is_refused(skipped, threshold):
+    trace = read_trace(skipped / "trace")
+    run = Run("mine", "task", trace, np.full(len(trace.steps), 0.5))
+    [chosen] = study.choose([run], "given", 0.01, threshold)
+    assert chosen.perplexity == threshold
+    with pytest.raises(UserError, match=r"Run 'mine' did not sample .* Set threshold.rule=given"):
+        study.choose([run], "given", 0.01, 1 + (threshold - 1) / 4)
+
+
+SKIP = "--config.evals.train_accuracy.skip_settled=true"
+
+
+def test_a_threshold_that_is_found_later_cannot_skip(tmp_path):
+    message = mistake(finish(f"--workdir={tmp_path / 'run'}", f"--config.cache={tmp_path / 'cache'}", SKIP))
+    assert "evals.train_accuracy.skip_settled" in message and "threshold.rule=given" in message
+
+
+def test_a_run_reports_what_it_saved(straight, tmp_path):
+    """The whole program, against the run that samples everything."""
+    from tests.processes import Run as Program
+
+    nll_ME = read_trace(straight.workdir / "trace").split("train").nll
+    perplexity = float(np.exp(np.median(nll_ME[-1])))
+    run = Program(tmp_path / "run", straight.cache)
+    run.finish(SKIP, "--config.threshold.rule=given", f"--config.threshold.perplexity={perplexity}")
+    mine, theirs = (read_trace(folder.workdir / "trace") for folder in (run, straight))
+    summary = run.summary()
+    assert summary["samples_skipped"] == mine.split("train").skipped.sum() > 0
+    assert summary["train_accuracy"] is None and straight.summary()["samples_skipped"] == 0
+    expected = run_curves(theirs, given(perplexity))["pre_memorization_accuracy"][-1]
+    assert summary["pre_memorization_accuracy"] == expected
+    assert "nan" not in (run.workdir / "report.html").read_text().split("base64")[0].lower().split("</h1>")[-1][:2000]

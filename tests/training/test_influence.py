@@ -1,0 +1,123 @@
+"""First-order influence: the sources sum to the optimizer's own update, and the error falls with its square."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from premem_jax.models.decoder import build
+from premem_jax.models.nll import log_likelihood
+from premem_jax.training.influence import (
+    central_difference,
+    first_order,
+    influence,
+    response_gradients,
+    update_by_source,
+)
+from premem_jax.training.objectives import DPO, Responses
+from premem_jax.training.optimizer import adamw
+from premem_jax.training.step import init_state, train_step
+from tests import tiny
+
+OPTIMIZER = dict(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, clip_norm=0.5)
+MODEL, LOSS, RATE = build(tiny.CONFIG), Responses(DPO(0.3)), 1e-4
+
+
+def batch(seed, B=4, T=9):
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((B, 2, T), np.float32)
+    weights[:, 0, 3:7], weights[:, 1, 3:6] = 1, 1
+    tokens = rng.integers(1, tiny.CONFIG.V, (B, 2, T)).astype(np.int32)
+    return {"tokens": tokens, "weights": weights, "reference": rng.normal(-15, 2, (B, 2)).astype(np.float32)}
+
+
+@functools.cache
+def decomposed():
+    """A state after two updates, the next update by its sources, and the state after it."""
+    step = jax.jit(lambda state, arrays: train_step(MODEL, LOSS, adamw(**OPTIMIZER), 2, state, arrays, RATE)[0])
+    state = init_state(jax.device_put(tiny.parameters()), adamw(**OPTIMIZER))
+    for seed in range(2):
+        state = step(state, batch(seed))
+
+    @jax.jit
+    def parts(state, arrays):
+        names = ("chosen", "rejected")
+        gradients = dict(zip(names, response_gradients(MODEL, LOSS, state["params"], arrays, 2), strict=True))
+        return update_by_source(gradients, state, RATE, **OPTIMIZER)
+
+    return state, parts(state, batch(2)), step(state, batch(2))
+
+
+@pytest.mark.slow
+def test_the_sources_sum_to_the_update_that_is_made():
+    before, parts, after = decomposed()
+    assert set(parts) == {"chosen", "rejected", "momentum", "decay"}
+    total = jax.tree.map(lambda *x: sum(x), *parts.values())
+    made = jax.tree.map(
+        lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), after["params"], before["params"]
+    )
+    for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(made), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-7)  # rounding of the parameters themselves
+    assert all(optax_norm(part) > 1e-5 for part in parts.values())
+
+
+def optax_norm(tree):
+    return float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree))))
+
+
+@pytest.mark.slow
+def test_forward_mode_agrees_with_central_differences_and_with_what_happens():
+    before, parts, after = decomposed()
+    tokens, weights = batch(5)["tokens"][:, 0], batch(5)["weights"][:, 0]
+    score = jax.jit(lambda params: log_likelihood(MODEL, params, tokens, weights))
+    found = jax.jit(functools.partial(influence, MODEL))(before["params"], parts, tokens, weights)
+    for name, direction in parts.items():
+        step = 0.02 / optax_norm(direction)
+        cheap = np.asarray(central_difference(score, before["params"], direction, step))
+        np.testing.assert_allclose(found[name], cheap, rtol=1e-2, atol=1e-3 * np.abs(found[name]).max())
+    actual = np.asarray(score(after["params"])) - np.asarray(score(before["params"]))
+    total = sum(np.asarray(x) for x in found.values())
+    np.testing.assert_allclose(actual, total, atol=0.05 * np.abs(total).max())
+
+
+# ---- In float64 ------------------------------------------------------------------------------------------------------
+
+
+def network(params, x):
+    """Log-probabilities of a small network over four classes."""
+    return jax.nn.log_softmax(jnp.tanh(x @ params["a"]) @ params["b"])
+
+
+def slope(wrong):
+    """Of log error against log ‖Δθ‖ over four decades, for an AdamW update from a state with momentum."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        params = {"a": jnp.array(rng.normal(size=(5, 7))), "b": jnp.array(rng.normal(size=(7, 4)))}
+        x, y, seen = jnp.array(rng.normal(size=(6, 5))), rng.integers(4, size=6), jnp.array(rng.normal(size=(3, 5)))
+        optimizer = adamw(**OPTIMIZER | dict(eps=1e-3))
+        state = init_state(params, optimizer)
+        gradient = jax.grad(lambda p, k: -jnp.mean(network(p, x)[jnp.arange(6), (y + k) % 4]))
+        _, state["opt_state"] = optimizer.update(gradient(params, 1), state["opt_state"], params)
+        errors, sizes = [], []
+        for rate in np.geomspace(1e-1, 1e-5, 9):
+            halves = {"one": gradient(params, 0), "other": jax.tree.map(jnp.zeros_like, params)}
+            parts = update_by_source(halves, state, rate, **OPTIMIZER | dict(eps=1e-3))
+            made, _ = optimizer.update(gradient(params, 0), state["opt_state"], params)
+            after = jax.tree.map(lambda p, d, rate=rate: p - rate * d, params, made)
+            if wrong:
+                parts.pop(wrong)
+            predicted = sum(first_order(lambda p: network(p, seen), params, parts).values())
+            errors.append(float(jnp.abs(network(after, seen) - network(params, seen) - predicted).max()))
+            sizes.append(optax_norm(jax.tree.map(lambda a, b: a - b, after, params)))
+    return np.polyfit(np.log(sizes[2:]), np.log(errors[2:]), 1)[0]
+
+
+def test_the_error_of_the_prediction_is_of_second_order():
+    assert slope(wrong=None) == pytest.approx(2, abs=0.05)
+
+
+@pytest.mark.parametrize("missing", ["one", "momentum", "decay"])
+def test_a_prediction_without_one_of_the_sources_is_of_first_order(missing):
+    assert slope(missing) == pytest.approx(1, abs=0.05)
