@@ -84,9 +84,9 @@ def measure(point: dict, turns: int) -> dict[str, float]:
 
 def planned(point: dict) -> dict[str, float]:
     """The same by the roofline: Llama models on eight chips per device, with five times the text."""
+    from premem_jax.models import costs
     from premem_jax.models.architecture import preset
-    from premem_jax.planning import costs
-    from premem_jax.planning.topology import topology
+    from premem_jax.running.topology import topology
 
     chips = 8 * point["devices"]
     place, config = topology(f"v5e:{chips // 4}x4"), preset(PLANNED[point["model"]])

@@ -22,7 +22,7 @@ from premem_jax import sharding
 from premem_jax.models.architecture import ModelConfig, preset
 from premem_jax.models.decoder import build, init, unstack
 from premem_jax.planning import lowered as programs
-from premem_jax.planning.topology import devices, topology
+from premem_jax.running.topology import devices, topology
 from premem_jax.sampling.sampler import sample
 
 CLOCK = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}  # per second: their peak over what one cycle can do

@@ -12,7 +12,7 @@ changed, such as --config.train.micro_batches=8. Options after the colon: model,
 from configs import llama3_8b_gsm8k, llama3_8b_math
 from premem_jax.config import parse_arg
 from premem_jax.errors import UserError
-from premem_jax.planning.topology import topology
+from premem_jax.running.topology import topology
 
 STUDIES = {"gsm8k": llama3_8b_gsm8k, "math": llama3_8b_math}
 

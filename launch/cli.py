@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from premem_jax.errors import UserError, explain
-from premem_jax.experiments.members import ALL, members_of
+from premem_jax.members import ALL, members_of
 
 # Exit statuses of the program and of the launchers.
 CANNOT_MEND = 2  # a mistake: starting again would not help

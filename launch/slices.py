@@ -1,9 +1,9 @@
-"""Google Cloud's names of the TPU slices of `premem_jax.planning.topology`, such as v5e:4x4."""
+"""Google Cloud's names of the TPU slices of `premem_jax.running.topology`, such as v5e:4x4."""
 
 from typing import NamedTuple
 
 from premem_jax.errors import UserError
-from premem_jax.planning.topology import Topology, topology
+from premem_jax.running.topology import Topology, topology
 
 
 class Generation(NamedTuple):

@@ -11,8 +11,6 @@ from ml_collections import ConfigDict
 
 from premem_jax import evaluators, together
 from premem_jax.errors import UserError
-from premem_jax.experiments import EXPERIMENTS
-from premem_jax.experiments.members import config_of, members_of
 from premem_jax.limits import (
     COUNT,
     FP32,
@@ -35,6 +33,7 @@ from premem_jax.limits import (
     tuple_of,
     word,
 )
+from premem_jax.members import config_of, members_of
 from premem_jax.models.architecture import PRESETS
 from premem_jax.tasks import task as tasks
 
@@ -50,10 +49,6 @@ MEMBERS = tuple_of(row(NAME, tuple_of(row(NEEDED, anything())), tuple_of(NAME)))
 
 # ---- Keys that several experiments have ------------------------------------------------------------------------------
 
-SHARED: Table = {
-    "experiment": (choice(*EXPERIMENTS), "what is run"),
-    "cache": (text(), "folder of base models, compiled programs and prepared data; empty: beside the workdir"),
-}
 MODEL: Table = {
     "model.path": (text(), "Hugging Face folder that gives shape, weights and tokenizer; empty: random weights"),
     "model.remat": (choice("none", "dots", "full"), "what the backward pass computes again instead of keeping it"),
@@ -87,7 +82,6 @@ SAMPLING = ("batch", "samples", "max_new_tokens", "first_round", "temperature", 
 # ---- Experiments -----------------------------------------------------------------------------------------------------
 
 FINETUNE: Table = {
-    **SHARED,
     **MODEL,
     **MESH,
     **ROW,
@@ -178,7 +172,7 @@ TABLES: Mapping[str, Table] = {
     },
     "preference": PREFERENCE,
     "dynamics": PREFERENCE | STUDY,
-    "squeezing_toy": {**SHARED, "seed": (SEED, "of the random trials"), "trials": (integer(1, 10**6), "random trials")},
+    "squeezing_toy": {"seed": (SEED, "of the random trials"), "trials": (integer(1, 10**6), "random trials")},
     "plan": FINETUNE
     | {
         "data.task": (choice(*GRADED), "task of the run that is planned"),
@@ -187,7 +181,6 @@ TABLES: Mapping[str, Table] = {
         "plan.search": (flag(), "look for the nearest setting that fits, if the run does not"),
     },
     "evaluate": {
-        **SHARED,
         **MODEL,
         **MESH,
         **ROW,
@@ -205,7 +198,6 @@ TABLES: Mapping[str, Table] = {
         "sampling.samples": (integer(0, 10**4), "responses to each prompt; 0: none"),
     },
     "analyze": {
-        **SHARED,
         "seed": (SEED, "of the bootstrap"),
         "traces": (NEEDED, "folder or file of the runs to study"),
         "threshold.rule": (
@@ -220,7 +212,6 @@ TABLES: Mapping[str, Table] = {
         "draws": (integer(1, 10**6), "bootstrap draws of runs, and of held-out examples"),
     },
     "emergence": {
-        **SHARED,
         "seed": (SEED, "of the posterior's chains and the bootstrap"),
         "table": (NEEDED, "file of rows {loss, amount, accuracy, ...}, .jsonl, .csv or .parquet"),
         "truth": (text(), "file of few-shot rows of stronger models, opened after the forecast; empty: none yet"),
@@ -229,12 +220,15 @@ TABLES: Mapping[str, Table] = {
         "draws": (integer(0, 10**5), "bootstrap draws of whole subsets; 0: none"),
     },
     "grade": {
-        **SHARED,
         "data.task": (choice(*GRADED), "whose rules grade the outputs"),
         "data.path": (NEEDED, "file of rows {output, answer}"),
         "check": (choice("", "math_verify"), "a second opinion; empty: none"),
         "deadline": (number(0.001, 86400), "seconds that the second opinion may take for a row"),
     },
+}
+SHARED: Table = {
+    "experiment": (choice(*TABLES), "what is run"),
+    "cache": (text(), "folder of base models, compiled programs and prepared data; empty: beside the workdir"),
 }
 
 
@@ -283,7 +277,7 @@ def table_of(config: ConfigDict) -> Table:
         raise UserError(f"--config: get_config must return a ConfigDict, not {type(config).__name__}")
     limit, about = SHARED["experiment"]
     limit.check("config.experiment", config.get("experiment"), about)
-    table = dict(TABLES[config.experiment])
+    table = SHARED | TABLES[config.experiment]
     if "train.batch" not in table:
         return table
     evals = config.get("evals")

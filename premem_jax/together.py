@@ -8,9 +8,9 @@ from premem_jax.analysis import jobs
 from premem_jax.data.examples import FIELD
 from premem_jax.errors import UserError
 from premem_jax.evaluators import find
-from premem_jax.experiments.members import chosen, members_of
 from premem_jax.grading import named
-from premem_jax.planning import topology as topologies
+from premem_jax.members import chosen, members_of
+from premem_jax.running import topology as topologies
 from premem_jax.tasks import task as tasks
 
 MIN_HELDOUT = 50  # examples of which a quantile is taken

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import math
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from premem_jax import config as defaults
-from premem_jax import evaluators, keys, together
+from premem_jax import evaluators, experiments, keys, together
 from premem_jax.analysis import conclusion, emergence_law, threshold
 from premem_jax.analysis.readers import release
 from premem_jax.analysis.trace import read_trace
 from premem_jax.data import tokenizers
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Evaluator
-from premem_jax.experiments import EXPERIMENTS, finetune
+from premem_jax.experiments import finetune
 from premem_jax.models.backends import BACKENDS
 from premem_jax.models.decoder import REMAT
 from premem_jax.tasks import task as tasks
@@ -90,7 +91,8 @@ def test_every_key_of_every_config_has_a_limit_and_keeps_it(file):
 
 def test_names_are_those_of_the_code_that_reads_them():
     options = lambda key: set(keys.FINETUNE[key][0].choices)
-    assert set(keys.TABLES) == set(EXPERIMENTS)
+    modules = {module.name for module in pkgutil.iter_modules(experiments.__path__)}
+    assert modules > set(keys.TABLES) > set(experiments.POLLING) | set(experiments.ELSEWHERE)
     assert options("data.task") == set(tasks.names()) > set(keys.GRADED)
     assert options("model.remat") == set(REMAT) and options("model.attention") == set(BACKENDS)
     assert options("tokenizer.kind") == set(tokenizers.TRAINING)
@@ -159,7 +161,7 @@ NOT = {
 }
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", keys.TABLES)
 def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
     config, table = CONFIGS[experiment], keys.table_of(CONFIGS[experiment])
     if experiment in LIKE_FINETUNE:  # but for some keys

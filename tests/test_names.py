@@ -5,6 +5,7 @@ import builtins
 import re
 from collections import Counter
 from functools import cache
+from graphlib import TopologicalSorter
 from itertools import product
 from pathlib import Path
 
@@ -117,6 +118,28 @@ def test_no_two_modules_have_one_name():
     counted = Counter(path.stem for path in PACKAGE if path.stem != "__init__")
     packages = Counter(path.parent.name for path in PACKAGE if path.stem == "__init__")
     assert {name: count for name, count in (counted + packages).items() if count > 1} == {}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of the package that a module imports, wherever it does so."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("premem_jax.") for name in found if name.startswith("premem_jax.")}
+
+
+def test_imports_between_rooms_go_one_way():
+    """A room is a folder or a module of the package; of two rooms, only one imports the other, even indirectly."""
+    room = lambda name: name.split(".")[0]
+    inside = {path: room(".".join(path.with_suffix("").parts[1:])) for path in PACKAGE}
+    graph: dict[str, set[str]] = {name: set() for name in inside.values()}
+    for path, name in inside.items():
+        graph[name] |= {room(other) for other in imported(path)} & graph.keys() - {name}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the rooms
+    assert len(graph) > 20 and {"data", "grading"} <= graph["tasks"]
 
 
 def test_tests_mirror_the_package():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from premem_jax.errors import UserError
-from premem_jax.experiments.members import config_of, members_of
+from premem_jax.members import config_of, members_of
 from tests.processes import ENVIRONMENT, command
 from tests.shared import shared
 

@@ -19,7 +19,6 @@ from premem_jax.data.examples import Example, worked
 from premem_jax.data.sources import SPLITS, Dataset, Documents
 from premem_jax.errors import UserError
 from premem_jax.running import progress, storage
-from premem_jax.tasks.task import Task
 
 tfds.disable_progress_bar()
 
@@ -76,8 +75,10 @@ def builder_of(dataset: Dataset) -> type[Problems]:
     return type(dataset.name, (Problems,), members, skip_registration=True)
 
 
-def task(dataset: Dataset, path: str, sizes: Mapping[str, int], seed: int, cache: str) -> Task:
-    """The task of a prepared dataset: a random subset of each split, in file order.
+def splits(
+    dataset: Dataset, path: str, sizes: Mapping[str, int], seed: int, cache: str
+) -> tuple[dict[str, list[Example]], list[Example]]:
+    """Random subsets of a prepared dataset as `train`, `heldout` and `test`, in file order, and all training examples.
 
     Raises:
       UserError: as `prepared`, or more training and held-out examples than the training split has.
@@ -90,13 +91,12 @@ def task(dataset: Dataset, path: str, sizes: Mapping[str, int], seed: int, cache
     if used + sizes["heldout"] > len(train):
         raise UserError(f"data: {used} train and {sizes['heldout']} heldout examples asked, {name} has {len(train)}")
     shuffled = [test[i] for i in np.random.default_rng(seed).permutation(len(test))]
-    splits = {
+    chosen = {
         "train": order[:used],
         "heldout": order[used : used + sizes["heldout"]],
         "test": shuffled[: sizes["test"] or None],
     }
-    splits = {split: sorted(chosen, key=lambda e: e.id) for split, chosen in splits.items()}
-    return Task(splits, lambda: (e.prompt + e.target for e in train))
+    return {split: sorted(mine, key=lambda e: e.id) for split, mine in chosen.items()}, train
 
 
 def prepared(dataset: Dataset, source: str | None, cache: str | Path) -> dict[str, Sequence[dict]]:

@@ -15,9 +15,9 @@ import numpy as np
 
 from premem_jax.data.examples import Example
 from premem_jax.data.rewriting import Rewriter
+from premem_jax.data.rows import Answer
 from premem_jax.data.sources import fields, jsonl
 from premem_jax.errors import UserError
-from premem_jax.tasks import task as tasks
 
 MOST_TRIES = 10_000  # candidates for one original that are looked at in a round
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve"
@@ -43,26 +43,21 @@ class Collected:
     left_out: dict[str, int]
 
 
-def generated(task: str, seed: int) -> Source:
-    """The task's generator: the same skeleton with other numbers and words.
+def generated(variants: Callable[[Example, int], Iterable[Example]], seed: int) -> Source:
+    """A task's generator: the same skeleton with other numbers and words.
 
     Questions of a generated task share skeletons with test questions, so only numbers distinguish them.
-
-    Raises:
-      UserError: the task has no generator.
     """
-    module = tasks.find(task)
-    if not hasattr(module, "variants"):
-        raise UserError(f"study.source='generator': task {task!r} makes no problems; give study.source=file a pool")
-    return Source(lambda original: module.variants(original, seed), endless=True, keeps_numbers=True)
+    return Source(lambda original: variants(original, seed), endless=True, keeps_numbers=True)
 
 
-def pool(path: str, task: str) -> Source:
+def pool(path: str, answer_of: Answer) -> Source:
     """Rows {original, prompt, target, answer} of a JSON Lines file: `original` is the id of a training example.
 
+    `answer_of` reads the final answer of a row.
+
     Raises:
-      UserError: an unreadable file, or a row that is malformed or whose target does not end in its answer; names the
-        line.
+      UserError: an unreadable file, or a row that is malformed or has no such answer; names the line.
     """
     try:
         rows = jsonl(Path(path).read_bytes(), path).items
@@ -73,13 +68,7 @@ def pool(path: str, task: str) -> Source:
         row = fields(where, text, ("original", "prompt", "target", "answer"))
         if not isinstance(row["original"], int) or not all(isinstance(row[key], str) for key in ("prompt", "target")):
             raise UserError(f"{where}: original must be an id, prompt and target texts")
-        answer = tasks.read_answer(task, where, row["answer"])
-        try:
-            found = tasks.find(task).final_answer(row["target"])
-        except ValueError as error:
-            raise UserError(f"{where}: the target has no final answer ({error})") from error
-        if found != answer:
-            raise UserError(f"{where}: the target ends in {found!r:.80}, and the answer is {answer!r:.80}")
+        answer = answer_of(where, row["target"], row["answer"])
         of.setdefault(row["original"], []).append(Example(0, row["prompt"], row["target"], answer))
     return Source(lambda original: of.get(original.id, ()))
 

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -24,7 +24,6 @@ from premem_jax import strict_json
 from premem_jax.data.examples import Example, worked
 from premem_jax.errors import UserError
 from premem_jax.running import sealed
-from premem_jax.tasks import task as tasks
 
 KEY = "OPENAI_API_KEY"  # the environment variable
 ASKED = """Write another problem like the one below: the same kind of reasoning, with other numbers, names and things.
@@ -120,10 +119,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Rewriter:
-    """Rewrites examples of a task whose prompts are those of `worked`."""
+    """Rewrites examples of a task whose prompts are those of `worked`; `final_answer` is the task's."""
 
     endpoint: Endpoint
-    task: str
+    final_answer: Callable[[str], str]
 
     def candidates(self, original: Example) -> Iterator[Example]:
         """Rewritten examples that pass the checks, in order of variation."""
@@ -152,7 +151,7 @@ class Rewriter:
         try:
             row = strict_json.loads(reply.encode(), "reply")
             question, solution = row["question"].strip(), row["solution"].strip()
-            answer = tasks.find(self.task).final_answer(solution)
+            answer = self.final_answer(solution)
         except (UserError, ValueError, KeyError, TypeError, AttributeError):
             return None
         if not question or not holds(solution):

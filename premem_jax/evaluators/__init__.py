@@ -9,7 +9,7 @@ from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Evaluator
 
 # Modules that are not evaluators.
-OTHERS = ("base", "rounds", "run", "settled", "suite", "unfinished")
+OTHERS = ("base", "planned", "rounds", "run", "settled", "suite", "unfinished")
 
 
 def names() -> list[str]:

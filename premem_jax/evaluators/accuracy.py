@@ -153,7 +153,7 @@ class Accuracy(Evaluator):
     @classmethod
     def cost(cls, options, shape, layout, T: int):
         """Cost of one batch, all rounds."""
-        from premem_jax.planning import costs
+        from premem_jax.models import costs
 
         sizes = dict(B=options["batch"], R=options["samples"], P=T, T=options["max_new_tokens"])
         return costs.sample(shape, layout, **sizes)

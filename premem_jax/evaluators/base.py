@@ -20,10 +20,10 @@ from premem_jax.limits import Limit
 if TYPE_CHECKING:
     from premem_jax.data.pipeline import Tokenized
     from premem_jax.data.tokenizers import Tokenizer
+    from premem_jax.evaluators.planned import Planned
     from premem_jax.evaluators.run import Run
     from premem_jax.models.architecture import ModelConfig
-    from premem_jax.planning.costs import Cost, Layout
-    from premem_jax.planning.lowered import Planned
+    from premem_jax.models.costs import Cost, Layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Likelihood(Evaluator):
     @classmethod
     def cost(cls, options, shape, layout, T: int):
         """Cost of one batch."""
-        from premem_jax.planning import costs
+        from premem_jax.models import costs
 
         return costs.score(shape, layout, B=options["batch"], T=T)
 

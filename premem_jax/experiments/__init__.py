@@ -1,18 +1,5 @@
 """Experiments. The config key `experiment` names a module here, whose `run` is called."""
 
-EXPERIMENTS = (
-    "analyze",
-    "curate",
-    "dynamics",
-    "emergence",
-    "evaluate",
-    "finetune",
-    "grade",
-    "plan",
-    "preference",
-    "squeezing_toy",
-    "sweep",
-)
 # Run by several processes, and stop when asked to.
 SEVERAL = ("curate", "dynamics", "evaluate", "finetune", "preference", "sweep")
 POLLING = (*SEVERAL, "grade")  # look now and then whether they were asked to stop

@@ -26,7 +26,7 @@ from premem_jax.data.rewriting import Endpoint, Rewriter
 from premem_jax.evaluators.suite import sampled_texts
 from premem_jax.experiments import studies
 from premem_jax.experiments.analyze import without_nan
-from premem_jax.experiments.members import Member, config_of, members_of
+from premem_jax.members import Member, config_of, members_of
 from premem_jax.running import progress, sealed
 from premem_jax.tasks import task as tasks
 
@@ -143,11 +143,11 @@ def _errors(trace: Trace, test: list[Example]) -> dict[str, float]:
 def _source(config, job, trace: Trace, run: Path, endpoint: Endpoint) -> collection.Source:
     study, task = config.study, config.data.task
     if study.source == "generator":
-        return collection.generated(task, job.seed)
+        return collection.generated(tasks.find(task).variants, job.seed)
     if study.source == "file":
-        return collection.pool(study.pool, task)
+        return collection.pool(study.pool, partial(tasks.answer_of_target, task))
     if study.source == "endpoint":
-        return collection.rewritten(Rewriter(endpoint, task))
+        return collection.rewritten(Rewriter(endpoint, tasks.find(task).final_answer))
     return collection.own_samples(
         row for step, digest in trace.texts.items() for row in sampled_texts(run, step, digest) or ()
     )

@@ -5,7 +5,7 @@ from etils.epath import Path
 from premem_jax import keys
 from premem_jax.analysis.trace import read_trace
 from premem_jax.experiments import studies
-from premem_jax.experiments.members import members_of
+from premem_jax.members import members_of
 from premem_jax.running import progress
 
 COLUMNS = dict(

@@ -5,12 +5,13 @@ from etils.epath import Path
 from ml_collections import ConfigDict
 
 from premem_jax import keys
-from premem_jax.planning import costs, search
+from premem_jax.models import costs
+from premem_jax.planning import search
 from premem_jax.planning.lowered import evaluators_of, largest
-from premem_jax.planning.topology import Topology, topology
 from premem_jax.planning.worker import compile_apart
 from premem_jax.running import progress, sealed, workdir
 from premem_jax.running.lease import opened
+from premem_jax.running.topology import Topology, topology
 from premem_jax.tasks import task as tasks
 
 GIB = 2**30

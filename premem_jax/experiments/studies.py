@@ -18,7 +18,7 @@ from typing import Any
 from etils.epath import Path
 
 from premem_jax.errors import NonFinite
-from premem_jax.experiments.members import Member, chosen, config_of, members_of
+from premem_jax.members import Member, chosen, config_of, members_of
 from premem_jax.running import processes, progress, sealed, workdir
 from premem_jax.running.atomic import write_text
 from premem_jax.running.lease import InUse, lease

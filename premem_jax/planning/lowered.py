@@ -4,7 +4,6 @@ They are the update, `train`, and the largest program of each type of evaluator 
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,40 +12,16 @@ from jax.sharding import Mesh
 from premem_jax import sharding
 from premem_jax.evaluators import find
 from premem_jax.evaluators.base import Evaluator
-from premem_jax.grading.grader import Grader, grader_of
-from premem_jax.models.architecture import ModelConfig, preset
-from premem_jax.models.decoder import Model, build
-from premem_jax.planning import costs
-from premem_jax.planning.topology import Topology
+from premem_jax.evaluators.planned import Planned
+from premem_jax.grading.grader import grader_of
+from premem_jax.models import costs
+from premem_jax.models.architecture import preset
+from premem_jax.models.decoder import build
 from premem_jax.running.programs import Clock
+from premem_jax.running.topology import Topology
 from premem_jax.sampling.sampler import to_decode
 from premem_jax.tasks import task as tasks
 from premem_jax.training.trainer import Trainer
-
-
-class Planned(NamedTuple):
-    """Inputs with which an evaluator lowers its program: model, mesh, shapes of weights, and T tokens per example."""
-
-    shape: ModelConfig
-    T: int
-    mesh: Mesh
-    model: Model
-    params: dict  # of the layout of the evaluator, as shapes
-    grader: Grader
-
-    def batch(self, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-        """Shape of an array whose first axis is the batch."""
-        return sharding.abstract_batch(self.mesh, shape, dtype)
-
-    def copies(self, tree):
-        """Shapes of replicated arrays."""
-        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(self.mesh))
-        return jax.tree.map(place, tree)
-
-    @property
-    def key(self) -> jax.ShapeDtypeStruct:
-        """A random key."""
-        return self.copies(jax.eval_shape(jax.random.key, 0))
 
 
 def evaluators_of(config) -> dict[str, type[Evaluator]]:

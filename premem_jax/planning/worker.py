@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from premem_jax.errors import UserError
-from premem_jax.planning.topology import ENVIRONMENT, devices, topology
+from premem_jax.running.topology import ENVIRONMENT, devices, topology
 
 
 def compile_apart(config, name: str) -> dict:

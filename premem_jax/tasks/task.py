@@ -116,6 +116,22 @@ def answer_in_row(name: str, where: str, target: str, value) -> str:
     return read_answer(name, where, value)
 
 
+def answer_of_target(name: str, where: str, target: str, value) -> str:
+    """`read_answer` of a row whose target must end in that answer.
+
+    Raises:
+      UserError: as `read_answer`, or the target has another answer or none.
+    """
+    answer = read_answer(name, where, value)
+    try:
+        found = find(name).final_answer(target)
+    except ValueError as error:
+        raise UserError(f"{where}: the target has no final answer ({error})") from error
+    if found != answer:
+        raise UserError(f"{where}: the target ends in {found!r:.80}, and the answer is {answer!r:.80}")
+    return answer
+
+
 def answer_text(where: str, value) -> str:
     """An answer of a JSON row as text: a number without a decimal point where it is integral, no line ends behind it.
 

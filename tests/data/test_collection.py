@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -14,8 +15,9 @@ from premem_jax.data.collection import Collector, generated, normal_form, own_sa
 from premem_jax.data.examples import Example
 from premem_jax.errors import UserError
 from premem_jax.tasks import graded_arithmetic
+from premem_jax.tasks import task as tasks
 
-TASK = "graded_arithmetic"
+answer_of = partial(tasks.answer_of_target, "graded_arithmetic")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_what_asks_something_else_has_another(one, other):
 
 def test_questions_of_the_test_are_left_out_and_counted(train):
     """The test asks, under other names, what the generator would make first."""
-    source = generated(TASK, seed=0)
+    source = generated(graded_arithmetic.variants, seed=0)
     first = [list(islice(source.candidates(one), 2)) for one in train]
     names = {name: "Zoe" for name in ("Akira", "Anna", "Tom", "Mei", "Paul", "Ivan")}
     test = [Example(0, " ".join(names.get(w, w) for w in each[0].prompt.split()), "", "") for each in first]
@@ -68,7 +70,8 @@ def test_questions_of_the_test_are_left_out_and_counted(train):
 @given(st.lists(st.integers(0, 5), min_size=12, max_size=12), st.integers(0, 3))
 def test_rounds_are_disjoint_and_deterministic(counts, seed):
     originals = graded_arithmetic.problems("train", 12, seed=1)
-    one = lambda taken: Collector(generated(TASK, seed), [], taken).collect(originals, counts).examples
+    source = generated(graded_arithmetic.variants, seed)
+    one = lambda taken: Collector(source, [], taken).collect(originals, counts).examples
     first = one(originals)
     assert first == one(originals) and len(first) == sum(counts)
     second = one([*originals, *first])
@@ -78,7 +81,7 @@ def test_rounds_are_disjoint_and_deterministic(counts, seed):
 def test_a_pool_gives_its_rows_to_their_originals_and_says_how_many_there_are(tmp_path, train):
     path = rows_of(tmp_path / "pool.jsonl", row(0, 5), row(0, 5), row(1, 6, "How much is six plus one"), row(1, 8))
     test = [Example(0, "How much is 7 plus 12 ?", "", "")]
-    collector = Collector(pool(path, TASK), test, train)
+    collector = Collector(pool(path, answer_of), test, train)
     assert collector.most(train[:3]).tolist() == [1, 1, 0]
     found = collector.collect(train[:2], [1, 1])
     assert [example.answer for example in found.examples] == ["6", "9"]
@@ -99,9 +102,9 @@ def test_a_pool_gives_its_rows_to_their_originals_and_says_how_many_there_are(tm
 def test_a_row_that_is_none_is_named(tmp_path, bad, words):
     path = rows_of(tmp_path / "pool.jsonl", row(0, 1), row(0, 2) | bad)
     with pytest.raises(UserError, match=words):
-        pool(path, TASK)
+        pool(path, answer_of)
     with pytest.raises(UserError, match="cannot be read"):
-        pool(str(tmp_path / "none.jsonl"), TASK)
+        pool(str(tmp_path / "none.jsonl"), answer_of)
 
 
 def test_only_verified_samples_of_training_questions_are_taken_and_each_once(train):

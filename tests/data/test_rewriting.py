@@ -15,6 +15,7 @@ from premem_jax.data.collection import Collector, Source, rewritten
 from premem_jax.data.examples import worked
 from premem_jax.data.rewriting import Endpoint, Rewriter, holds
 from premem_jax.errors import UserError
+from premem_jax.tasks import gsm8k
 
 SECRET = "sk-do-not-write-me"
 
@@ -74,7 +75,7 @@ def said(text, tokens=7):
 
 def rewriter(url, folder, **settings) -> Rewriter:
     settings = dict(per_minute=1e6, first_wait=0.01, timeout=0.3) | settings
-    return Rewriter(Endpoint(url, "some-model", Path(folder), **settings), "gsm8k")
+    return Rewriter(Endpoint(url, "some-model", Path(folder), **settings), gsm8k.final_answer)
 
 
 ORIGINALS = [

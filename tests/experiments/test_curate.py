@@ -11,7 +11,7 @@ from etils.epath import Path
 from premem_jax.analysis.trace import read_trace
 from premem_jax.data import added
 from premem_jax.experiments import curate
-from premem_jax.experiments.members import members_of
+from premem_jax.members import members_of
 from premem_jax.running import sealed
 from premem_jax.tasks import graded_arithmetic
 from tests.configs import tiny_curate

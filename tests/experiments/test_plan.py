@@ -7,7 +7,7 @@ import pytest
 
 from configs import llama3_8b_gsm8k, llama3_8b_math
 from premem_jax import sharding
-from premem_jax.planning.topology import CHIPS, devices, topology
+from premem_jax.running.topology import CHIPS, devices, topology
 from tests.processes import finish, mistake
 
 pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install -e '.[plan]'")

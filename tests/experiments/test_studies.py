@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from premem_jax import config as defaults
 from premem_jax.errors import UserError
 from premem_jax.experiments import studies
-from premem_jax.experiments.members import chosen, config_of, members_of
+from premem_jax.members import chosen, config_of, members_of
 from premem_jax.running.lease import lease
 from premem_jax.running.workdir import default_workdir
 from premem_jax.training.phase import NonFiniteLoss
@@ -224,6 +224,6 @@ def test_choosing_a_member_makes_no_other_study(tmp_path):
 
 
 def test_members_are_listed_without_jax():
-    code = "import sys, premem_jax.experiments.members; sys.exit('jax' in sys.modules)"
+    code = "import sys, premem_jax.members; sys.exit('jax' in sys.modules)"
     assert importlib.util.find_spec("jax")
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from premem_jax.models import costs
 from premem_jax.models.architecture import PRESETS, preset
 from premem_jax.models.attention import causal_mask
+from premem_jax.models.costs import Cost, Layout
 from premem_jax.models.decoder import init
-from premem_jax.planning import costs
-from premem_jax.planning.costs import Cost, Layout
-from premem_jax.planning.topology import topology
+from premem_jax.running.topology import topology
 
 every_preset = pytest.mark.parametrize("name", PRESETS)
 SHORT = {name: preset(name, windows=tuple(w and 5 for w in preset(name).windows)) for name in PRESETS}

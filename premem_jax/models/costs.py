@@ -6,7 +6,7 @@ Not taken from the compiler, which counts a loop's body once. Letters as in `doc
 from typing import NamedTuple
 
 from premem_jax.models.architecture import ModelConfig
-from premem_jax.planning.topology import DCN_BANDWIDTH, Topology
+from premem_jax.running.topology import DCN_BANDWIDTH, Topology
 
 HALF = 2  # bytes of a bf16 number
 
