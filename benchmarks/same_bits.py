@@ -3,8 +3,9 @@
     python -m benchmarks.same_bits COMMIT COMMIT [--config=tests/configs/tiny.py --config=configs/quickstart.py]
 
 Checks each commit out into a folder of its own, runs its own copy of each config there on this machine, and compares
-what the two runs have in common. Prints the arrays that differ, and how many there are; the exit status is 1 where any
-does. A commit that is meant to change numbers names the operation that it reordered.
+what the two runs have in common; of a study, all its runs. Settings such as --config.data.path=DIR hold for all of
+them. Prints the arrays that differ, and how many there are; the exit status is 1 where any does. A commit that is meant
+to change numbers names the operation that it reordered.
 """
 
 import argparse
@@ -19,14 +20,15 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 
 
-def made_by(commit: str, config: str, place: Path) -> Path:
+def made_by(commit: str, config: str, settings: list[str], place: Path) -> Path:
     """The folder of a run of `config` by the program at `commit`."""
     checkout, workdir = place / f"checkout-{commit}", place / commit / Path(config).stem
     if not checkout.exists():
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "--detach", "--quiet", checkout, commit], check=True)
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     command = [sys.executable, "-m", "premem_jax.main", f"--config={config}", f"--workdir={workdir}"]
-    subprocess.run([*command, f"--config.cache={place / commit / 'cache'}"], cwd=checkout, env=environment, check=True)
+    command += [f"--config.cache={place / commit / 'cache'}", *settings]
+    subprocess.run(command, cwd=checkout, env=environment, check=True)
     return workdir
 
 
@@ -37,14 +39,14 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
     import pyarrow.parquet as pq
 
     found = {}
-    for path in sorted((folder / "trace").glob("*.parquet")):
+    for path in sorted(folder.rglob("trace/*.parquet")):
         table = pq.read_table(path)
         for name in table.column_names:
-            found[f"trace/{path.stem}/{name}"] = np.asarray(table[name].to_pylist(), dtype=object)
-    for path in sorted((folder / "checkpoints").glob("[0-9]*")):
+            found[f"{path.relative_to(folder)}/{name}"] = np.asarray(table[name].to_pylist(), dtype=object)
+    for path in sorted(folder.rglob("checkpoints/[0-9]*")):
         tree = ocp.StandardCheckpointer().restore(path.absolute() / "default")
         for key, value in jax.tree_util.tree_leaves_with_path(tree):
-            found[f"checkpoint/{path.name}{jax.tree_util.keystr(key)}"] = np.asarray(value)
+            found[f"{path.relative_to(folder)}{jax.tree_util.keystr(key)}"] = np.asarray(value)
     return found
 
 
@@ -52,13 +54,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs=2, metavar="COMMIT")
     parser.add_argument("--config", action="append", help="relative to the checkout; repeat for more")
-    options = parser.parse_args()
+    options, settings = parser.parse_known_args()
     names = [subprocess.check_output(["git", "-C", ROOT, "rev-parse", c], text=True).strip() for c in options.commits]
     different = 0
     with tempfile.TemporaryDirectory() as place:
         try:
             for config in options.config or ["tests/configs/tiny.py"]:
-                before, after = (arrays_of(made_by(name, config, Path(place))) for name in names)
+                before, after = (arrays_of(made_by(name, config, settings, Path(place))) for name in names)
                 both = before.keys() & after.keys()
                 unequal = sorted(key for key in both if not _same(before[key], after[key]))
                 print(f"{config}: {len(both)} arrays in both, {len(unequal)} differ", *unequal, sep="\n  ")
@@ -74,7 +76,7 @@ def main() -> None:
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     if a.dtype == object:
-        return a.tolist() == b.tolist()
+        return repr(a.tolist()) == repr(b.tolist())  # which tells 0.0 from -0.0, and takes NaN for itself
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 

@@ -102,14 +102,19 @@ def heldout(config) -> None:
             raise UserError(f"evals.{name}.split='heldout': data.heldout=0 keeps no examples aside")
 
 
+def measured(config) -> set[tuple[str, str]]:
+    """(column, split) of all that is measured on the task's own prompts and targets."""
+    evals = [e for e in config.evals.values() if not any(e.get(key) for key in ("opening", "reworded", "response"))]
+    return {(column, options.split) for options in evals for column in find(options.type).columns}
+
+
 def quantile_wanted(config) -> bool:
     """Whether the run has the metric, with a threshold of its own.
 
     The metric needs likelihood and samples of `train`; a run without these needs no threshold.
     """
-    evals = [e for e in config.evals.values() if not any(e.get(key) for key in ("opening", "reworded", "response"))]
-    asked = {(column, options.split) for options in evals for column in find(options.type).columns}
-    return config.threshold.rule == "heldout_quantile" and {("target_nll", "train"), ("samples", "train")} <= asked
+    needed = {("target_nll", "train"), ("samples", "train")}
+    return config.threshold.rule == "heldout_quantile" and needed <= measured(config)
 
 
 def threshold(config) -> None:
@@ -117,7 +122,7 @@ def threshold(config) -> None:
     if not quantile_wanted(config):
         return
     split = config.threshold.split
-    scored = {e.split for e in config.evals.values() if e.type == "likelihood"}
+    scored = {split for column, split in measured(config) if column == "target_nll"}
     if split not in scored:
         raise UserError(
             f"threshold.split={split!r} has no likelihood evaluator (there are: {', '.join(sorted(scored))}); add one, "
