@@ -14,14 +14,14 @@ from premem_jax.config import parse_arg
 from premem_jax.errors import UserError
 from premem_jax.running.topology import topology
 
-STUDIES = {"gsm8k": llama3_8b_gsm8k, "math": llama3_8b_math}
+RUNS = {"gsm8k": llama3_8b_gsm8k, "math": llama3_8b_math}
 
 
 def get_config(arg=None):
     options = parse_arg(arg, model="llama3_8b", task="gsm8k", topology="v5e:4x4", slices=1, search=True)
-    if options.task not in STUDIES:
-        raise UserError(f"config option task={options.task!r}: choose {' or '.join(STUDIES)}")
-    c = STUDIES[options.task].get_config(model=options.model)
+    if options.task not in RUNS:
+        raise UserError(f"config option task={options.task!r}: choose {' or '.join(RUNS)}")
+    c = RUNS[options.task].get_config(model=options.model)
     c.experiment = "plan"
     c.mesh.data = options.slices
     c.mesh.decode_tensor = min(c.mesh.decode_tensor, topology(options.topology, options.slices).chips)

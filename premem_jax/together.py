@@ -19,7 +19,9 @@ OTHERWISE = "give threshold.rule=given and threshold.perplexity, or do without t
 
 def check(config: ConfigDict) -> None:
     """Raises UserError if settings cannot work together, though each is within its limits; names one of them."""
-    for rule in RULES[config.experiment]:
+    if "study" in config:
+        chosen(members_of(config), config.study.member)
+    for rule in RULES.get(config.experiment, ()):
         rule(config)
 
 
@@ -155,10 +157,6 @@ def skipping(config) -> None:
             )
 
 
-def members(config) -> None:
-    chosen(members_of(config), config.study.member)
-
-
 def collecting(config) -> None:
     """Members are named after their jobs, and each collects on what one earlier member of its seed shows."""
     for member in members_of(config).values():
@@ -209,16 +207,11 @@ def topology(config) -> None:
 
 
 FINETUNE = (endless, ungraded, templates, mesh, buckets, micro_batches, base, heldout, skipping, threshold)
-RULES = {
+RULES = {  # of a study's members: those of the experiment that makes each
     "finetune": FINETUNE,
-    "curate": (members, collecting),
-    "sweep": (members,),  # each member is checked as the finetune that it is
+    "curate": (collecting,),
     "preference": FINETUNE,
-    "dynamics": (members,),
-    "squeezing_toy": (),
     "plan": (mesh, buckets, micro_batches, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
-    "emergence": (),
-    "grade": (),
 }

@@ -42,7 +42,7 @@ def tokenize_pairs(
     with_ = lambda text: [(e.prompt, text(e)) for e in examples]
     chosen, rejected = (tokenizer.encode_pairs(with_(text)) for text in (lambda e: e.target, lambda e: e.rejected))
     alone = [prompt for prompt, _ in tokenizer.encode_pairs(with_(lambda e: ""))]
-    kinds = [fault(e, *ids, context) for e, *ids in zip(examples, chosen, rejected, alone, strict=True)]
+    kinds = [fault(e, *tokens, context) for e, *tokens in zip(examples, chosen, rejected, alone, strict=True)]
     unfit = {kind: [e.id for e, mine in zip(examples, kinds, strict=True) if mine == kind] for kind in KINDS}
     unfit = {kind: ids for kind, ids in unfit.items() if ids}
     refused = {kind: ids for kind, ids in unfit.items() if not (drop or (drop_long and kind == "too long"))}

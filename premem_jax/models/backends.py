@@ -69,11 +69,11 @@ class SelfAttention:
 
     def _splash_obstacle(self, shape_BTNH, K: int) -> str | None:
         B, T, _, H = shape_BTNH
-        rows, heads = self._parts()
+        shards, heads = self._parts()
         if T % LANES or H % LANES:
             return f"length {T} and head width {H} must be multiples of {LANES}"
-        if B % rows or K % heads:
-            return f"{B} rows and {K} key/value heads do not divide over the mesh ({rows} x {heads})"
+        if B % shards or K % heads:
+            return f"{B} rows and {K} key/value heads do not divide over the mesh ({shards} x {heads})"
         return None
 
     def _cudnn_obstacle(self, q_BTNH, cap) -> str | None:
@@ -86,7 +86,7 @@ class SelfAttention:
         return None
 
     def _parts(self) -> tuple[int, int]:
-        """Numbers of shards of batch rows and of heads."""
+        """Numbers of shards of the batch and of the heads."""
         shape = {} if self.mesh is None else self.mesh.shape
         return shape.get("data", 1) * shape.get("fsdp", 1), shape.get("tensor", 1)
 
