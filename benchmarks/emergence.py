@@ -104,7 +104,7 @@ def cells(errors: list[float], intervals_90: list[np.ndarray]) -> list[str]:
 
 
 def calibration(replicates: int) -> str:
-    """Simulation-based calibration: laws from the prior, and the rank of the true elbow among its posterior's draws."""
+    """Simulation-based calibration: laws from the prior, and the rank of the true elbow among posterior draws."""
     low = np.array([1.6, 2.05, 0.5, 0.3, 0.2, np.log(0.004), -0.02])
     box = intervals.Box(low, np.array([2.0, 2.5, 4.0, 1.0, 0.3, np.log(0.012), 0.02]))
     ranks = []
@@ -136,7 +136,7 @@ def refusals(replicates: int) -> str:
 
 
 def truths(replicates: int) -> str:
-    """How well the elbow of a single few-shot curve is read, when it is one and when it is a softplus."""
+    """Errors of the elbow fitted to a single few-shot curve: a ReLU, and a softplus."""
     loss, errors = np.linspace(2.3, 1.4, 12), {"ReLU": [], "softplus of 0.03 nats": [], "softplus of 0.1 nats": []}
     for seed in range(replicates):
         noise = np.random.default_rng(seed).normal(0, NOISE, len(loss))

@@ -20,7 +20,7 @@ from launch.slices import slices
 
 TPUS = ["gcloud", "compute", "tpus"]
 GRACE = 600  # seconds to save in, where the machine lasts that long
-BACKOFF = 40  # seconds, so that the other workers have missed a failed one before it comes back
+BACKOFF = 40  # seconds before a restart, longer than the heartbeat timeout: the other workers notice the failure first
 
 
 def main(argv: list[str]) -> None:

@@ -166,7 +166,7 @@ def redrawn(runs: Sequence[Run], quantile: float, examples: int, draws: int, see
 class _Sorted:
     """Evaluations of E held-out examples each, for quantiles of `examples` of them drawn with replacement.
 
-    A low quantile is decided by the lowest values: of each row as many are looked at as nearly all draws need.
+    Only the lowest values decide a low quantile; each row keeps as many as nearly all draws need.
     """
 
     def __init__(self, rows: list[tuple[int, np.ndarray]], quantile: float, examples: int):

@@ -31,12 +31,12 @@ def line_up(accuracy: Mapping[str, float]) -> Accuracies:
 
 
 def findings(found: Accuracies, originals: int, draws: int, seed: int) -> list[dict]:
-    """Of each strategy and number of examples, in their order:
+    """A row for each strategy and number of examples N:
 
-    `accuracy`, the mean over seeds; `ratio`, examples collected at random that give the same accuracy over those it
-    has; `gain`, its accuracy less that of as many collected at random; `share_of_oracle`, its gain over the oracle's.
-    Each has an `interval` of 95 % over seeds, None with one seed. A ratio is `censored` where no number of random
-    examples was tried that gives as much: it is at least the value. None: not defined.
+    `accuracy`, the mean over seeds; `ratio`, the number of random examples with the same accuracy, divided by N;
+    `gain`, accuracy minus that of N random examples; `share_of_oracle`, gain divided by the oracle's. Each has a 95 %
+    `interval` over seeds, None with one seed. A ratio is `censored`, a lower bound, if no number of random examples
+    reached the accuracy. None where undefined.
     """
     S = len(found.seeds)
     rng = np.random.default_rng(seed)

@@ -25,15 +25,15 @@ def log_likelihood(split: SplitTrace) -> np.ndarray:
 
 
 def curves_by_type(trace: Trace, of: str = "train", per_token: bool = False) -> dict[str, np.ndarray]:
-    """Of each response type (M,): the mean over prompts of log π(y|x), or of its mean over tokens; NaN: not there."""
+    """Mean over prompts of log π(y|x) of each response type (M,), or of its mean per token; NaN where not measured."""
     value = (lambda split: -split.nll) if per_token else log_likelihood
     return {name: premem.measured_mean(value(split)) for name, split in response_types(trace, of).items()}
 
 
 def margins(trace: Trace, since: int, of: str = "train") -> dict[str, np.ndarray]:
-    """`margin` (M,), the mean of log π(y⁺) − log π(y⁻) beyond what it was at step `since`, and `reward_accuracy`.
+    """`margin` (M,), the mean change of log π(y⁺) − log π(y⁻) since step `since`, in nats, and `reward_accuracy` (M,).
 
-    That is the share of pairs in which it is above 0. NaN where the responses were not measured at both steps.
+    The latter is the share of pairs whose change is positive. NaN where the responses were not measured at both steps.
     """
     types, unknown = response_types(trace, of), np.full(len(trace.steps), np.nan)
     start = np.flatnonzero(trace.steps == since)

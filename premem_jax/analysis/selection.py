@@ -173,7 +173,7 @@ def _shares(weights_E: np.ndarray, most_E: np.ndarray, total: int) -> np.ndarray
 
 
 def values(seen: Seen) -> dict[str, np.ndarray]:
-    """(E,) of what examples are chosen by, for the record: the accuracy at first, and with a threshold the metric."""
+    """Values (E,) to record beside a choice: the first accuracy, and with a threshold the metric."""
     train, out = seen.trace.split("train"), {"early_accuracy": _early(seen)}
     if seen.perplexity is not None:
         out["published"] = estimate.published(train.accuracy_or_skipped, train.nll, seen.perplexity)
@@ -190,12 +190,12 @@ def _shrunk(seen: Seen) -> np.ndarray:
 
 
 def _low(seen: Seen, value_E: np.ndarray) -> np.ndarray:
-    """1 for the examples with a low value: below the threshold where there is one, else the lowest share."""
+    """1 for the examples with a value below the threshold; without a threshold, for the lowest share."""
     return _lowest(seen, value_E) if seen.below is None else (value_E < seen.below).astype(np.float64)
 
 
 def _lowest(seen: Seen, value_E: np.ndarray) -> np.ndarray:
-    """1 for the share of examples with the lowest values; chance decides between equals, and NaN is never taken."""
+    """1 for the share of examples with the lowest values; ties are broken at random, NaN is never taken."""
     known = np.flatnonzero(~np.isnan(value_E))
     count = min(len(known), max(1, round(seen.share * len(value_E))))
     chance_E = _chance(seen.example, seen.seed, seen.round)

@@ -1,4 +1,4 @@
-"""Variables of the environment that end a program when they hold a mistake, checked first."""
+"""Environment variables that would crash JAX or XLA, checked first."""
 
 import os
 import subprocess

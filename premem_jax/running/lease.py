@@ -16,7 +16,7 @@ from premem_jax.errors import UserError
 from premem_jax.running import atomic, processes, progress, workdir
 
 BEAT_SECONDS = 15
-DEAD_SECONDS = 60  # without a beat, after which the work of a launch on another host counts as ended
+DEAD_SECONDS = 60  # without a heartbeat, after which a launch on another host counts as dead
 
 
 class InUse(UserError):

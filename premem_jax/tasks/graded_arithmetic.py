@@ -35,7 +35,7 @@ class Type:
     steps: int = 1
     operations: str = "+-"
     distractors: int = 0
-    wording: str = "forwards"  # the story ends with what is asked; or it begins with it; or it compares two people
+    wording: str = "forwards"  # asks for the end value; "backwards": for the start value; "compared": two people
 
 
 TYPES = {
@@ -52,7 +52,7 @@ COMPARED = {
     "-": ("{friend} has {x} fewer than {name} .", "{friend} owns {x} {item} fewer than {name} ."),
     "ask": ("How many {item} does {friend} have ?", "What is the number of {item} of {friend} ?"),
 }
-# Told at the end is what is left, and asked what there was: a loss is added, a gain subtracted.
+# The story gives the end value and asks for the start value: losses are added, gains subtracted.
 BACKWARDS = {
     "+": arithmetic.POOL_B["-"],
     "-": arithmetic.POOL_B["+"],

@@ -26,7 +26,7 @@ SHOWN = 3
 
 
 def is_solution(text: str) -> bool:
-    """Whether the text is a whole solution, which is for the grader to say."""
+    """Always false: the grader finds the answer."""
     return False
 
 

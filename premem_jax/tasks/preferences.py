@@ -26,7 +26,7 @@ def GRADER(response: str, answer: str) -> bool:
 
 
 def is_solution(text: str) -> bool:
-    """No text is more than an answer here."""
+    """Always false: a response is an answer."""
     return False
 
 

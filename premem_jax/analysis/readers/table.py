@@ -52,12 +52,12 @@ def read(files: list[Path]) -> list[Run]:
 
 
 def cut(name: str) -> str:
-    """A name of others in a message."""
+    """A foreign name, truncated for a message."""
     return repr(name if len(name) <= 100 else name[:100] + "…")
 
 
 def _columns(file: Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """The columns, those of text as numbers, and the texts of these numbers, which are in order."""
+    """The columns, with texts replaced by indices, and the sorted texts that these index."""
     packed = file.suffix == ".npz"
     columns = {name: npz.array(file, name) for name in npz.checked(file)} if packed else parquet(file)
     if missing := [name for name in REQUIRED if name not in columns]:
@@ -75,7 +75,7 @@ def _columns(file: Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
 
 
 def _numbered(column: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Values as text: the number of each among the distinct ones, and these in order."""
+    """Texts as indices into their sorted distinct values, and these values."""
     found: dict[str, int] = {}
     values = column.astype(str) if column.dtype.kind == "S" else column
     at = np.array([found.setdefault(str(value), len(found)) for value in values.tolist()])
