@@ -30,7 +30,7 @@ def get_config(arg=None):
     c.evals.gradient_variance = config.evaluator("gradient_variance", "train", few, batch=16, batches=8)
     c.evals.distance = config.evaluator("distance", "train", few)
     c.evals.confidence = config.evaluator("confidence", "train", few, batch=128, max_new_tokens=44)
-    otherwise = dict(batch=32, max_new_tokens=44, samples=5)  # than the training examples were learnt
+    otherwise = dict(batch=32, max_new_tokens=44, samples=5)  # than in training
     c.evals.train_reworded = config.evaluator("accuracy", "train", (), reworded=True, **otherwise)
     c.evals.train_calm = config.evaluator("accuracy", "train", (), opening=" Stay calm .", **otherwise)
     runs = {

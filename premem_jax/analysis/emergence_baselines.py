@@ -1,4 +1,4 @@
-"""What else could have foretold few-shot ability from the same rows: simple answers that the law must beat.
+"""What else could have predicted few-shot ability from the same rows: simple answers that the law must beat.
 
 Each gives an elbow, or a curve of few-shot accuracy against loss, from which an elbow is read as from the truth.
 """

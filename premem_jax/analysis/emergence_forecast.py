@@ -22,7 +22,7 @@ GRID = 121  # losses at which a curve is written down
 def forecast(
     rows: Rows, shots: int, form: str, draws: int, seed: int, told: Callable[[], object] = lambda: None
 ) -> dict:
-    """Everything that is foretold, as a document.
+    """Everything that is predicted, as a document.
 
     Args:
       shots: examples in the prompt of the few-shot evaluation.

@@ -104,7 +104,7 @@ def posterior_figure(path: Path, found: Mapping, said: Mapping | None) -> None:
 
 
 def forecast_figure(path: Path, rows: Rows, strong: Rows | None, found: Mapping, said: Mapping | None) -> None:
-    """Writes a PNG of few-shot accuracy against loss: of weak models, as foretold, and of strong models."""
+    """Writes a PNG of few-shot accuracy against loss: of weak models, as predicted, and of strong models."""
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.subplots()
     few = rows.fewshot
@@ -128,6 +128,6 @@ def forecast_figure(path: Path, rows: Rows, strong: Rows | None, found: Mapping,
         axes.axvline(said["elbow"], color=TEST, linewidth=1.4, linestyle="--", label="true elbow")
     axes.axvline(rows.loss.min(), color=FAINT, linewidth=1.2)
     axes.set(xlabel=f"{LOSS}, stronger to the right", ylabel="few-shot accuracy", xlim=(rows.loss.max(), end))
-    drawing.style(axes, "Few-shot accuracy, foretold and found")
+    drawing.style(axes, "Few-shot accuracy, predicted and measured")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     drawing.save(figure, path)

@@ -26,9 +26,11 @@ def check() -> None:
     try:
         import jax  # noqa: F401
     except ValueError as error:
-        raise UserError(f"JAX cannot read the environment ({error}); mend the variable, or unset it") from error
+        raise UserError(f"JAX cannot read the environment ({error}); correct the variable, or unset it") from error
     if given := os.environ.get("XLA_FLAGS"):
         tried = subprocess.run([sys.executable, "-c", _PARSE], capture_output=True, text=True, errors="replace")
         if tried.returncode:
             why = (tried.stderr.strip().splitlines() or ["no reason given"])[-1].rpartition("] ")[2]
-            raise UserError(f"XLA cannot read XLA_FLAGS={given[:200]!r} ({why[:200]}); mend the variable, or unset it")
+            raise UserError(
+                f"XLA cannot read XLA_FLAGS={given[:200]!r} ({why[:200]}); correct the variable, or unset it"
+            )

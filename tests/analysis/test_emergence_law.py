@@ -171,7 +171,7 @@ def asked(rows, draws=0):
 
 @pytest.fixture(scope="module")
 def good():
-    """Rows with a law in them, and what is foretold of them."""
+    """Rows with a law in them, and what is predicted from them."""
     rows = planted(LAW, LOSSES, AMOUNTS, noise=0.006)
     return rows, asked(rows)
 

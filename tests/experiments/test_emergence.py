@@ -93,7 +93,7 @@ def test_a_forecast_is_written_before_the_truth_is_opened_and_never_after(tmp_pa
 
 
 def test_a_refusal_ends_as_a_result(tmp_path):
-    """A table from which nothing can be foretold still gives a page, with the reason, and baselines."""
+    """A table from which nothing can be predicted still gives a page, with the reason, and baselines."""
     rows = weak()
     path = write(tmp_path / "table.jsonl", table(rows.where(rows.amount <= 1500)))
     summary = asked(path, tmp_path / "run", truth=str(strong(tmp_path / "strong.csv")))
