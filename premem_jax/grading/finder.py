@@ -1,7 +1,7 @@
 """Finds where an answer begins, by a pattern automaton over token ids.
 
 Each token maps the automaton's state before it to the state after it. Most tokens of a vocabulary map all states to
-the same one, so there are few classes of tokens (161 in Llama 3 for the rules of MATH). One pass over the ids searches
+the same one, so there are few classes of tokens (161 in Llama 3 for the rules of MATH). One pass over the tokens searches
 a text of any length; bytes are read only where an answer was found.
 """
 
@@ -82,7 +82,7 @@ def make_finder(token_bytes: Sequence[bytes], rules: Rules) -> Finder:
 
 
 def find(tokens_BT: jax.Array, length_B: jax.Array, size_V: jax.Array, finder: Finder, rules: Rules) -> Found:
-    """Runs the automaton over the first `length_B` ids of each row; ids outside the vocabulary have no text.
+    """Runs the automaton over the first `length_B` tokens of each row; those outside the vocabulary have no text.
 
     Shapes: tokens_BT int, length_B int, size_V int32 (bytes of each token). `rules` is static and must be the finder's.
     """

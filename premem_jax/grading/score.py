@@ -40,7 +40,7 @@ def score(
     answers: Answers,
     rules: str | Rules,
 ) -> tuple[jax.Array, jax.Array]:
-    """NLL (B,) fp32 and verdict (B,) int8 of each example, from the logits at its target and the ids of a response.
+    """NLL (B,) fp32 and verdict (B,) int8 of each example, from the logits at its target and the tokens of a response.
 
     Shapes: logits_BTV any float; target_BT int, the token that position t predicts; weight_BT 1 on the target, 0
     elsewhere; sampled_BS, length_B, vocabulary, answers and rules (static) as in `grade`. The NLL is the mean per
