@@ -45,7 +45,7 @@ def run(config, folder: Path, *, columns: Mapping[str, str], conclude: Conclude,
 
     Args:
       columns: keys of a member's summary to show in tables, and their formats.
-      conclude: (summaries of the members, reasons of failures) → rows of the summary; writes its findings under
+      conclude: (summaries of the members, reasons of failures) → entries of the summary; writes its findings under
         `folder`. Called once, on process 0.
       give: (member that needs others, their folders, a folder for its own files) → settings for the member's config,
         such as data.path. Called once, on process 0; a resumed launch reads the result.
@@ -64,13 +64,13 @@ def run(config, folder: Path, *, columns: Mapping[str, str], conclude: Conclude,
     with lease(folder, wait=True):  # for as long as it takes to write config.json; members have leases of their own
         workdir.claim(folder, settings)
     study.make(mine)
-    rows, failed = processes.once(study.state)
-    left = [name for name in study.members if name not in rows and name not in failed]
+    done, failed = processes.once(study.state)
+    left = [name for name in study.members if name not in done and name not in failed]
     if left:
         progress.say(f"still to be made, here or by other launches: {', '.join(left)}; the last one concludes")
         return None
     with lease(folder, wait=True):
-        return processes.once(lambda: study.conclude(conclude, rows, failed))
+        return processes.once(lambda: study.conclude(conclude, done, failed))
 
 
 class Study:
@@ -100,28 +100,28 @@ class Study:
 
     def state(self) -> tuple[dict[str, dict], dict[str, str]]:
         """Summaries of the finished members, and the errors of the failed ones."""
-        rows, failed = {}, {}
+        done, failed = {}, {}
         for name, member in self.members.items():
             if lost := [need for need in member.needs if need in failed]:
                 failed[name] = f"it needs {lost[0]}, which failed"
             elif found := _read(self._run(name) / "failed.json"):
                 failed[name] = found["why"]
             elif found := self._finished.get(name) or _read(self._run(name) / "summary.json"):
-                rows[name] = self._finished[name] = found
-        return rows, failed
+                done[name] = self._finished[name] = found
+        return done, failed
 
-    def conclude(self, conclude: Conclude, rows: dict[str, dict], failed: dict[str, str]) -> dict:
+    def conclude(self, conclude: Conclude, done: dict[str, dict], failed: dict[str, str]) -> dict:
         """Writes `summary.json`, unless it already has exactly these members."""
         path = self._folder / "summary.json"
-        runs = {name: {key: row.get(key) for key in self._columns} for name, row in rows.items()}
-        seconds = round(sum(row.get("seconds_total", 0.0) for row in rows.values()), 3)
+        runs = {name: {key: summary.get(key) for key in self._columns} for name, summary in done.items()}
+        seconds = round(sum(summary.get("seconds_total", 0.0) for summary in done.values()), 3)
         there = _read(path)
         if there and (there["runs"], there["failed"], there["seconds_of_runs"]) == (runs, failed, seconds):
             progress.say(f"concluded already: {path}; remove it to conclude again")
             return there
         summary = {
             "experiment": self._config.experiment,
-            **conclude(rows, failed),
+            **conclude(done, failed),
             "runs": runs,
             "failed": failed,
             "seconds_of_runs": seconds,
@@ -133,23 +133,23 @@ class Study:
 
     def _attempt(self, member: Member) -> bool:
         """Makes the member if possible now; False if it must wait for a member of another launch."""
-        rows, failed = self._look()
-        if member.name in rows or member.name in failed:
+        done, failed = self._look()
+        if member.name in done or member.name in failed:
             return True
-        if not all(need in rows for need in member.needs):
+        if not all(need in done for need in member.needs):
             return False
         try:
             with lease(self._folder / "members" / member.name):
                 self._making = member.name
-                rows, failed = self._look()
-                if member.name not in rows and member.name not in failed:  # by another launch meanwhile
+                done, failed = self._look()
+                if member.name not in done and member.name not in failed:  # by another launch meanwhile
                     self._make(member)
         except InUse:
             return True  # whoever makes it will see that it is there
         finally:
             self._making = None
-        rows, failed = self._look()
-        if member.name not in rows and member.name not in failed:
+        done, failed = self._look()
+        if member.name not in done and member.name not in failed:
             raise RuntimeError(f"{self._run(member.name)} was made, and left no summary.json that can be read")
         return True
 
@@ -179,32 +179,32 @@ class Study:
 
     def _look(self) -> tuple[dict[str, dict], dict[str, str]]:
         """The current state; prints what is new and writes `overview.json`."""
-        rows, failed = processes.once(self.state)
-        new = [name for name in (*rows, *failed) if name not in self._shown]
+        done, failed = processes.once(self.state)
+        new = [name for name in (*done, *failed) if name not in self._shown]
         width = max(map(len, self.members))
         for name in new:
             if name in failed:
                 log.warning("run %s is left out: %s", name, failed[name])
                 continue
-            if not self._shown & rows.keys():
+            if not self._shown & done.keys():
                 progress.say("  ".join([" " * width, *(f"{key.replace('_', ' ')[-18:]:>18}" for key in self._columns)]))
-            values = [(rows[name].get(key), form) for key, form in self._columns.items()]
+            values = [(done[name].get(key), form) for key, form in self._columns.items()]
             cells = [f"{'–' if value is None else format(value, form):>18}" for value, form in values]
             progress.say("  ".join([f"{name:<{width}}", *cells]))
             self._shown.add(name)
         self._shown.update(new)
-        processes.once(lambda: self._tell(rows, failed))
-        return rows, failed
+        processes.once(lambda: self._tell(done, failed))
+        return done, failed
 
-    def _tell(self, rows: dict[str, dict], failed: dict[str, str]) -> None:
+    def _tell(self, done: dict[str, dict], failed: dict[str, str]) -> None:
         def state(name: str) -> str:
-            if name in rows or name in failed:
-                return "finished" if name in rows else "failed"
+            if name in done or name in failed:
+                return "finished" if name in done else "failed"
             return "begun" if name == self._making or self._run(name).exists() else "not begun"
 
         overview = [
             {"name": name, "state": state(name), "needs": member.needs}
-            | {key: rows[name].get(key) for key in self._columns if name in rows}
+            | {key: done[name].get(key) for key in self._columns if name in done}
             | ({"why": failed[name]} if name in failed else {})
             for name, member in self.members.items()
         ]

@@ -1,8 +1,8 @@
 """Finds where an answer begins, by a pattern automaton over token ids.
 
 Each token maps the automaton's state before it to the state after it. Most tokens of a vocabulary map all states to
-the same one, so there are few classes of tokens (161 in Llama 3 for the rules of MATH). One pass over the tokens searches
-a text of any length; bytes are read only where an answer was found.
+the same one, so there are few classes of tokens (161 in Llama 3 for the rules of MATH). One pass searches a text of any
+length; bytes are read only where an answer was found.
 """
 
 from collections.abc import Sequence
