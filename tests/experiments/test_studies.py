@@ -3,12 +3,10 @@
 The members grade short files, which is a run like any other and takes a second.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -16,7 +14,6 @@ from ml_collections import ConfigDict
 from premem_jax import config as defaults
 from premem_jax.errors import UserError
 from premem_jax.experiments import studies
-from premem_jax.members import chosen, config_of, members_of
 from premem_jax.running.lease import lease
 from premem_jax.running.workdir import default_workdir
 from premem_jax.training.phase import NonFiniteLoss
@@ -205,15 +202,6 @@ def test_an_unknown_member_is_told_with_the_nearest(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
-def test_a_member_is_chosen_with_what_it_needs(tmp_path):
-    members = members_of(defaults.study("x", ConfigDict(), [("a", {}, ()), ("b", {}, ("a",)), ("c", {}, ("b",))]))
-    assert [member.name for member in chosen(members, "b")] == ["a", "b"]
-    assert [member.name for member in chosen(members, "c")] == [*members] == ["a", "b", "c"]
-    c = tiny_sweep.get_config()
-    rates = [config_of(c, member).train.learning_rate for member in members_of(c).values()]
-    assert rates == [1e-3, 4e-3, 1e30] and "study" not in config_of(c, members_of(c)["slow"])
-
-
 def test_choosing_a_member_makes_no_other_study(tmp_path):
     assert default_workdir("a.py", {"study.member": "x"}) == default_workdir("a.py", {})
     run(config(tmp_path, member="of-half"), tmp_path / "study")
@@ -221,9 +209,3 @@ def test_choosing_a_member_makes_no_other_study(tmp_path):
         other = config(tmp_path)
         other.deadline = 1.0
         run(other, tmp_path / "study")
-
-
-def test_members_are_listed_without_jax():
-    code = "import sys, premem_jax.members; sys.exit('jax' in sys.modules)"
-    assert importlib.util.find_spec("jax")
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
