@@ -71,15 +71,13 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def math(tmp_path_factory):
-    """One run over all of these: its summary, and its lines by kind."""
+    """The lines of one run over all of these, by kind."""
     kinds = dict(
         solutions=solution_pairs("math"), odd=odd_pairs("math"), labelled=labelled_pairs()[0], examples=EXAMPLES
     )
-    summary, lines = graded(
-        tmp_path_factory.mktemp("math"), "math", [pair for pairs in kinds.values() for pair in pairs]
-    )
+    _, lines = graded(tmp_path_factory.mktemp("math"), "math", [pair for pairs in kinds.values() for pair in pairs])
     rest = iter(lines)
-    return summary, {kind: [next(rest) for _ in pairs] for kind, pairs in kinds.items()}
+    return {kind: [next(rest) for _ in pairs] for kind, pairs in kinds.items()}
 
 
 def check_solutions(task, lines):
@@ -102,21 +100,21 @@ def check_odd(task, lines):
 
 
 def test_every_solution_of_math(math):
-    check_solutions("math", math[1]["solutions"])
+    check_solutions("math", math["solutions"])
 
 
 def test_odd_texts_get_the_verdict_of_the_plain_rules(math):
-    check_odd("math", math[1]["odd"])
+    check_odd("math", math["odd"])
 
 
 def test_published_labels_of_hendrycks_rule(math):
     labels = labelled_pairs()[1]
-    assert len(labels) > 430 and [line["verdict"] == "correct" for line in math[1]["labelled"]] == labels
+    assert len(labels) > 430 and [line["verdict"] == "correct" for line in math["labelled"]] == labels
 
 
 def test_a_line_says_what_was_compared(math):
     names = ("verdict", "extracted", "normalised", "reference", "reference_normalised", "decided_by")
-    assert [tuple(line[name] for name in names) for line in math[1]["examples"]] == [
+    assert [tuple(line[name] for name in names) for line in math["examples"]] == [
         ("correct", r"\frac12", r"\frac{1}{2}", "0.5", r"\frac{1}{2}", "device"),
         ("unparsed", None, None, "1", "1", "device"),
         ("wrong", r"\sqrt", None, "é", "é", "device"),
