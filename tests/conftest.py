@@ -1,9 +1,10 @@
 """What is set for the whole suite before JAX is imported, and a finished run that tests share.
 
-Eight virtual devices; and LLVM leaves its code as it is, which changes nothing that is compared here and takes a third
-off the time, most of which is compilation. What a test runs as a process of its own is compiled as users have it.
+Eight virtual devices, one in processes of their own; and LLVM leaves its code as it is, which changes nothing that is
+compared here and takes a third off the time, most of which is compilation.
 """
 
+import fcntl
 import os
 
 import pytest
@@ -16,11 +17,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 @pytest.fixture(scope="session")
-def straight(tmp_path_factory):
-    """An uninterrupted run of `tests/configs/tiny.py`; its cache holds the base model and the compiled programs."""
+def straight(tmp_path_factory, worker_id):
+    """An uninterrupted run of `tests/configs/tiny.py`; its cache holds the base model and the compiled programs.
+
+    The first of the workers that needs it makes it for all.
+    """
     from tests.processes import Run
 
-    folder = tmp_path_factory.mktemp("straight")
+    mine = tmp_path_factory.getbasetemp()
+    folder = (mine if worker_id == "master" else mine.parent) / "straight"
+    folder.mkdir(exist_ok=True)
     run = Run(folder / "run", folder / "cache")
-    run.finish()
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not run.has("summary.json"):
+            run.finish()
     return run

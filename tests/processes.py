@@ -17,7 +17,8 @@ import pytest
 
 LAST = 12  # updates of tests/configs/tiny.py: checkpoints at 4, 8, 12; evaluations at 0, 4, 5, 10, 12
 CONFIG = Path(__file__).parent / "configs" / "tiny.py"
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compiles faster
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
 
 
 def command(arguments, config: str | Path = CONFIG) -> list[str]:

@@ -225,36 +225,29 @@ def test_too_small_a_disk_is_refused_before_the_training(small_disk, tmp_path):
     assert not run.has("trace/*") and not run.cache.joinpath("base").exists()
 
 
-def test_a_disk_that_fills_up_stops_the_run_which_then_continues(small_disk, straight):
+def test_a_disk_that_fills_up_or_turns_read_only_stops_the_run_which_then_continues(small_disk, straight):
     disk = small_disk(64)
     run, ballast = Run(disk / "run", straight.cache), disk / "ballast"
 
-    def fill(process):
-        ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 1_000_000))
+    def stopped(how, moment) -> str:
+        """The last line of the run that is made to stop at that moment."""
+        done = []
+        status, stderr = interrupt(*run.arguments, when=moment, then=lambda process: done.append(how()))
+        assert len(done) == 1 and status == 2 and stderr.count("error: ") == 1, stderr
+        assert not run.has("summary.json")
+        return stderr.strip().splitlines()[-1]
 
-    status, stderr = interrupt(*run.arguments, when=lambda: run.has("trace/*.parquet"), then=fill)
-    assert status == 2
-    assert stderr.strip().splitlines()[-1].startswith("error: the disk is full") and stderr.count("error: ") == 1, (
-        stderr
-    )
-    assert run.saved == [] and not run.has("summary.json")
+    evaluated = lambda: run.has("trace/*.parquet")
+    fill = lambda: ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 1_000_000))
+    assert stopped(fill, evaluated).startswith("error: the disk is full")
     files, expected = run.files(), straight.files()
+    assert run.saved == []
     assert {name: data for name, data in files.items() if expected[name] != data}.keys() <= {"metrics.jsonl"}
     ballast.unlink()
-    run.finish()
-    assert_same(run, straight)
 
-
-def test_a_disk_that_turns_read_only_stops_the_run_which_then_continues(small_disk, straight):
-    disk = small_disk(64)
-    run = Run(disk / "run", straight.cache)
-    turned = []
-    then = lambda process: turned.append(disks.remount(disk, "ro"))
-    status, stderr = interrupt(*run.arguments, when=lambda: run.has("trace/*.parquet"), then=then)
-    assert turned == [True] and status == 2, stderr
-    last = stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and "read-only" in last.lower() and stderr.count("error: ") == 1, stderr
-    assert not run.has("summary.json")
+    again = lambda: run.has("trace/step-00000004.parquet")
+    message = stopped(lambda: disks.remount(disk, "ro"), again)
+    assert message.startswith("error: ") and "read-only" in message.lower()
     assert disks.remount(disk, "rw")
     run.finish()
     assert_same(run, straight)

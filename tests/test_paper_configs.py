@@ -9,7 +9,7 @@ import pytest
 
 from premem_jax.errors import UserError
 from premem_jax.members import config_of, members_of
-from tests.processes import ENVIRONMENT, command
+from tests.processes import ENVIRONMENT, QUICK, command
 from tests.shared import shared
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -86,7 +86,7 @@ def test_a_few_steps_with_a_small_model(model, task, tmp_path):
     for name in "train", "test":
         arguments += [f"--config.evals.{name}_likelihood.batch=32", f"--config.evals.{name}_accuracy.batch=32"]
         arguments += [f"--config.evals.{name}_accuracy.samples=2", f"--config.evals.{name}_accuracy.max_new_tokens=6"]
-    environment = ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = ENVIRONMENT | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=8"}
     run = command(arguments, CONFIGS / f"{model}_{task}.py:epochs=1")
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""The real vocabularies of Llama3 and Gemma2 on all text of GSM8K and MATH, in each form that they are published in."""
+"""The real vocabularies of Llama3 and Gemma2 on text of GSM8K and MATH, in each form that they are published in."""
 
 import json
 import logging
@@ -52,7 +52,8 @@ def data():
 
 @pytest.fixture(scope="module")
 def every_text(data):
-    return [text for pairs in data.values() for pair in pairs for text in pair]
+    """Of every third row."""
+    return [text for pairs in data.values() for pair in pairs[::3] for text in pair]
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +164,8 @@ def test_the_seam_of_the_task_is_clean(tokenizer, publisher, data, caplog):
     """With the tasks' prompts the joint tokens part where the text does: sampling starts from the whole prompt."""
     table = tokenizer.token_bytes()
     examples = [e for split in ("train", "test") for e in gsm8k.read(shared("data/gsm8k"), split)]
-    pairs = [(e.prompt, e.target) for e in examples]
-    pairs += [(f"{q}\nAnswer:", f" {a}") for split in ("train", "test") for q, a in data["math", split]]
+    pairs = [(e.prompt, e.target) for e in examples[::3]]
+    pairs += [(f"{q}\nAnswer:", f" {a}") for split in ("train", "test") for q, a in data["math", split][::3]]
     with caplog.at_level(logging.WARNING):
         encoded = tokenizer.encode_pairs(pairs)
     assert not caplog.records
@@ -179,7 +180,7 @@ def test_the_seam_of_the_task_is_clean(tokenizer, publisher, data, caplog):
 def test_a_seam_inside_tokens(tokenizer, publisher, data, between, caplog):
     """Formats that merge across the seam: still the joint ids, cut before the first token with any of the target."""
     table = tokenizer.token_bytes()
-    pairs = [(q + between, a) for q, a in data["math", "test"]][::4]
+    pairs = [(q + between, a) for q, a in data["math", "test"]][::12]
     with caplog.at_level(logging.WARNING):
         encoded = tokenizer.encode_pairs(pairs)
     inside = 0

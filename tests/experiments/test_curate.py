@@ -2,7 +2,6 @@
 
 import collections
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from premem_jax.members import members_of
 from premem_jax.running import sealed
 from premem_jax.tasks import graded_arithmetic
 from tests.configs import tiny_curate
-from tests.processes import ENVIRONMENT, command
+from tests.processes import finish
 
 MADE = "oracle+8-seed0", "pre_memorization+8-seed0", "iid+8-seed0"
 
@@ -24,10 +23,7 @@ MADE = "oracle+8-seed0", "pre_memorization+8-seed0", "iid+8-seed0"
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("curate")
     arguments = f"--config.cache={folder / 'cache'}", f"--workdir={folder / 'run'}"
-    quick = ENVIRONMENT | {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
-    process = subprocess.run(
-        command(arguments, tiny_curate.__file__), env=quick, capture_output=True, text=True, timeout=300
-    )
+    process = finish(*arguments, config=tiny_curate.__file__)
     assert process.returncode == 0, process.stderr
     return Path(folder / "run"), process.stdout
 

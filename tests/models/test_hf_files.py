@@ -24,7 +24,7 @@ from premem_jax.models.hf_files import Checkpoint, save
 from tests import tiny
 from tests.models import counted
 from tests.models.published import gemma, llama
-from tests.processes import ENVIRONMENT
+from tests.processes import ENVIRONMENT, QUICK
 
 FAMILIES = {"llama": llama(1, 2, head_dim=20), "gemma": gemma(4, 2, window=5)}
 
@@ -377,7 +377,10 @@ def test_each_of_two_processes_reads_its_own_half(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.getcwd()}
+    environment = ENVIRONMENT | {
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=2",
+        "PYTHONPATH": os.getcwd(),
+    }
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     command = [sys.executable, "-m", "tests.models.counted", str(tmp_path / "model"), str(port)]
     processes = [subprocess.Popen([*command, str(number)], **pipes) for number in range(2)]
