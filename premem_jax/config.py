@@ -116,6 +116,40 @@ def analyze() -> ConfigDict:
     return c
 
 
+def rungs() -> ConfigDict:
+    """One size of model on a ladder of emergence, see `experiments/rungs.py`."""
+    c = ConfigDict()
+    c.experiment = "rungs"
+    c.seed = 0  # also of the facts
+    c.cache = ""
+    c.log_every = 50
+    c.compute_dtype = "float32"
+    c.world = ConfigDict(dict(entities=512, relations=16, values=64, zipf=1.0, asked=0.003, prose=0.5))
+    c.model = ConfigDict(dict(width=64, layers=3))
+    c.pretrain = ConfigDict(
+        dict(steps=1600, batch=48, learning_rate=3e-3, warmup_steps=50, first=100, rungs=9, loss_texts=256)
+    )
+    c.finetune = ConfigDict(
+        dict(amounts=(16, 64, 256, 1024, 4096), subsets=2, steps=128, batch=16, learning_rate=4e-4, looks=4)
+    )
+    c.evaluation = ConfigDict(dict(shots=3, dev=256, questions=1024, batch=256))
+    # elbow with a prompt's examples and with the largest amount, alpha, slope, floor; none: accuracies are measured
+    c.planted = ()
+    c.forecast = ""
+    c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))
+    return c
+
+
+def ladder(base: ConfigDict, weak, strong) -> ConfigDict:
+    """A ladder of sizes like `base`: name → {key: value} of the sizes that are finetuned, and of those foretold."""
+    rung = {"experiment": "rungs"}
+    members = [(name, rung | changes, ()) for name, changes in weak.items()]
+    members += [(name, rung | {"finetune.amounts": ()} | changes, tuple(weak)) for name, changes in strong.items()]
+    c = study("ladder", base, members)
+    c.study.update(form="log_power_law", draws=100)
+    return c
+
+
 def squeezing_toy(*, trials: int, seed: int) -> ConfigDict:
     """The theorem behind the squeezing effect, tried, see `experiments/squeezing_toy.py`."""
     return ConfigDict(dict(experiment="squeezing_toy", cache="", trials=trials, seed=seed))

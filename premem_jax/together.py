@@ -206,6 +206,34 @@ def topology(config) -> None:
     topologies.topology(config.plan.topology, config.plan.slices)
 
 
+def ladder(config) -> None:
+    world, asked, amounts = config.world, config.evaluation, config.finetune.amounts
+    if config.pretrain.first > config.pretrain.steps:
+        raise UserError(f"pretrain.first={config.pretrain.first}: after the last update, {config.pretrain.steps}")
+    if config.model.width % 8:
+        raise UserError(f"model.width={config.model.width}: must be a multiple of 8")
+    if config.finetune.steps < 2 ** (config.finetune.looks - 1):
+        raise UserError(f"finetune.looks={config.finetune.looks}: too many for {config.finetune.steps} steps")
+    even, odd = (part * world.relations for part in ((world.entities + 1) // 2, world.entities // 2))
+    if max(amounts, default=0) > even or asked.shots > even:
+        raise UserError(f"finetune.amounts={amounts}, evaluation.shots={asked.shots}: there are {even} examples")
+    if asked.dev + asked.questions > odd:
+        raise UserError(
+            f"evaluation.dev={asked.dev}, evaluation.questions={asked.questions}: there are {odd} questions"
+        )
+    if any(amount <= asked.shots for amount in amounts):
+        raise UserError(f"finetune.amounts={amounts}: each must be more than evaluation.shots={asked.shots}")
+    if len(config.planted) not in (0, 5) or (config.planted and config.planted[2] <= 0):
+        raise UserError(f"planted={config.planted}: five numbers, of which alpha is above 0, or none")
+
+
+def foretold(config) -> None:
+    every = members_of(config).values()
+    weak = [member.name for member in every if not member.needs]
+    if wrong := [member.name for member in every if member.needs and set(member.needs) != set(weak)]:
+        raise UserError(f"study.members: {wrong[0]} is foretold, so it needs all that are not: {weak}")
+
+
 FINETUNE = (endless, ungraded, templates, mesh, buckets, micro_batches, base, heldout, skipping, threshold)
 RULES = {  # of a study's members: those of the experiment that makes each
     "finetune": FINETUNE,
@@ -214,4 +242,6 @@ RULES = {  # of a study's members: those of the experiment that makes each
     "plan": (mesh, buckets, micro_batches, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
+    "rungs": (mesh, ladder),
+    "ladder": (foretold,),
 }

@@ -49,6 +49,8 @@ def every_evaluator() -> ConfigDict:
     config.evals.confidence = defaults.evaluator("confidence", "train", ())
     config.evals.probe = defaults.evaluator("probe", "train", ())
     config.evals.squeezing = defaults.evaluator("squeezing", "train", ())
+    config.evals.exact = defaults.evaluator("exact_match", "train", ())
+    config.evals.options = defaults.evaluator("option_likelihood", "train", ())
     return config
 
 
@@ -126,9 +128,23 @@ WRONG = {
     "10**400": 10**400,
 }
 FLAGS = {"drop_long", "export", "skip_settled", "reworded", "search", "reference_free"}
-TEXTS = {"cache", "grader", "prompt", "target", "path", "added", "pool", "url", "model", "opening", "response"}
+TEXTS = {
+    "forecast",
+    "cache",
+    "grader",
+    "prompt",
+    "target",
+    "path",
+    "added",
+    "pool",
+    "url",
+    "model",
+    "opening",
+    "response",
+}
+TEXTS |= {"forecast"}
 RATES = {"learning_rate", "prompt_weight", "b1", "b2", "weight_decay", "perplexity", "temperature", "below"}
-RATES |= {"label_smoothing", "delta", "weight", "eta"}
+RATES |= {"label_smoothing", "delta", "weight", "eta", "zipf", "asked", "prose"}
 COUNTS = {"seed", "train", "heldout", "test", "steps", "warmup_steps", "decode_tensor", "start", "keep_texts"}
 COUNTS |= {"prompts"}
 # What is allowed nevertheless, by the last part of the key, and where that part does not decide it.
@@ -139,11 +155,12 @@ ALLOWED = {
     repr(10**30): {"learning_rate", "clip_norm", "perplexity"},
     "'x'": TEXTS | {"traces", "table", "truth"},
     "''": TEXTS | {"check", "truth"},
-    "()": {"buckets", "epochs"},
+    "()": {"buckets", "epochs", "amounts", "planted"},
     "True": FLAGS,
     "False": FLAGS,
 }
 BESIDE = {("emergence", "draws", "0"), ("evaluate", "sampling.samples", "0"), ("evaluate", "data.task", "''")}
+BESIDE |= {("ladder", "study.draws", "0"), ("finetune", "evals.options.shots", "0")}
 BESIDE |= {(experiment, "sft.epochs", "0") for experiment in ("preference", "dynamics")}
 LIKE_FINETUNE = ("plan", "sweep", "curate", "preference", "dynamics")
 NOT = {
@@ -157,6 +174,7 @@ NOT = {
     ("grade", "data.path", "''"),
     *((experiment, "data.grader", "'x'") for experiment in ("finetune", "evaluate")),
     *((experiment, f"data.{key}", "'x'") for experiment in ("finetune", "evaluate") for key in ("prompt", "target")),
+    *((experiment, f"{phase}.steps", "0") for experiment in ("rungs", "ladder") for phase in ("pretrain", "finetune")),
     *(("curate", f"study.{key}", "'x'") for key in ("pool", "url", "model")),  # without a source that reads it
 }
 
@@ -226,6 +244,14 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("curate", {"study.members": (("iid-8", (), ()),)}, ["study.members", "'iid-8'", "base-seed0"]),
         ("curate", {"study.members": (("iid+8-seed0", (), ()),)}, ["iid+8-seed0 needs one member of its seed"]),
         ("curate", {"study.source": "file"}, ["study.pool=''", "study.source=file"]),
+        ("rungs", {"planted": (1.0, 2.0)}, ["planted=(1.0, 2.0)", "five"]),
+        ("rungs", {"pretrain.first": 13}, ["pretrain.first=13", "12"]),
+        ("rungs", {"model.width": 20}, ["model.width=20", "8"]),
+        ("rungs", {"finetune.looks": 4}, ["finetune.looks=4"]),
+        ("rungs", {"finetune.amounts": (16, 65)}, ["finetune.amounts=(16, 65)", "64 examples"]),
+        ("rungs", {"finetune.amounts": (2, 16)}, ["finetune.amounts=(2, 16)", "evaluation.shots=2"]),
+        ("rungs", {"evaluation.dev": 17}, ["evaluation.dev=17", "64 questions"]),
+        ("ladder", {"study.members": (("a", (), ()), ("b", (), ()), ("c", (), ("b",)))}, ["c is foretold", "'a', 'b'"]),
         ("curate", {"data.task": "arithmetic"}, ["study.source='generator'", "'arithmetic'"]),
     ],
 )

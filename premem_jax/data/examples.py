@@ -14,7 +14,8 @@ class Example:
     `id` is stable within its split. Plain text has an empty `prompt` and no answer. `target` is the reference solution
     and begins with a space; `answer` is the final answer alone. `metadata` has further fields of the source (MATH:
     `level` and `type`). `reworded` is a reworded prompt, if the task has one. `rejected` is the worse of two responses
-    in a task of preferences, where `target` is the better one.
+    in a task of preferences, where `target` is the better one. A multiple-choice question has `options`, of which one
+    is `target`.
     """
 
     id: int
@@ -24,6 +25,7 @@ class Example:
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     reworded: str = ""
     rejected: str = ""
+    options: tuple[str, ...] = ()
 
 
 def worked(id: int, row: Mapping[str, str]) -> Example:

@@ -1,6 +1,6 @@
 """Experiments. The config key `experiment` names a module here, whose `run` is called."""
 
 # Run by several processes, and stop when asked to.
-SEVERAL = ("curate", "dynamics", "evaluate", "finetune", "preference", "sweep")
+SEVERAL = ("curate", "dynamics", "evaluate", "finetune", "ladder", "preference", "rungs", "sweep")
 POLLING = (*SEVERAL, "grade")  # look now and then whether they were asked to stop
 ELSEWHERE = ("plan",)  # compile for devices that are not here

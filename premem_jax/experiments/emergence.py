@@ -4,6 +4,8 @@ The forecast is written to `forecast.json` before the truth is opened, and never
 and the checksum of the rows. A folder in which the truth was looked at without one takes no forecast any more.
 """
 
+from typing import NamedTuple
+
 from etils.epath import Path
 
 from premem_jax import keys
@@ -15,6 +17,8 @@ from premem_jax.report import emergence_figures
 from premem_jax.report.emergence_page import headline, write_emergence
 from premem_jax.running import progress, sealed, storage, workdir
 from premem_jax.running.lease import opened
+
+TRUTH = "truth_opened.json"
 
 
 def run(config, folder: Path) -> dict:
@@ -28,18 +32,28 @@ def run(config, folder: Path) -> dict:
     keys.check(config)
     table = storage.path(config.table)
     rows, notes = read(table)
+    about = {"table": str(table), "truth": config.truth}
+    asked = Asked(config.shots, config.form, config.draws, config.seed)
     with opened(folder, config.to_dict()):
-        found = forecast_once(config, folder, rows)
-        said, strong = None, None
-        if config.truth:
-            sealed.write_json(folder / "truth_opened.json", {"forecast": sealed.digest(forecast_bytes(folder))})
-            strong, more = read(storage.path(config.truth))
-            said, notes = without_nan(verdict(found, rows, strong)), [*notes, *more]
-            sealed.write_json(folder / "verdict.json", said)
-        return concluded(config, folder, rows, strong, found, said, notes)
+        found = forecast_once(folder, rows, asked)
+        if not config.truth:
+            return concluded(folder, rows, None, found, None, notes, about)
+        open_truth(folder)
+        strong, more = read(storage.path(config.truth))
+        said = judged(folder, found, rows, strong)
+        return concluded(folder, rows, strong, found, said, [*notes, *more], about)
 
 
-def forecast_once(config, folder: Path, rows: Rows) -> dict:
+class Asked(NamedTuple):
+    """Settings of a forecast, see `forecast`."""
+
+    shots: int
+    form: str
+    draws: int
+    seed: int
+
+
+def forecast_once(folder: Path, rows: Rows, asked: Asked) -> dict:
     """The forecast of a folder, made only where there is none and the truth has not been opened.
 
     Raises:
@@ -49,15 +63,29 @@ def forecast_once(config, folder: Path, rows: Rows) -> dict:
     if path.exists():
         found = sealed.read_json(path)
         if found["rows_sha256"] != checksum(rows):
-            raise UserError(f"{path} was made from other rows than {config.table} has now; use another --workdir")
+            raise UserError(f"{path} was made from other rows than the table has now; use another --workdir")
         return found
-    if (folder / "truth_opened.json").exists():
+    if (folder / TRUTH).exists():
         raise UserError(f"{folder}: the truth has been opened, and {path.name} is gone; a forecast now would be none")
-    with progress.bar(config.draws, "bootstrap", "draw") as bar:
-        found = forecast(rows, config.shots, config.form, config.draws, config.seed, bar.update)
-    found = {"made_by": workdir.facts()["git_commit"], "seed": config.seed} | found
+    with progress.bar(asked.draws, "bootstrap", "draw") as bar:
+        found = forecast(rows, *asked, bar.update)
+    found = {"made_by": workdir.facts()["git_commit"], "seed": asked.seed, "draws": asked.draws} | found
     sealed.write_json(path, without_nan(found))
     return sealed.read_json(path)
+
+
+def open_truth(folder: Path) -> str:
+    """Records that the truth is looked at from now on; returns the SHA-256 of the forecast that came before."""
+    digest = sealed.digest(forecast_bytes(folder))
+    sealed.write_json(folder / TRUTH, {"forecast": digest})
+    return digest
+
+
+def judged(folder: Path, found: dict, rows: Rows, strong: Rows) -> dict:
+    """How the forecast turned out, also written to `verdict.json`."""
+    said = without_nan(verdict(found, rows, strong))
+    sealed.write_json(folder / "verdict.json", said)
+    return said
 
 
 def forecast_bytes(folder: Path) -> bytes:
@@ -65,18 +93,13 @@ def forecast_bytes(folder: Path) -> bytes:
     return (folder / "forecast.json").read_bytes()
 
 
-def concluded(config, folder: Path, rows: Rows, strong: Rows | None, found: dict, said: dict | None, notes) -> dict:
-    """Figures, page and summary."""
+def concluded(folder: Path, rows: Rows, strong: Rows | None, found: dict, said: dict | None, notes, about) -> dict:
+    """Figures, page and summary; `about` says where the rows are from."""
     figures = emergence_figures.draw(folder / "figures", rows, strong, found, said)
     facts = {
-        "experiment": config.experiment,
-        "table": str(storage.path(config.table)),
-        "truth": config.truth,
-        "rows_sha256": found["rows_sha256"],
-        "form": config.form,
-        "shots": config.shots,
-        "draws": config.draws,
-        "seed": config.seed,
+        "experiment": "emergence",
+        **about,
+        **{name: found[name] for name in ("rows_sha256", "form", "shots", "draws", "seed")},
         "workdir": str(folder),
         "report": str(folder / "report.html"),
         **workdir.facts(),

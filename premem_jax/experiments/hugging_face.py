@@ -59,12 +59,15 @@ def load(checkpoint: Checkpoint, mesh, dtype="float32") -> dict:
       NonFinite: names the weights that are not.
     """
     params = checkpoint.load(mesh, dtype)
-    finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
-    found = jax.jit(finite, out_shardings=sharding.replicated(mesh))(params)
+    found = jax.jit(_finite, out_shardings=sharding.replicated(mesh))(params)
     bad = [jax.tree_util.keystr(name) for name, fine in jax.tree_util.tree_leaves_with_path(found) if not fine]
     if bad:
         raise NonFinite(f"{checkpoint.folder}: weights that are NaN or infinite in {dtype}: {', '.join(bad)}")
     return params
+
+
+def _finite(tree):
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
 def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:

@@ -29,6 +29,21 @@ def target_nll(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array)
     return mean_over_target(nll_BT, weight_BT), jnp.sum(weight_BT, axis=1).astype(jnp.int32)
 
 
+def greedy_match(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, ...]:
+    """Whether the greedy response to each prompt is the target (B,), and what `target_nll` gives.
+
+    The greedy response is the target if and only if each token of the target is the likeliest one after those before
+    it, so one forward pass decides. `weight_BT` is 1 on the target.
+    """
+    decoder = model.bind(params)
+    hidden, _ = decoder(tokens_BT)
+    logits_BTV = decoder.logits(hidden)[:, :-1]
+    next_BT, counts_BT = tokens_BT[:, 1:], weight_BT[:, 1:]
+    nll_BT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), next_BT[..., None], axis=-1)[..., 0]
+    match_B = jnp.all((jnp.argmax(logits_BTV, axis=-1) == next_BT) | (counts_BT == 0), axis=1)
+    return match_B, mean_over_target(nll_BT, counts_BT), jnp.sum(counts_BT, axis=1).astype(jnp.int32)
+
+
 def mean_over_target(nll_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:
     """Mean NLL per target token of each row (B,); 0 for a row without a target."""
     return jnp.sum(nll_BT * weight_BT, axis=1) / jnp.maximum(jnp.sum(weight_BT, axis=1), 1)

@@ -43,10 +43,20 @@ def load(path: str, sizes: dict[str, int], seed: int, cache: str) -> Task:
     """
     if not path:
         raise UserError("data.path is empty; give it a file of rows {prompt, chosen, rejected}, one JSON object a line")
-    examples = read(path)
+    splits = parts(read(path), sizes, seed, path)
+    rest = splits["train"]
+    return Task(splits, lambda: (text for e in rest for text in (e.prompt + e.target, e.prompt + e.rejected)))
+
+
+def parts(examples: list[Example], sizes: dict[str, int], seed: int, path: str) -> dict[str, list[Example]]:
+    """The examples of a file by split: `heldout` and `test` are drawn by `seed`; `train` is the rest, or a part of it.
+
+    Raises:
+      UserError: there are too few.
+    """
     asked = sizes["train"] + sizes["heldout"] + sizes["test"]
     if asked > len(examples) or asked - sizes["train"] == len(examples):
-        raise UserError(f"data: {asked} pairs asked, and one more to train on; {path} has {len(examples)}")
+        raise UserError(f"data: {asked} examples asked, and one more to train on; {path} has {len(examples)}")
     order = [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))]
     aside, test = sizes["heldout"], sizes["test"]
     rest = order[aside + test :]
@@ -55,8 +65,7 @@ def load(path: str, sizes: dict[str, int], seed: int, cache: str) -> Task:
         "heldout": order[:aside],
         "test": order[aside : aside + test],
     }
-    splits = {name: sorted(mine, key=lambda e: e.id) for name, mine in splits.items() if mine}
-    return Task(splits, lambda: (text for e in rest for text in (e.prompt + e.target, e.prompt + e.rejected)))
+    return {name: sorted(mine, key=lambda e: e.id) for name, mine in splits.items() if mine}
 
 
 def read(path: str | os.PathLike) -> list[Example]:

@@ -28,6 +28,14 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, steps: int) -> f
     return peak * max(steps - step, 0) / max(steps - warmup_steps, 1)
 
 
+def constant_rate(step: int, *, peak: float, warmup_steps: int) -> float:
+    """Learning rate of the update after `step` updates: linear warm-up, then constant.
+
+    Checkpoints on the way are comparable, as those of a decaying rate are not.
+    """
+    return peak * min(1.0, (step + 1) / max(warmup_steps, 1))
+
+
 def decayed(params):
     """Which arrays weight decay applies to: all but norm scales."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)

@@ -56,11 +56,14 @@ class Trainer:
 
     def stack(self, params: Sequence):
         """Stacks the members' parameters, each as from `random_parameters`, into one tree."""
-        join = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
         with self.clock("compile"):
-            return jax.jit(join, out_shardings=self._layout["params"])(*params)
+            return jax.jit(_joined, out_shardings=self._layout["params"])(*params)
 
     def init_state(self, params) -> dict:
         """The state before the first update. Donates `params`; for a stack, the result of `stack`."""
         with self.clock("compile"):
             return jax.jit(self._begin, out_shardings=self._layout, donate_argnums=0)(params)
+
+
+def _joined(*trees):
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
