@@ -23,6 +23,7 @@ RULES = (
     (r"mlp/(gate|up)$", (None, "fsdp", "tensor")),  # L D F
     (r"mlp/down$", (None, "tensor", "fsdp")),  # L F D
     (r"scale$", ()),  # L D, or D
+    (r"_[AB]$", ()),  # adapters: each device has all, as they are small
     (r"(count|step|good)$", ()),  # scalars of the train state
 )
 BATCH = P(("data", "fsdp"))

@@ -2,10 +2,13 @@
 
 import dataclasses
 import difflib
+import math
+from collections.abc import Sequence
 
 from premem_jax.errors import UserError
 
 ACTIVATIONS = ("silu", "gelu_tanh")
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,25 @@ class RopeScaling:
                 f"model: rope scaling needs high_freq_factor > low_freq_factor > 0, "
                 f"not {self.high_freq_factor} and {self.low_freq_factor}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Adapters beside some matrices of every layer (Hu et al., arXiv 2106.09685): x W becomes x W + scale (x A) B."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]  # of MATRICES
+
+    @property
+    def scale(self) -> float:
+        """Factor of what the adapters add."""
+        return self.alpha / self.rank
+
+
+def lora_of(*, rank: int, alpha: float, targets: Sequence[str]) -> Lora | None:
+    """The adapters of these settings, with targets by the names of `peft`; None for rank 0."""
+    return Lora(rank, alpha, tuple(name.removesuffix("_proj") for name in targets)) if rank else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +73,7 @@ class ModelConfig:
     windows: tuple[int | None, ...] = (None,)  # tokens each layer looks at, itself included; repeats through the depth
     tied_embedding: bool = False
     scaled_embedding: bool = False  # embeddings are multiplied by sqrt(D), rounded to the compute dtype
+    lora: Lora | None = None  # adapters, which are then all that is trained
 
     def __post_init__(self):
         if self.N % self.K:
@@ -70,11 +93,26 @@ class ModelConfig:
         return self.H**-0.5 if self.query_scale is None else self.query_scale
 
     @property
+    def matrices(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """The axes of inputs and of outputs of each matrix of a layer, by its name."""
+        D, N, K, H, F = self.D, self.N, self.K, self.H, self.F
+        attention = dict(q=((D,), (N, H)), k=((D,), (K, H)), v=((D,), (K, H)), o=((N, H), (D,)))
+        return attention | dict(gate=((D,), (F,)), up=((D,), (F,)), down=((F,), (D,)))
+
+    @property
     def parameters(self) -> int:
-        """Number of parameters."""
-        attention = self.D * self.H * (2 * self.N + 2 * self.K)
-        layer = attention + 3 * self.D * self.F + (4 if self.post_norms else 2) * self.D
+        """Number of parameters without adapters."""
+        layer = sum(math.prod(inputs + outputs) for inputs, outputs in self.matrices.values())
+        layer += (4 if self.post_norms else 2) * self.D
         return self.L * layer + self.V * self.D * (1 if self.tied_embedding else 2) + self.D
+
+    @property
+    def trained(self) -> int:
+        """Number of parameters that are trained: those of the adapters if there are any."""
+        if self.lora is None:
+            return self.parameters
+        sides = (sum(map(math.prod, self.matrices[name])) for name in self.lora.targets)
+        return self.L * self.lora.rank * sum(sides)
 
 
 GEMMA2 = dict(
