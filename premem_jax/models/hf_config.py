@@ -218,7 +218,7 @@ def _plain_rope(rope: Mapping) -> str:
 
 
 def to_hf_config(config: ModelConfig) -> dict:
-    """Converts a shape to the content of `config.json`; the inverse of `from_hf_config`.
+    """Converts a shape, without adapters, to the content of `config.json`; the inverse of `from_hf_config`.
 
     Its context length is that of the published models, or the scaled one; nothing here depends on it. Rotary settings
     are in the older spelling, which all versions of `transformers` read.
@@ -226,6 +226,7 @@ def to_hf_config(config: ModelConfig) -> dict:
     Raises:
       UserError: neither family has this combination of fields.
     """
+    config = dataclasses.replace(config, lora=None)
     scaling, windows = config.rope_scaling, config.windows * (config.L // len(config.windows))
     out = dict(
         architectures=["Gemma2ForCausalLM" if config.post_norms else "LlamaForCausalLM"],
