@@ -49,7 +49,8 @@ def lora_of(*, rank: int, alpha: float, targets: Sequence[str]) -> Lora | None:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama3 (arXiv 2407.21783) or Gemma2 (arXiv 2408.00118) decoder, Llama3 by default.
+    """Shape of a decoder of Llama3 (arXiv 2407.21783), Gemma2 (2408.00118), Qwen2.5 (2412.15115), Qwen3 (2505.09388) or
+    Mistral (2310.06825), Llama3 by default.
 
     The families differ only in the fields below. Letters as in `docs/architecture.md`.
     """
@@ -65,6 +66,8 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     norm_offset: float = 0.0  # what a norm's scale is counted from: Gemma stores the distance to 1
+    biases: tuple[str, ...] = ()  # of MATRICES, those with a bias
+    head_norms: bool = False  # each head's queries and keys are normalised before they are rotated
     post_norms: bool = False  # attention and MLP outputs are normalised before they join the residual stream
     activation: str = "silu"  # of the MLP's gate: one of ACTIVATIONS
     query_scale: float | None = None  # factor of the attention logits; None: H**-0.5
@@ -103,7 +106,8 @@ class ModelConfig:
     def parameters(self) -> int:
         """Number of parameters without adapters."""
         layer = sum(math.prod(inputs + outputs) for inputs, outputs in self.matrices.values())
-        layer += (4 if self.post_norms else 2) * self.D
+        layer += sum(math.prod(self.matrices[name][1]) for name in self.biases)
+        layer += (4 if self.post_norms else 2) * self.D + (2 * self.H if self.head_norms else 0)
         return self.L * layer + self.V * self.D * (1 if self.tied_embedding else 2) + self.D
 
     @property
@@ -128,6 +132,8 @@ GEMMA2 = dict(
 )
 LLAMA3_1 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192)
 LOCAL_GLOBAL = (4096, None)
+QWEN = dict(rope_theta=1_000_000.0, norm_eps=1e-6)
+QWEN2 = QWEN | dict(biases=("q", "k", "v"))
 
 PRESETS = {
     "llama_tiny": ModelConfig(V=256, D=96, L=3, N=4, K=2, H=24, F=256, rope_theta=1000.0),
@@ -145,6 +151,22 @@ PRESETS = {
         rope_scaling=dataclasses.replace(LLAMA3_1, factor=32.0),
         tied_embedding=True,
     ),
+    "llama3_2_3b": ModelConfig(
+        V=128_256,
+        D=3072,
+        L=28,
+        N=24,
+        K=8,
+        H=128,
+        F=8192,
+        rope_scaling=dataclasses.replace(LLAMA3_1, factor=32.0),
+        tied_embedding=True,
+    ),
+    "llama3_3_70b": ModelConfig(V=128_256, D=8192, L=80, N=64, K=8, H=128, F=28_672, rope_scaling=LLAMA3_1),
+    "mistral_7b": ModelConfig(V=32_000, D=4096, L=32, N=32, K=8, H=128, F=14_336, rope_theta=10_000.0, windows=(4096,)),
+    "qwen2_5_1_5b": ModelConfig(V=151_936, D=1536, L=28, N=12, K=2, H=128, F=8960, tied_embedding=True, **QWEN2),
+    "qwen2_5_7b": ModelConfig(V=152_064, D=3584, L=28, N=28, K=4, H=128, F=18_944, **QWEN2),
+    "qwen3_8b": ModelConfig(V=151_936, D=4096, L=36, N=32, K=8, H=128, F=12_288, head_norms=True, **QWEN),
     # Windows are shorter than the tiny tasks' sequences, so that runs of this preset exercise them.
     "gemma_tiny": ModelConfig(
         V=256, D=96, L=4, N=4, K=2, H=32, F=192, windows=(16, None), **GEMMA2 | dict(rope_theta=1000.0)

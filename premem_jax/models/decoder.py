@@ -1,4 +1,4 @@
-"""The decoder of both families: NNX modules with layers that are stacked and scanned, or unstacked for decoding.
+"""The decoder of all families: NNX modules with layers that are stacked and scanned, or unstacked for decoding.
 
 Shapes use the letters of `docs/architecture.md`: B batch, T query length, S key length, N query heads, K key/value
 heads, H head width, D model width, F MLP width, V vocabulary, L layers.
@@ -52,8 +52,8 @@ class Cache(NamedTuple):
 class Norm(nnx.Module):
     """Root-mean-square normalisation in fp32 (Zhang & Sennrich, arXiv 1910.07467)."""
 
-    def __init__(self, config: ModelConfig):
-        self.scale = nnx.Param(jnp.full((config.D,), 1 - config.norm_offset, jnp.float32))
+    def __init__(self, config: ModelConfig, width: int):
+        self.scale = nnx.Param(jnp.full((width,), 1 - config.norm_offset, jnp.float32))
         self.eps, self.offset = config.norm_eps, config.norm_offset
 
     def __call__(self, x):
@@ -63,7 +63,7 @@ class Norm(nnx.Module):
 
 
 class Matrices(nnx.Module):
-    """Some matrices of a layer, with the adapters beside them: `q`, and where `q` is a target, `q_A` and `q_B`."""
+    """Some matrices of a layer by name; beside `q` may stand a bias, `q_bias`, and an adapter, `q_A` and `q_B`."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, **fan_in: int):
         """`fan_in` names the matrices; a random one has a standard deviation of fan_in**-0.5."""
@@ -71,15 +71,19 @@ class Matrices(nnx.Module):
         for name, size in fan_in.items():
             inputs, outputs = config.matrices[name]
             setattr(self, name, weight(rngs, inputs + outputs, size))
+            if name in config.biases:
+                setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(outputs, jnp.float32)))
             if config.lora and name in config.lora.targets:
                 a, b = f"{name}{adapters.A}", f"{name}{adapters.B}"
                 for key, array in zip((a, b), adapters.random(rngs, config.lora, inputs, outputs), strict=True):
                     setattr(self, key, nnx.Param(array))
 
     def times(self, x, name: str):
-        """`x`, whose last axes are the inputs of the matrix `name`, times that matrix."""
+        """`x`, whose last axes are the inputs of the matrix `name`, times that matrix, and its bias added."""
         axes = len(self.config.matrices[name][0])
         y = linear(x, getattr(self, name), axes)
+        if name in self.config.biases:
+            y += getattr(self, f"{name}_bias")[...].astype(y.dtype)
         if (lora := self.config.lora) and name in lora.targets:
             inner = linear(x, getattr(self, f"{name}{adapters.A}"), axes)
             y += lora.scale * linear(inner, getattr(self, f"{name}{adapters.B}"))
@@ -92,11 +96,15 @@ class Attention(Matrices):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D = config.D
         super().__init__(config, rngs, q=D, k=D, v=D, o=config.N * config.H * 2 * config.L)
+        if config.head_norms:
+            self.q_norm, self.k_norm = Norm(config, config.H), Norm(config, config.H)
 
     def project(self, x_BTD, positions_BT):
         """Rotated queries and keys, and values: (B, T, N, H), (B, K, T, H), (B, K, T, H)."""
-        q = self.times(x_BTD, "q")
-        k, v = self.times(x_BTD, "k").swapaxes(1, 2), self.times(x_BTD, "v").swapaxes(1, 2)
+        q, k, v = (self.times(x_BTD, name) for name in "qkv")
+        if self.config.head_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         frequency = rope.frequencies(self.config)
         return rope.rotary(q, positions_BT[:, :, None], frequency), rope.rotary(k, positions_BT[:, None], frequency), v
 
@@ -125,14 +133,14 @@ class Layer(nnx.Module):
     """One pre-norm residual block; with post-norms, the output of each branch is normalised too."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.attention_norm = Norm(config)
+        self.attention_norm = Norm(config, config.D)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = Norm(config)
+        self.mlp_norm = Norm(config, config.D)
         self.mlp = Mlp(config, rngs)
         self.post_norms = config.post_norms
         if config.post_norms:
-            self.attention_post_norm = Norm(config)
-            self.mlp_post_norm = Norm(config)
+            self.attention_post_norm = Norm(config, config.D)
+            self.mlp_post_norm = Norm(config, config.D)
 
     def forward(self, x, positions_BT, self_attention: SelfAttention, window: int | None):
         """A forward pass over whole sequences; also returns their keys and values."""
@@ -156,7 +164,7 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A Llama3 or Gemma2 decoder. `layers` is one layer with parameters stacked along L, or a list of L layers."""
+    """The decoder. `layers` is one layer with parameters stacked along L, or a list of L layers."""
 
     def __init__(
         self,
@@ -177,7 +185,7 @@ class Decoder(nnx.Module):
             self.layers = nnx.vmap(lambda r: Layer(config, r))(rngs.split(config.L))
         else:
             self.layers = nnx.List(Layer(config, rngs) for _ in range(config.L))
-        self.final_norm = Norm(config)
+        self.final_norm = Norm(config, config.D)
         if not config.tied_embedding:
             self.head = weight(rngs, (config.D, config.V), fan_in=config.D)
 
