@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from premem_jax import sharding
 from premem_jax.analysis.trace import read_trace
 from premem_jax.config import evaluator
-from premem_jax.data.reader import train_batches
+from premem_jax.data.reader import stacked, train_batches
 from premem_jax.errors import Stopped, UserError
 from premem_jax.experiments import finetune
 from premem_jax.models import adapters
@@ -31,10 +31,10 @@ from tests.configs.tiny import get_config
 LORA, STEPS = Lora(rank=2, alpha=6.0, targets=("q", "o", "up")), 5
 
 
-def trainer(mesh=None, dtype="float32") -> Trainer:
+def trainer(mesh=None, dtype="float32", members=0) -> Trainer:
     mesh = mesh or tiny.one_device()
     model = build(dataclasses.replace(tiny.config(), lora=LORA), mesh=mesh, dtype=dtype)
-    return Trainer(model, mesh, Clock(), tiny.OPTIMIZER, micro_batches=2)
+    return Trainer(model, mesh, Clock(), tiny.OPTIMIZER, micro_batches=2, members=members)
 
 
 def start(of: Trainer) -> dict:
@@ -103,10 +103,22 @@ def test_a_resumed_phase_ends_in_the_same_bits_and_keeps_adapters_alone(whole, t
     assert b"q_A" in kept and b"frozen" not in kept and b"embedding" not in kept
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_every_mesh_gives_the_results_of_one_device(whole, tmp_path, shape):
     state = run(tmp_path, trainer(sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state, whole)
+
+
+@pytest.mark.slow
+def test_members_of_a_stack_end_as_if_they_had_been_trained_alone(whole, tmp_path):
+    of, rates = trainer(members=2), np.array([1e-2, 0.0])
+    source = partial(train_batches, tiny.data(), batch=tiny.BATCH, seed=0, buckets=(tiny.CONTEXT,))
+    options = dict(save_every=2, keep=2, log_every=1, members=("a", "b"))
+    batches = lambda first, last: stacked([source, source], first, last)
+    phase = Phase("stack", tmp_path, of, STEPS, batches, lambda step: rates, **options)
+    state = phase.run(lambda: of.stack([start(of), start(of)]))
+    for m, expected in enumerate([weights(whole), start(of)]):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), weights(state, m), expected)
 
 
 def test_frozen_weights_are_held_in_the_compute_dtype():
