@@ -98,6 +98,12 @@ def base(config) -> None:
         )
 
 
+def lora(config) -> None:
+    asked = list(config.lora.targets)
+    if config.lora.rank and len(set(asked)) != max(len(asked), 1):
+        raise UserError(f"lora.targets={tuple(asked)}: name each matrix once, and at least one")
+
+
 def heldout(config) -> None:
     for name, options in config.evals.items():
         if options.split == "heldout" and not config.data.heldout:
@@ -234,12 +240,12 @@ def foretold(config) -> None:
         raise UserError(f"study.members: {wrong[0]} is foretold, so it needs all that are not: {weak}")
 
 
-FINETUNE = (endless, ungraded, templates, mesh, buckets, micro_batches, base, heldout, skipping, threshold)
+FINETUNE = (endless, ungraded, templates, mesh, buckets, micro_batches, base, lora, heldout, skipping, threshold)
 RULES = {  # of a study's members: those of the experiment that makes each
     "finetune": FINETUNE,
     "curate": (collecting,),
     "preference": FINETUNE,
-    "plan": (mesh, buckets, micro_batches, topology),
+    "plan": (mesh, buckets, micro_batches, lora, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
     "rungs": (mesh, ladder),

@@ -55,7 +55,7 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
 
     # ---- Model and rows ---------------------------------------------------------------------------------------------
     checkpoint = hugging_face.checkpoint_of(config)
-    tokenizer = tokenizers.load(config.tokenizer.path or config.model.path)
+    tokenizer = tokenizers.load(hugging_face.tokenizer_of(config, checkpoint))
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     templates = dict(prompt=config.data.prompt, target=config.data.target)
     rows = files.read(config.data.path, answers(config.data.task, config.data.grader), **templates)

@@ -115,7 +115,7 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     if path := config.data.get("added"):
         task = task._replace(splits=task.splits | {added.SPLIT: added.read(Path(path))})
     checkpoint = hugging_face.checkpoint_of(config)
-    options = config.tokenizer.to_dict() | dict(path=config.tokenizer.path or config.model.path)
+    options = config.tokenizer.to_dict() | dict(path=hugging_face.tokenizer_of(config, checkpoint))
     with processes.leader_first():
         tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
     splits = {name: split_of(config.data, name, examples, tokenizer) for name, examples in task.splits.items()}
@@ -124,8 +124,8 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     materials.claim(folder, made_of | materials.of_folder(checkpoint))
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     base = partial(base_parameters, config, model, checkpoint, task, tokenizer, mesh, clock, folder)
-    per_parameter = 12 * (config.checkpoint.keep + 1) + (4 if config.checkpoint.export else 0)
-    workdir.check_room(folder, per_parameter * model.config.parameters)
+    exported = 4 * model.config.parameters if config.checkpoint.export else 0
+    workdir.check_room(folder, 12 * (config.checkpoint.keep + 1) * model.config.trained + exported)
     lines = "".join(json.dumps(row) + "\n" for row in texts_of(splits))
     processes.once(lambda: write_text(folder / "examples.jsonl", lines))
     return Ready(mesh, checkpoint, tokenizer, splits, task.grader, model, base)

@@ -67,7 +67,7 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
     phase = partial(phase_of, config, clock, made, suite, evaluation(config, folder, suite, goodput, before))
     start = made.base
     if before:
-        workdir.check_room(folder, 24 * made.model.config.parameters)
+        workdir.check_room(folder, 24 * made.model.config.trained)
         answers = {"chosen": 1, "both": 2}[config.sft.answers]
         sft = phase("sft", folder / "sft", config.sft, Likelihood(), (0, before), responses=answers)
         start = lambda: weights(sft.run(made.base))

@@ -15,12 +15,13 @@ from premem_jax.evaluators.base import Evaluator
 from premem_jax.evaluators.planned import Planned
 from premem_jax.grading.grader import grader_of
 from premem_jax.models import costs
-from premem_jax.models.architecture import preset
+from premem_jax.models.architecture import ModelConfig, lora_of, preset
 from premem_jax.models.decoder import build
 from premem_jax.running.programs import Clock
 from premem_jax.running.topology import Topology
 from premem_jax.sampling.sampler import to_decode
 from premem_jax.tasks import task as tasks
+from premem_jax.training.step import weights
 from premem_jax.training.trainer import Trainer
 
 
@@ -34,6 +35,11 @@ def largest(config, evaluator: type[Evaluator]) -> dict:
     """The options of the evaluator of a type that has the largest arrays."""
     mine = [options.to_dict() for options in config.evals.values() if find(options.type) is evaluator]
     return max(mine, key=evaluator.size)
+
+
+def shape_of(config) -> ModelConfig:
+    """The shape of the model, with its adapters."""
+    return preset(config.model.preset, lora=lora_of(**config.lora))
 
 
 def longest(config) -> int:
@@ -55,7 +61,7 @@ def parts(config, mesh: Mesh, name: str) -> int:
 def cost(config, topology: Topology, mesh: Mesh, name: str) -> costs.Cost:
     """Cost of one call of the program `name`."""
     layout = costs.Layout(*(mesh_of(config, mesh, name).shape[axis] for axis in sharding.AXES))
-    shape, T = preset(config.model.preset), longest(config)
+    shape, T = shape_of(config), longest(config)
     if name == "train":
         sizes = dict(B=config.train.batch, T=T, micro_batches=config.train.micro_batches)
         return costs.train(shape, layout, topology.slices, **sizes)
@@ -71,7 +77,7 @@ def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     """
     options = config.model.to_dict()
     options = {key: options[key] for key in ("remat", "vocab_chunks", "attention")}
-    shape, T = preset(config.model.preset), longest(config)
+    shape, T = shape_of(config), longest(config)
     model = build(shape, dtype=config.compute_dtype, mesh=mesh, **options)
     trainer = Trainer(model, mesh, Clock(), config.optimizer.to_dict(), config.train.micro_batches)
     state = sharding.abstract(mesh, trainer.abstract_state)
@@ -80,7 +86,7 @@ def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
         text = {key: sharding.abstract_batch(mesh, (config.train.batch, T), dtype) for key, dtype in types.items()}
         rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
         return _lower(trainer.program.jitted, (state, text, rate)), 0
-    evaluator, params, beside = evaluators_of(config)[name], state["params"], _bytes(state)
+    evaluator, params, beside = evaluators_of(config)[name], weights(state), _bytes(state)
     if evaluator.layout == "decode":
         mesh = mesh_of(config, mesh, name)
         model = model.on(mesh=mesh)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from premem_jax.models import adapters
 from premem_jax.models.decoder import Model
 from premem_jax.models.nll import log_likelihood
 from premem_jax.training.objectives import Responses
@@ -42,8 +43,8 @@ def update_by_source(
     weight_decay: float,
     clip_norm: float,
 ) -> dict[str, dict]:
-    """The change of the parameters that AdamW makes next, as a sum of trees: one for each of `gradients`, which sum to
-    the whole gradient, and `momentum` and `decay`.
+    """The change of the trained parameters that AdamW makes next, as a sum of trees: one for each of `gradients`, which
+    sum to the whole gradient, and `momentum` and `decay`.
 
     Args:
       state: the train state before the update.
@@ -78,5 +79,7 @@ def central_difference(function: Callable, params, direction, step: float = 1.0)
 
 
 def influence(model: Model, params, directions: Mapping[str, dict], tokens_BT, weight_BT) -> dict[str, jax.Array]:
-    """First-order change of log π of each response (B,) by source, in nats."""
-    return first_order(lambda p: log_likelihood(model, p, tokens_BT, weight_BT), params, directions)
+    """First-order change of log π of each response (B,) by source, in nats. `directions` are of what is trained."""
+    trained, frozen = adapters.split(params)
+    score = lambda trained: log_likelihood(model, adapters.join(trained, frozen), tokens_BT, weight_BT)
+    return first_order(score, trained, directions)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from premem_jax.models import adapters
+from premem_jax.models.architecture import ModelConfig
 from premem_jax.models.decoder import Model
 from premem_jax.training.losses import NEXT_TOKEN
 from premem_jax.training.step import loss_gradient
@@ -10,13 +12,13 @@ from premem_jax.training.step import loss_gradient
 
 def no_gradients(params) -> tuple:
     """Initial accumulator: count, mean gradient and sum of squared deviations."""
-    return jnp.float32(0), jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
+    return jnp.float32(0), jax.tree.map(jnp.zeros_like, adapters.split(params)[0]), jnp.float32(0)
 
 
 def add_gradient(model: Model, micro_batches: int, seen: tuple, params, batch: dict) -> tuple:
     """Adds the gradient of one more batch to `seen` by Welford's update (Technometrics 4(3), 1962).
 
-    Squared deviations are summed over all parameters, so the accumulator needs one copy of the parameters for the mean
+    Squared deviations are summed over all trained parameters, so the accumulator needs one copy of these for the mean
     gradient. No large sums are subtracted.
     """
     count, mean, squares = seen
@@ -27,9 +29,10 @@ def add_gradient(model: Model, micro_batches: int, seen: tuple, params, batch: d
     return count + 1, mean, squares + square * count / (count + 1)
 
 
-def squared_distance(params: dict, base: dict) -> jax.Array:
-    """Squared L2 distance over all weights except the embedding and the head."""
-    inner = lambda tree: {name: leaf for name, leaf in tree.items() if name not in ("embedding", "head")}
+def squared_distance(config: ModelConfig, params: dict, base: dict) -> jax.Array:
+    """Squared L2 distance over all weights except the embedding and the head; adapters count as what they add."""
+    inside = lambda tree: {name: leaf for name, leaf in tree.items() if name not in ("embedding", "head")}
+    inner = lambda tree: adapters.merged(config.lora, inside(tree))
     squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), inner(params), inner(base))
     return sum(jax.tree.leaves(squares))
 

@@ -1,7 +1,8 @@
 """One training phase: from weights, batches and a loss to a train state.
 
 A base model is one phase, a finetune is one phase, supervised finetuning followed by preference training is two. A
-phase asks for the weights of the earlier one only if it has no checkpoint, so a killed run continues in its phase.
+phase asks for the weights of the earlier one only if it has no checkpoint, so a killed run continues in its phase. One
+that trains adapters always asks for them, because frozen weights are in no checkpoint.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from premem_jax.running import processes, progress
 from premem_jax.running.programs import Clock, Profile
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.metrics import Metrics
-from premem_jax.training.step import weights
+from premem_jax.training.step import changing, weights
 from premem_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -81,10 +82,9 @@ class Phase:
         """
         with self.clock("checkpoint"):
             checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.keep)
-            self.look_back(checkpoints.steps(), partial(self._weights_at, checkpoints))
-            state = checkpoints.restore(self.trainer.mesh, self.trainer.abstract_state)
-        if state is None:
-            state = self.trainer.init_state(start_from())
+            self.look_back(checkpoints.steps(), partial(self._weights_at, checkpoints, start_from))
+            state = checkpoints.restore(self.trainer.mesh, changing(self.trainer.abstract_state))
+        state = self.trainer.init_state(start_from()) if state is None else self._whole(state, start_from)
         step = steps_done(state)
         if 0 < step < self.steps:
             progress.say(f"continuing {self.folder} at step {step} of {self.steps}")
@@ -97,9 +97,14 @@ class Phase:
             checkpoints.close()
         return state
 
-    def _weights_at(self, checkpoints: Checkpoints, step: int) -> Weights | None:
-        state = checkpoints.at(step, self.trainer.mesh, self.trainer.abstract_state)
-        return None if state is None else self.weights_of(state)
+    def _weights_at(self, checkpoints: Checkpoints, start_from: Callable[[], dict], step: int) -> Weights | None:
+        state = checkpoints.at(step, self.trainer.mesh, changing(self.trainer.abstract_state))
+        return None if state is None else self.weights_of(self._whole(state, start_from))
+
+    def _whole(self, state: dict, start_from: Callable[[], dict]) -> dict:
+        """The state of a checkpoint with the frozen weights, if there are any."""
+        frozen = "frozen" in self.trainer.abstract_state
+        return state | {"frozen": self.trainer.init_state(start_from())["frozen"]} if frozen else state
 
     def weights_of(self, state: Mapping) -> Weights:
         """What gives the weights of each member that is still good."""
@@ -203,7 +208,7 @@ class Loop:
         self._settle()
         with self._phase.clock("checkpoint"):
             self._metrics.flush()
-            self._checkpoints.save(steps_done(self._state), self._state)
+            self._checkpoints.save(steps_done(self._state), changing(self._state))
 
 
 def _not_finite(name: str, step: int, values: Mapping, ids: np.ndarray) -> str:
