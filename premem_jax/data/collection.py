@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from premem_jax.data.examples import Example
 from premem_jax.data.rewriting import Rewriter
 from premem_jax.data.sources import fields, jsonl
 from premem_jax.errors import UserError
+from premem_jax.running import storage
 from premem_jax.tasks import task as tasks
 
 MOST_TRIES = 10_000  # candidates for one original that are looked at in a round
@@ -65,13 +65,13 @@ def pool(path: str, task: str) -> Source:
         line.
     """
     try:
-        rows = jsonl(Path(path).read_bytes(), path).items
+        rows = jsonl(storage.path(path).read_bytes(), path).items
     except OSError as error:
         raise UserError(f"study.pool={path} cannot be read: {error.strerror or error}") from error
     of: dict[int, list[Example]] = {}
     for where, text in rows:
         row = fields(where, text, ("original", "prompt", "target", "answer"))
-        if not isinstance(row["original"], int) or not all(isinstance(row[key], str) for key in ("prompt", "target")):
+        if type(row["original"]) is not int or not all(isinstance(row[key], str) for key in ("prompt", "target")):
             raise UserError(f"{where}: original must be an id, prompt and target texts")
         answer = tasks.read_answer(task, where, row["answer"])
         try:
