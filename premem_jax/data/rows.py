@@ -85,7 +85,7 @@ def _json(where: str, text: bytes) -> object:
 
 def _parquet(path: str, data: bytes) -> list[dict]:
     try:
-        return pq.read_table(pa.BufferReader(data)).to_pylist()
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise UserError(f"data.path={path}: not a whole Parquet file ({error})") from error
 

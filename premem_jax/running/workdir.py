@@ -128,8 +128,8 @@ def settings(config: dict) -> dict[str, str]:
 
 @functools.cache
 def code() -> str:
-    """SHA-256 over the package's own source files."""
-    digest, folder = hashlib.sha256(), pathlib.Path(premem_jax.__file__).parent
+    """SHA-256 over the package's own source files and the version of JAX."""
+    digest, folder = hashlib.sha256(metadata.version("jax").encode()), pathlib.Path(premem_jax.__file__).parent
     for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
