@@ -6,10 +6,13 @@ MOST_SHOWN = 2000  # characters of a message at either end; names in files of ot
 
 
 class UserError(Exception):
-    """A mistake that the user can fix: the message names the thing and the fix; `main` prints it and exits with 2."""
+    """A mistake that the user can fix: the message names the thing and the fix; `main` prints it and exits with 2.
+
+    It is one line, whatever the errors of other libraries have, and of limited length.
+    """
 
     def __str__(self):
-        text = super().__str__()
+        text = " ".join(super().__str__().splitlines())
         return text if len(text) <= 2 * MOST_SHOWN else f"{text[:MOST_SHOWN]} … {text[-MOST_SHOWN:]}"
 
 

@@ -68,6 +68,8 @@ def pool(path: str, task: str) -> Source:
         rows = jsonl(storage.path(path).read_bytes(), path).items
     except OSError as error:
         raise UserError(f"study.pool={path} cannot be read: {error.strerror or error}") from error
+    if not rows:
+        raise UserError(f"study.pool={path}: the file is empty")
     of: dict[int, list[Example]] = {}
     for where, text in rows:
         row = fields(where, text, ("original", "prompt", "target", "answer"))
