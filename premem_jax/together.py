@@ -175,7 +175,9 @@ def collecting(config) -> None:
             f"study.url={study.url!r}, study.model={study.model!r}: both go with study.source=endpoint alone"
         )
     if study.url and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", study.url):
-        raise UserError(f"study.url={study.url!r}: the address of an endpoint begins with http:// or https:// and a host")
+        raise UserError(
+            f"study.url={study.url!r}: the address of an endpoint begins with http:// or https:// and a host"
+        )
     if study.source == "endpoint" and config.data.task not in ("gsm8k", "math"):
         raise UserError(f"study.source='endpoint': the task {config.data.task!r} has a generator; that is the source")
     if study.source == "generator" and not hasattr(tasks.find(config.data.task), "variants"):

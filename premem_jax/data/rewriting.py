@@ -95,7 +95,9 @@ class Endpoint:
         headers, keys = {"Content-Type": "application/json"}, {}
         if key := os.environ.get(KEY, "").strip():
             if not re.fullmatch("[!-~]+", key):  # the library would name it in its error
-                raise UserError(f"the environment variable {KEY} holds what no key does: a space, or a letter beyond ASCII")
+                raise UserError(
+                    f"the environment variable {KEY} holds what no key does: a space, or a letter beyond ASCII"
+                )
             keys["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", body, headers)
         request.unredirected_hdrs |= keys  # not to where it may refer

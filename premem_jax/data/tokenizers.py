@@ -362,14 +362,12 @@ def _check_added(folder: Path, tokenizer: Tokenizer) -> None:
         if not (folder / name).is_file() or (pieces := tokenizer.pieces()) is None:
             continue
         said = strict_json.loads((folder / name).read_bytes(), name)
-        if name == "tokenizer_config.json":
-            added = said.get("added_tokens_decoder") if isinstance(said, dict) else None
-            try:
-                said = {token["content"]: int(i) for i, token in (added or {}).items()}
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{name}: added_tokens_decoder is no list of tokens by their ids") from error
-        if not isinstance(said, dict):
-            raise UserError(f"{name}: no object of tokens and ids")
+        try:
+            if name == "tokenizer_config.json":
+                said = {token["content"]: int(i) for i, token in (said.get("added_tokens_decoder") or {}).items()}
+            said = dict(said.items())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{name} has no object of added tokens and their ids") from error
         if other := [token for token, i in said.items() if pieces.get(token) != i]:
             raise UserError(
                 f"{name} says that {other[0]!r:.80} is token {said[other[0]]!r:.20}, and {tokenizer.file} "

@@ -148,7 +148,7 @@ def check_room(workdir: Path, need: int) -> None:
         )
 
 
-# Errors of the system that no restart mends: what is wrong, and what people can do. Other libraries wrap the first three.
+# Errors of the system that no restart mends: what is wrong, and what people can do. Libraries wrap those of disks.
 DISK = {
     errno.ENOSPC: ("the disk is full", "free some space"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or ask for more"),
