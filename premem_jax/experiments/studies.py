@@ -20,7 +20,7 @@ from etils.epath import Path
 
 from premem_jax.errors import NonFinite
 from premem_jax.experiments.members import Member, chosen, config_of, members_of
-from premem_jax.running import processes, progress, sealed, workdir
+from premem_jax.running import atomic, processes, progress, sealed, workdir
 from premem_jax.running.atomic import write_text
 from premem_jax.running.lease import InUse, lease
 from premem_jax.running.workdir import HOLDING
@@ -65,6 +65,7 @@ def run(config, folder: Path, *, columns: Mapping[str, str], conclude: Conclude,
     processes.once(lambda: workdir.check(folder, settings))
     with lease(folder, wait=True):  # for as long as it takes to write config.json; members have leases of their own
         workdir.claim(folder, settings)
+        processes.once(lambda: atomic.remove_leftovers(folder, seconds=3600))
     study.make(mine)
     rows, failed = processes.once(study.state)
     left = [name for name in study.members if name not in rows and name not in failed]

@@ -83,6 +83,13 @@ def test_a_forecast_is_written_before_the_truth_is_opened_and_never_after(tmp_pa
     assert asked(path, second, truth=str(tmp_path / "strong.jsonl"))["verdict"] == summary["verdict"]
     assert (folder / "forecast.json").read_bytes() == before
 
+    for harmed in (folder, second):
+        (harmed / "forecast.json").write_bytes(before.replace(b"elbow", b"el_ow", 1))
+    asked_again = storage.path(folder)
+    assert emergence._read(asked_again / "forecast.json", asked_again, opened=False) is None  # and it is made again
+    (folder / "forecast.json").write_bytes(before)
+    with pytest.raises(UserError, match=r"is damaged.*put a copy of it back"):
+        asked(path, second, truth=str(tmp_path / "strong.jsonl"))
     (second / "forecast.json").unlink()
     with pytest.raises(UserError, match="the truth has been opened"):
         asked(path, second, truth=str(tmp_path / "strong.jsonl"))

@@ -167,6 +167,15 @@ def test_leftovers_are_what_the_writers_name_so(tmp_path, monkeypatch):
     assert atomic.LEFTOVER.fullmatch(left.name)
 
 
+def test_what_others_may_be_writing_is_left(tmp_path):
+    for name in ("young", "old"):
+        (tmp_path / "members").mkdir(exist_ok=True)
+        (tmp_path / "members" / f".{name}.json.0123456789ab.tmp").write_text("")
+    os.utime(tmp_path / "members" / ".old.json.0123456789ab.tmp", (1, 1))
+    atomic.remove_leftovers(storage.path(tmp_path), seconds=3600)
+    assert [path.name for path in (tmp_path / "members").iterdir()] == [".young.json.0123456789ab.tmp"]
+
+
 def test_a_path_that_is_no_plain_text_is_refused_and_a_tilde_is_home(monkeypatch):
     for bad in ("a\0b", os.fsdecode(b"/tmp/\xff"), "a\nb"):
         with pytest.raises(UserError, match="not plain text"):
