@@ -27,6 +27,7 @@ def test_a_stop_is_no_error_of_what_it_ends():
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "the disk quota is used up"),
         (errno.EROFS, "the disk is read-only"),
+        (errno.EMFILE, "too many files are open"),
         (errno.EACCES, "a path cannot be used"),
         (errno.ENAMETOOLONG, "a path cannot be used"),
     ],

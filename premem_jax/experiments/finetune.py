@@ -27,7 +27,7 @@ from premem_jax.experiments.base_model import base_parameters
 from premem_jax.grading.grader import Grader
 from premem_jax.models.decoder import Model
 from premem_jax.models.hf_files import Checkpoint
-from premem_jax.running import processes, progress, sealed, workdir
+from premem_jax.running import processes, progress, sealed, storage, workdir
 from premem_jax.running.atomic import write_text
 from premem_jax.running.goodput import Goodput
 from premem_jax.running.lease import opened
@@ -113,7 +113,7 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     with processes.leader_first():
         task = tasks.load(config.data.task, **asked, cache=config.cache)
     if path := config.data.get("added"):
-        task = task._replace(splits=task.splits | {added.SPLIT: added.read(Path(path))})
+        task = task._replace(splits=task.splits | {added.SPLIT: added.read(storage.path(path))})
     checkpoint = hugging_face.checkpoint_of(config)
     options = config.tokenizer.to_dict() | dict(path=config.tokenizer.path or config.model.path)
     with processes.leader_first():

@@ -16,6 +16,7 @@
 
 import importlib.util
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -162,7 +163,7 @@ def code(name: str) -> bytes:
 def _place(name: str, argument: str) -> tuple[Path, str]:
     """The file and the function of a python grader."""
     file, _, function = argument.rpartition(":")
-    path = Path(file).expanduser()
+    path = Path(os.path.expanduser(file))
     if not file or not path.is_file():
         raise UserError(f"data.grader={name!r}: no file {file!r}; it is python:FILE.py:FUNCTION")
     return path, function

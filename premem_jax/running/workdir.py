@@ -153,6 +153,8 @@ DISK = {
     errno.ENOSPC: ("the disk is full", "free some space"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or ask for more"),
     errno.EROFS: ("the disk is read-only", "repair it"),
+    errno.EFBIG: ("a file may not become that large", "raise the limit (ulimit -f)"),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
 }
 PLACE = ("a path cannot be used", "mend it, or give another")
 PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM)

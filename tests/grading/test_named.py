@@ -91,6 +91,7 @@ def test_a_function_of_a_file(tmp_path):
         ("regex:", "there is exact"),
         ("python:missing.py:f", "no file 'missing.py'"),
         ("python:f", "no file ''"),
+        ("python:~nobody-here/f.py:f", "no file '~nobody"),
     ],
 )
 def test_a_name_that_makes_no_sense_is_refused(name, message):

@@ -270,6 +270,7 @@ def test_the_environment_does_not_change_numerics(tmp_path):
         "key = jax.random.key(3)\n"
         "print(jnp.arange(3.0).dtype, jnp.arange(3).dtype, (jnp.ones(2, 'bfloat16') + jnp.ones(2)).dtype)\n"
         "print(jax.jit(lambda k: jax.random.bits(k, (4,)))(key).tolist(), jnp.zeros(()) / 0)\n"
+        "import matplotlib\n"
     )
     odd = dict(
         JAX_ENABLE_X64="1",
@@ -279,6 +280,7 @@ def test_the_environment_does_not_change_numerics(tmp_path):
         JAX_THREEFRY_PARTITIONABLE="0",
         JAX_DISABLE_JIT="1",
         JAX_RANDOM_SEED_OFFSET="7",
+        MPLBACKEND="of a notebook",
     )
     run = lambda more: subprocess.run(
         [sys.executable, "-c", program], env=ENVIRONMENT | more, capture_output=True, text=True, check=True
