@@ -1,5 +1,6 @@
 """Rules between settings, as far as the config alone decides."""
 
+import re
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -181,6 +182,10 @@ def collecting(config) -> None:
     if (study.source == "endpoint") != bool(study.url) or bool(study.url) != bool(study.model):
         raise UserError(
             f"study.url={study.url!r}, study.model={study.model!r}: both go with study.source=endpoint alone"
+        )
+    if study.url and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", study.url):
+        raise UserError(
+            f"study.url={study.url!r}: the address of an endpoint begins with http:// or https:// and a host"
         )
     if study.source == "endpoint" and config.data.task not in ("gsm8k", "math"):
         raise UserError(f"study.source='endpoint': the task {config.data.task!r} has a generator; that is the source")

@@ -253,6 +253,14 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("rungs", {"evaluation.dev": 17}, ["evaluation.dev=17", "64 questions"]),
         ("ladder", {"study.members": (("a", (), ()), ("b", (), ()), ("c", (), ("b",)))}, ["c is foretold", "'a', 'b'"]),
         ("curate", {"data.task": "arithmetic"}, ["study.source='generator'", "'arithmetic'"]),
+        (
+            "curate",
+            {"study.source": "endpoint", "study.url": "file:///etc", "study.model": "m", "data.task": "gsm8k"},
+            ["study.url='file:///etc'", "https://"],
+        ),
+        ("finetune", {"evals.train_accuracy.opening": "o" * 100_000}, ["evals.train_accuracy.opening", "200"]),
+        ("finetune", {"evals.probe.response": "r" * 100_000}, ["evals.probe.response", "100"]),
+        ("plan", {"plan.topology": f"v5e:{'9' * 5000}x4"}, ["topology='v5e:999", "v5e:4x4"]),
     ],
 )
 def test_what_cannot_work_together_is_refused(experiment, changes, words):

@@ -1,8 +1,10 @@
 """The example, the common type of all tasks."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 
 FIELD = re.compile(r"\{(\w+)\}")  # a field of a row, in a template of a prompt or target
 
@@ -26,6 +28,18 @@ class Example:
     reworded: str = ""
     rejected: str = ""
     options: tuple[str, ...] = ()
+
+
+def number_text(value: int | float) -> str:
+    """A number of a row as text, without a decimal point where it is integral, never as 1e-05.
+
+    Raises ValueError for NaN and infinities.
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no number")
+        return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
+    return str(value)
 
 
 def worked(id: int, row: Mapping[str, str]) -> Example:

@@ -30,7 +30,7 @@ class Accuracy(Evaluator):
         "top_p": (number(1e-6, 1), "nucleus mass; 1: the full distribution"),
         "keep_texts": (NATURAL, "examples whose responses are kept for the report"),
         "skip_settled": (flag(), "leave out training examples whose metric is 0 whatever is sampled"),
-        "opening": (text(), "text with which every response is made to begin"),
+        "opening": (text(200), "text with which every response is made to begin"),
         "reworded": (flag(), "ask in other words, where the task has them"),
     }
 

@@ -42,7 +42,8 @@ def studied(config, folder: Path, by_task: dict[str, list[Run]], chosen: dict[st
         for task, runs in by_task.items():
             tasks[task] = study_task(runs, chosen[task], config)
             bar.update()
-            figures[task] = draw(runs, chosen[task], tasks[task], folder / "figures", task)
+            name = f"{len(figures) + 1}_{drawing.shown(task)}" if len(by_task) > 1 else drawing.shown(task)
+            figures[task] = draw(runs, chosen[task], tasks[task], folder / "figures", name)
             bar.update()
 
     summary = {
@@ -90,12 +91,12 @@ def study_task(runs: Sequence[Run], chosen: Sequence[Threshold], config) -> dict
     }
 
 
-def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder: Path, task: str) -> dict[str, Path]:
-    """The figures of one task, as far as it has the numbers: kind to PNG."""
+def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder: Path, name: str) -> dict[str, Path]:
+    """The figures of one task, as far as it has the numbers: kind to PNG, `name` with the kind behind it."""
     paths = {}
 
     def path(kind: str) -> Path:
-        paths[kind] = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '-', drawing.shown(task))}_{kind}.png"
+        paths[kind] = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}_{kind}.png"
         return paths[kind]
 
     if result["predictors"]:

@@ -18,7 +18,7 @@ from premem_jax.experiments import hugging_face, materials
 from premem_jax.models import adapters
 from premem_jax.models.decoder import Model, init
 from premem_jax.models.hf_files import Checkpoint
-from premem_jax.running import processes, storage
+from premem_jax.running import atomic, processes, storage
 from premem_jax.running.lease import lease
 from premem_jax.running.programs import Clock
 from premem_jax.tasks.task import Task
@@ -79,6 +79,8 @@ def _without_folder(config, model: Model, task: Task, tokenizer: Tokenizer, mesh
     folder = storage.path(config.cache) / f"base-{_fingerprint(config, model, task, tokenizer)}"
     there = processes.once(lambda: base.steps in finished(folder / "checkpoints"))
     with contextlib.nullcontext() if there else lease(folder, wait=True):
+        if not there:
+            processes.once(lambda: atomic.remove_leftovers(folder))
         phase = _phase(config, trainer, task, tokenizer, folder)
         return weights(phase.run(lambda: trainer.random_parameters(config.seed)))
 

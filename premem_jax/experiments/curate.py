@@ -24,10 +24,10 @@ from premem_jax.data import added, collection
 from premem_jax.data.examples import Example
 from premem_jax.data.rewriting import Endpoint, Rewriter
 from premem_jax.evaluators.suite import sampled_texts
-from premem_jax.experiments import studies
+from premem_jax.experiments import materials, studies
 from premem_jax.experiments.analyze import without_nan
 from premem_jax.members import Member, config_of, members_of
-from premem_jax.running import progress, sealed
+from premem_jax.running import progress, sealed, storage
 from premem_jax.tasks import task as tasks
 
 COLUMNS = dict(train_examples="d", pre_memorization_accuracy=".1%", test_accuracy=".1%")
@@ -40,6 +40,8 @@ def run(config, folder: Path) -> dict | None:
       UserError: as finetunes do; a strategy without its inputs; a source with too few examples.
     """
     keys.check(config)
+    if config.study.pool:  # a mistake in it is told before members are trained
+        collection.pool(config.study.pool, partial(tasks.answer_of_target, config.data.task))
     give, end = partial(choose, config), lambda rows, failed: conclude(config, folder, rows)
     return studies.run(config, folder, columns=COLUMNS, give=give, conclude=end)
 
@@ -57,6 +59,9 @@ def choose(config, member: Member, earlier: Mapping[str, Path], files: Path) -> 
     weights_E = STRATEGIES[job.strategy](seen)
     endpoint = Endpoint(config.study.url, config.study.model, Path(config.cache) / "replies", config.study.per_minute)
     source = _source(config, job, trace, run, endpoint)
+    if config.study.pool:  # all members are given of one file
+        digest = sealed.digest(storage.path(config.study.pool).read_bytes())
+        materials.claim(files.parent.parent, {"pool (study.pool)": digest})
     collector = collection.Collector(source, splits["test"], [*splits["train"], *there])
     counts_E = selection.allocate(
         weights_E,
@@ -97,7 +102,8 @@ def conclude(config, folder: Path, rows: Mapping[str, Mapping]) -> dict:
         seconds[job_of(name)[:2]] += row["seconds_total"]
     for point in points:
         point["seconds"] = seconds[point["strategy"], point["added"]]
-    selections = {name: _read(folder, name) for name in rows if job_of(name).added}
+    read = lambda name: sealed.unless_damaged(sealed.read_json, _record(folder, name), folder, "the page is without it")
+    selections = {name: found for name in rows if job_of(name).added and (found := read(name))}
     base = float(np.mean(found.base)) if found.seeds else None
     curve = curation.iid_curve(found, originals, np.arange(len(found.seeds))) if found.seeds else ([], [])
     result = {"seeds": found.seeds, "base_accuracy": base, "originals": originals, "points": points}
@@ -165,8 +171,8 @@ def _splits(data: tuple) -> dict[str, list[Example]]:
     return tasks.load(settings.pop("task"), **settings, cache=cache).splits
 
 
-def _read(folder: Path, name: str) -> dict:
-    return sealed.read_json(folder / "members" / name / "selection.json")
+def _record(folder: Path, name: str) -> Path:
+    return folder / "members" / name / "selection.json"
 
 
 def _shown(config, folder: Path, selections: Mapping[str, Mapping], most: int = 3) -> dict[str, list[tuple[str, str]]]:
@@ -177,7 +183,10 @@ def _shown(config, folder: Path, selections: Mapping[str, Mapping], most: int = 
         if (strategy := job_of(name).strategy) in shown:
             continue
         prompts = {example.id: example.prompt for example in _splits(_data(config, members[name]))["train"]}
-        new = added.read(folder / "members" / name / "added.jsonl")[-len(chosen["originals"]) :]
+        path = folder / "members" / name / "added.jsonl"
+        if (new := sealed.unless_damaged(added.read, path, folder, "the page is without it")) is None:
+            continue
+        new = new[-len(chosen["originals"]) :]
         pairs = list(zip(chosen["originals"], new, strict=True))[:: max(1, len(new) // most)]
         shown[strategy] = [(prompts[id], f"{example.prompt}{example.target}") for id, example in pairs[:most]]
     return shown

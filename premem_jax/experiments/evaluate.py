@@ -68,8 +68,8 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
     # ---- The chunks that are missing --------------------------------------------------------------------------------
     params, values = weights(config, checkpoint, mesh, folder, clock)
     made_of = [checkpoint.headers(), checkpoint.description, checkpoint.eos_ids, values]
-    parts = [made_of, rows.checksum, materials.of_tokenizer(tokenizer.model)]
-    processes.agree({"rows, model and tokenizer": materials.digest(parts)})
+    parts = [made_of, rows.checksum, materials.of_tokenizer(tokenizer.model), materials.of_grader(config.data.grader)]
+    processes.agree({"rows, model, tokenizer and grader": materials.digest(parts)})
     chunks = chunks_of(data, config.chunk, folder / "chunks" / materials.digest(parts)[:12])
     absent = processes.once(lambda: [str(path) for path in chunks if not there(path, folder)])
     missing = {path: numbers for path, numbers in chunks.items() if str(path) in absent}

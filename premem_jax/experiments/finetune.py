@@ -27,7 +27,7 @@ from premem_jax.experiments.base_model import base_parameters
 from premem_jax.grading.grader import Grader
 from premem_jax.models.decoder import Model
 from premem_jax.models.hf_files import Checkpoint
-from premem_jax.running import processes, progress, sealed, workdir
+from premem_jax.running import processes, progress, sealed, storage, workdir
 from premem_jax.running.atomic import write_text
 from premem_jax.running.goodput import Goodput
 from premem_jax.running.lease import opened
@@ -113,15 +113,16 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     with processes.leader_first():
         task = tasks.load(config.data.task, **asked, cache=config.cache)
     if path := config.data.get("added"):
-        task = task._replace(splits=task.splits | {added.SPLIT: added.read(Path(path))})
+        task = task._replace(splits=task.splits | {added.SPLIT: added.read(storage.path(path))})
     checkpoint = hugging_face.checkpoint_of(config)
     options = config.tokenizer.to_dict() | dict(path=hugging_face.tokenizer_of(config, checkpoint))
     with processes.leader_first():
         tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
     splits = {name: split_of(config.data, name, examples, tokenizer) for name, examples in task.splits.items()}
     checks.finetune(config, mesh, task, splits)
-    made_of = materials.of_examples(task.splits) | materials.of_tokenizer(tokenizer.model)
-    materials.claim(folder, made_of | materials.of_folder(checkpoint))
+    made_of = materials.of_examples(task.splits) | materials.of_grader(config.data.grader)
+    made_of |= materials.of_tokenizer(tokenizer.model) | materials.of_folder(checkpoint)
+    materials.claim(folder, made_of)
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     base = partial(base_parameters, config, model, checkpoint, task, tokenizer, mesh, clock, folder)
     exported = 4 * model.config.parameters if config.checkpoint.export else 0

@@ -55,7 +55,7 @@ class Checkpoint:
         """
         if storage.in_bucket(folder):
             raise UserError(f"model.path={folder}: weights are read from a disk; gcloud storage cp -r {folder} DIR")
-        self.folder = folder = Path(folder)
+        self.folder = folder = Path(os.path.expanduser(folder))
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise UserError(f"model.path={folder} {what}; give the folder that holds config.json and *.safetensors")

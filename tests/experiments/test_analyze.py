@@ -280,6 +280,15 @@ def test_small_and_large_sets_of_runs_are_studied(tmp_path, runs, evaluations):
     assert ("always the same" in html) == (runs == 1)
 
 
+def test_tasks_whose_names_are_shown_alike_have_figures_of_their_own(tmp_path):
+    """Names of 100 KB, too: they are shown without their middle."""
+    for name, middle in (("a.npz", "x"), ("b.npz", "y")):
+        write_table(tmp_path / name, 1, 2, task=f"{'n' * 5_000}{middle}{'n' * 5_000}", run=middle)
+    study(tmp_path, tmp_path / "run", GIVEN)
+    assert len(list((tmp_path / "run" / "figures").glob("*_scatter.png"))) == 2
+    assert (tmp_path / "run" / "report.html").stat().st_size < 2e6
+
+
 @pytest.mark.filterwarnings("error")
 def test_runs_whose_test_accuracy_was_never_measured(tmp_path):
     table = write_table(tmp_path / "t.npz", test_accuracy=np.nan)

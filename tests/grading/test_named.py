@@ -33,6 +33,8 @@ def verdict(name, response, answer):
         ("number:0.01", " about 101", "100.5", CORRECT),
         ("number:0.01", " about 103", "100.5", WRONG),
         ("number", " 1/0", "1", WRONG),
+        ("number", f" so {'7' * 5000}", "7", WRONG),  # as models do that repeat themselves
+        ("number:0.01", f" so 0.{'3' * 5000}", "0.3333", WRONG),
         ("choice", " The answer is (B), not A.", "B", CORRECT),
         ("choice", " Answer: C", "(C)", CORRECT),
         ("choice", " A dog", "A", UNPARSED),
@@ -89,6 +91,7 @@ def test_a_function_of_a_file(tmp_path):
         ("regex:", "there is exact"),
         ("python:missing.py:f", "no file 'missing.py'"),
         ("python:f", "no file ''"),
+        ("python:~nobody-here/f.py:f", "no file '~nobody"),
     ],
 )
 def test_a_name_that_makes_no_sense_is_refused(name, message):
@@ -98,7 +101,12 @@ def test_a_name_that_makes_no_sense_is_refused(name, message):
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("1 /", "SyntaxError"), ("import nothing_like_it", "ModuleNotFound"), ("g = 1", "no function 'g'")],
+    [
+        ("1 /", "SyntaxError"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("import nothing_like_it", "ModuleNotFound"),
+        ("g = 1", "no function 'g'"),
+    ],
 )
 def test_a_file_that_does_not_load_is_named(tmp_path, source, message):
     (tmp_path / "bad.py").write_text(source)

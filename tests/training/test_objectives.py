@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from premem_jax import keys
 from premem_jax.models.decoder import build
 from premem_jax.models.nll import log_likelihood
 from premem_jax.training import objectives
@@ -148,6 +149,21 @@ def test_metrics_are_rewards_and_how_often_the_chosen_one_is_higher():
     assert float(sums.metrics["reward_chosen"]) == pytest.approx(reward[:, 0].sum(), rel=1e-5)
     assert float(sums.metrics["margin"]) == pytest.approx((reward[:, 0] - reward[:, 1]).sum(), rel=1e-4)
     assert float(sums.metrics["reward_accuracy"]) == (reward[:, 0] > reward[:, 1]).sum()
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("extreme", [0, 1])
+def test_the_ends_of_the_ranges_of_its_settings_are_finite(name, extreme):
+    """As a config allows them, with responses from certain to impossible; squares of gradients are finite, too."""
+    ends = dict(beta=(1e-6, 1e6), label_smoothing=(0.0, 0.5), delta=(0.0, 1e6), weight=(0.0, 1e6), eta=(0.0, 1e6))
+    for key, pair in ends.items():
+        limit, about = keys.PREFERENCE[f"preference.{key}"]
+        limit.check(key, pair[extreme], about)
+        assert not limit.allows(pair[0] - 1e-5) and not limit.allows(1.1 * pair[1])
+    asked = objectives.objective(name, {key: pair[extreme] for key, pair in ends.items()})
+    policy_BR = jnp.array([[0.0, -5000.0], [-5000.0, 0.0], [-20.0, -20.0], [0.0, 0.0]])
+    loss_B, c_BR = asked(policy_BR, jnp.full_like(policy_BR, -100.0))
+    assert bool(jnp.isfinite(loss_B).all() & jnp.isfinite(jnp.square(1e3 * c_BR)).all())
 
 
 def test_settings_that_an_objective_does_not_have_are_left_out():
