@@ -1,5 +1,6 @@
-"""Verdicts of graders. Without JAX, because the analysis of traces imports it."""
+"""Verdicts of graders, and hashes of answers. Without JAX, because the analysis of traces imports it."""
 
+import hashlib
 from enum import IntEnum
 
 
@@ -13,3 +14,8 @@ class Verdict(IntEnum):
     WRONG = 1
     UNPARSED = 2
     UNDECIDED = 3
+
+
+def answer_hash(answer: bytes | None) -> int:
+    """32 bits of a normalised answer, by which a trace tells whether samples agree; 0 stands for no answer alone."""
+    return 0 if answer is None else int.from_bytes(hashlib.blake2b(answer, digest_size=4).digest(), "little") or 1
