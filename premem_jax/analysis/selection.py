@@ -23,7 +23,7 @@ class Seen:
     """Inputs of a strategy: E training examples, in the order of `example`."""
 
     trace: Trace  # of a run trained on them
-    perplexity: float | None = None  # the memorization threshold
+    perplexity: float | np.ndarray | None = None  # the memorization threshold, or (M,), one per evaluation
     share: float = 0.5  # of the examples is collected around, those with the lowest value...
     below: float | None = None  # ...or all those with a value below this, where it is given
     seed: int = 0
@@ -185,7 +185,7 @@ def _shrunk(seen: Seen) -> np.ndarray:
     train, perplexity = seen.trace.split("train"), _threshold(seen)
     value_E = estimate.shrunk(train.correct, train.samples, train.nll, perplexity)
     value_E = np.where(train.skipped_ME[-1], 0.0, value_E)  # memorized, and never solved before
-    at_once_E = train.nll[_first(seen)] < log_threshold(perplexity)
+    at_once_E = (train.nll < log_threshold(perplexity))[_first(seen)]
     return np.where(at_once_E, _early(seen), value_E)
 
 
@@ -223,11 +223,11 @@ def _first(seen: Seen) -> int:
 def _early(seen: Seen) -> np.ndarray:
     """(E,) shrunk accuracies at that evaluation."""
     train, first = seen.trace.split("train"), _first(seen)
-    memorized = train.nll[first : first + 1] < (log_threshold(seen.perplexity) if seen.perplexity else -np.inf)
-    return estimate.shrunk_accuracy(train.correct[first : first + 1], train.samples[first : first + 1], memorized)[0]
+    limit = -np.inf if seen.perplexity is None else log_threshold(seen.perplexity)
+    return estimate.shrunk_accuracy(train.correct, train.samples, train.nll < limit)[first]
 
 
-def _threshold(seen: Seen) -> float:
+def _threshold(seen: Seen) -> float | np.ndarray:
     if seen.perplexity is None:
         raise UserError("pre-memorization accuracy needs a threshold: set threshold.rule")
     return seen.perplexity

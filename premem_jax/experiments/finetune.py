@@ -136,7 +136,7 @@ def suite_of(config, folder: Path, clock: Clock, made: Ready, per_epoch: int, st
     measured_on = {name: Split(name, data, made.grader) for name, data in made.splits.items()}
     buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
     on = Run(made.tokenizer, made.model, made.mesh, clock, config.seed, buckets, decode_tensor, made.base)
-    wanted = Unsettled(folder / "trace", known_threshold(config.threshold), processes.once)
+    wanted = Unsettled(folder / "trace", config.threshold, processes.once)
     return Suite(config.evals.to_dict(), measured_on, on, per_epoch, steps, folder, wanted)
 
 
@@ -173,11 +173,6 @@ def tokenized(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:
     return split
 
 
-def known_threshold(config) -> float | None:
-    """The memorization threshold on perplexity if the config gives it, else None."""
-    return config.perplexity if config.rule == "given" else None
-
-
 def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
     """Rows {split, example, prompt, reference} of all examples, with the metadata of those that have any."""
     return [
@@ -198,7 +193,7 @@ def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[s
     last = {name: float(x[-1]) if len(x) and math.isfinite(x[-1]) else None for name, x in curves.items()}
     limits = {"threshold": None, "threshold_rule": "none"}
     if chosen:
-        limits = {"threshold": chosen.perplexity, "threshold_rule": chosen.rule}
+        limits = {"threshold": chosen.at_end, "threshold_rule": chosen.rule}
         limits |= {f"threshold_{name}": value for name, value in chosen.detail.items()}
     summary = {
         "experiment": config.experiment,

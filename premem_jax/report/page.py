@@ -19,6 +19,7 @@ _COLUMNS = (
     ("epoch", "epoch", "{:.4g}"),
     ("step", "step", "{:,}"),
     ("train_nll", "train NLL", "{:.4f}"),
+    ("threshold", "threshold", "{:.4f}"),
     ("fraction_memorized", "memorized", "{:.3f}"),
     ("train_accuracy", "train accuracy", "{:.4f}"),
     ("pre_memorization_accuracy", "pre-memorization accuracy", "{:.4f}"),
@@ -75,7 +76,7 @@ def write_report(
         drawn.append("responses.png")
     limits = {}
     if threshold is not None:
-        limits = facts({"perplexity": threshold.perplexity, "mean NLL": threshold.nll, "rule": threshold.rule})
+        limits = facts({"perplexity": threshold, "rule": threshold.rule})
         limits |= facts(threshold.detail)
     html = (
         environment()
@@ -134,7 +135,8 @@ def headline(curves: Mapping[str, np.ndarray]) -> str:
 
 
 def _without_metric(curves: Mapping[str, np.ndarray]) -> str:
-    last = {key: at for key, _, _ in _COLUMNS[2:] if (at := _last(curves[key])) is not None}
+    measured = [key for key, _, _ in _COLUMNS[2:] if key != "threshold"]
+    last = {key: at for key in measured if (at := _last(curves[key])) is not None}
     if not last:
         return "The run has trained. Nothing was evaluated."
     values = [

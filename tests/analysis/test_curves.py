@@ -48,8 +48,8 @@ def test_a_trace_that_lacks_a_split_or_a_threshold_has_the_other_curves(tmp_path
     """Each curve is there exactly where what it is made of is, with the values that the whole trace gives."""
     whole, chosen = synthetic_splits(0, 1, examples=60), threshold.given(1.2)
     trace.write_evaluation(tmp_path / "whole", 1, 1, whole)
-    of_train = {"train_nll", "train_accuracy", "pre_memorization_accuracy", "fraction_memorized"}
-    of_threshold = {"pre_memorization_accuracy", "fraction_memorized"}
+    of_threshold = {"pre_memorization_accuracy", "fraction_memorized", "threshold"}
+    of_train = {"train_nll", "train_accuracy"} | of_threshold
     everything = curves.run_curves(trace.read_trace(tmp_path / "whole"), chosen)
     assert all(np.isfinite(values).all() for values in everything.values())
     for split, rule, absent in (
