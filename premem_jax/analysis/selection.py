@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from premem_jax.analysis import estimate
-from premem_jax.analysis.premem import log_threshold
+from premem_jax.analysis.premem import log_threshold, pre_memorization_accuracy
 from premem_jax.analysis.trace import Trace
 from premem_jax.errors import UserError
 
@@ -51,7 +51,7 @@ def pre_memorization(seen: Seen) -> np.ndarray:
 def pre_memorization_published(seen: Seen) -> np.ndarray:
     """The value as Kang et al. compute it."""
     train = seen.trace.split("train")
-    return _low(seen, estimate.published(train.accuracy_or_skipped, train.nll, _threshold(seen)))
+    return _low(seen, pre_memorization_accuracy(train.accuracy_or_skipped, train.nll, _threshold(seen))[-1])
 
 
 def early_accuracy(seen: Seen) -> np.ndarray:
@@ -176,17 +176,15 @@ def values(seen: Seen) -> dict[str, np.ndarray]:
     """Values (E,) to record beside a choice: the first accuracy, and with a threshold the metric."""
     train, out = seen.trace.split("train"), {"early_accuracy": _early(seen)}
     if seen.perplexity is not None:
-        out["published"] = estimate.published(train.accuracy_or_skipped, train.nll, seen.perplexity)
+        out["published"] = pre_memorization_accuracy(train.accuracy_or_skipped, train.nll, seen.perplexity)[-1]
         out["shrunk"] = _shrunk(seen)
     return out
 
 
 def _shrunk(seen: Seen) -> np.ndarray:
     train, perplexity = seen.trace.split("train"), _threshold(seen)
-    value_E = estimate.shrunk(train.correct, train.samples, train.nll, perplexity)
-    value_E = np.where(train.skipped_ME[-1], 0.0, value_E)  # memorized, and never solved before
     at_once_E = (train.nll < log_threshold(perplexity))[_first(seen)]
-    return np.where(at_once_E, _early(seen), value_E)
+    return np.where(at_once_E, _early(seen), estimate.of_split(train, perplexity)[-1])
 
 
 def _low(seen: Seen, value_E: np.ndarray) -> np.ndarray:

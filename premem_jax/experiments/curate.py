@@ -30,7 +30,7 @@ from premem_jax.members import Member, config_of, members_of
 from premem_jax.running import progress, sealed
 from premem_jax.tasks import task as tasks
 
-COLUMNS = dict(train_examples="d", pre_memorization_accuracy=".1%", test_accuracy=".1%")
+COLUMNS = dict(train_examples="d", estimate=".1%", test_accuracy=".1%")
 
 
 def run(config, folder: Path) -> dict | None:

@@ -18,19 +18,23 @@ from premem_jax.report.drawing import INK, MEMORIZED, PREMEM, TEST, TRAIN, UNKNO
 
 
 def curves_figure(curves: dict[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Writes a PNG of train, pre-memorization and test accuracy against epochs, above the fraction memorized.
+    """Writes a PNG of train accuracy, the shrunk estimate and test accuracy against epochs, above the share memorized.
 
-    `curves` is the result of `analysis.curves.run_curves`; NaNs are left out of the lines.
+    `curves` is the result of `analysis.curves.run_curves`; NaNs are left out of the lines. Bands are 95 % intervals.
     """
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     lines = (
         ("train_accuracy", "train accuracy", TRAIN, "o", "-"),
-        ("pre_memorization_accuracy", "pre-memorization accuracy (train)", PREMEM, "s", "-"),
+        ("estimate", "before memorization (train), estimate", PREMEM, "s", "-"),
         ("test_accuracy", "test accuracy", TEST, "D", "--"),
     )
     for name, label, color, marker, style in lines:
         _line(top, curves["epoch"], curves[name], label, color, marker, style)
+        if f"{name}_error" in curves:
+            epoch, low = _measured(curves["epoch"], curves[name] - 1.96 * curves[f"{name}_error"])
+            _, high = _measured(curves["epoch"], curves[name] + 1.96 * curves[f"{name}_error"])
+            top.fill_between(epoch, low, high, color=color, alpha=0.15, linewidth=0)
     drawing.style(top, "Accuracy before memorization, against accuracy on the test set")
     top.set(ylabel="accuracy (mean over examples)", ylim=(0, 1.02))
     top.legend(frameon=False, loc="best")
