@@ -73,7 +73,7 @@ class SplitTrace:
     decided_on_host: np.ndarray | int = 0  # (M, E) int64, responses that the device could not decide exactly
     skipped: np.ndarray | int = 0  # (M, E) int64, responses not sampled since the metric is 0 whatever they say
     log_confidence: np.ndarray | None = None  # (M, E) float64, log-probability of the greedy response, nats; NaN: no
-    answers: np.ndarray | None = None  # (M, E, R) uint32, `verdict.answer_hash` of each sample; 0: no answer or sample
+    answers: np.ndarray | None = None  # (M, E, R) uint32, `verdict.answer_hash` of each sample; 0: no sample
 
     @property
     def accuracy(self) -> np.ndarray:

@@ -109,7 +109,7 @@ class Accuracy(Evaluator):
             "correct": np.sum(np.equal(verdicts, Verdict.CORRECT), axis=1, dtype=np.int32),
             "unparsed": np.sum(np.equal(verdicts, Verdict.UNPARSED), axis=1, dtype=np.int32),
             "decided_on_host": np.array(asked, np.int32),
-            "answers": np.array([self._hashes(mine) for mine in drawn], np.uint32),
+            "answers": np.array([*map(self._hashes, drawn, verdicts)], np.uint32),
         }
         kept = [b for b, row in enumerate(rows) if row < self._keep]
         return Part(rows, columns, [self._text(step, rows[b], drawn[b], verdicts[b]) for b in kept])
@@ -130,11 +130,12 @@ class Accuracy(Evaluator):
         # Our rules agree in every process; a user's function may not.
         return self.run.once(every) if grader.rules is None else every()
 
-    def _hashes(self, drawn: Drawn) -> list[int]:
+    def _hashes(self, drawn: Drawn, verdict_R: Sequence[int]) -> list[int]:
         if (answer := self.split.grader.answer) is None:
             return [0] * self.samples
         text = lambda tokens: b"".join(self._token_bytes[i] for i in tokens if i < len(self._token_bytes))
-        return [answer_hash(answer(text(t[:n]))) for t, n in zip(drawn.tokens, drawn.length, strict=True)]
+        each = zip(drawn.tokens, drawn.length, verdict_R, strict=True)
+        return [answer_hash(answer(text(tokens[:length])), verdict) for tokens, length, verdict in each]
 
     def _text(self, step: int, row: int, drawn: Drawn, verdict_R: Sequence[int]) -> dict:
         example, decode = self.split.data.examples[row], self.run.tokenizer.decode

@@ -12,7 +12,7 @@ from etils.epath import Path
 from jax.sharding import Mesh
 
 from premem_jax import keys, sharding
-from premem_jax.analysis import estimate
+from premem_jax.analysis import audit, estimate
 from premem_jax.analysis.conclusion import conclude
 from premem_jax.analysis.curves import INTERVALS, NAMES, interval
 from premem_jax.analysis.threshold import Threshold
@@ -188,7 +188,9 @@ def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
 
 def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[str, Tokenized]) -> dict:
     """Writes analysis, report and `summary.json` of a finished run, from its trace, its sampled texts and its data."""
-    from premem_jax.report.page import headline, write_report  # matplotlib, which a run does without until here
+    # Matplotlib, which a run does without until here.
+    from premem_jax.report.audit_page import write_table
+    from premem_jax.report.page import headline, write_report
 
     steps = evaluation_steps(folder / "trace")
     trace = read_trace(folder / "trace") if steps else NOTHING
@@ -214,7 +216,10 @@ def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[s
         **workdir.facts(),
     }
     samples = [row for step, digest in trace.texts.items() for row in sampled_texts(folder, step, digest) or ()]
-    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples)
+    audited = audit.audit(trace, chosen) if np.isfinite(curves["estimate"]).any() else None
+    if audited:
+        write_table(folder / "audit.parquet", audited)
+    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples, audited=audited)
     sealed.write_json(folder / "summary.json", summary)
     goodput.keep(finished=True)
     progress.say(f"\n{headline(curves, summary)}\nLook at {summary['report']}")

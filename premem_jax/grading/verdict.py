@@ -16,6 +16,12 @@ class Verdict(IntEnum):
     UNDECIDED = 3
 
 
-def answer_hash(answer: bytes | None) -> int:
-    """32 bits of a normalised answer, by which a trace tells whether samples agree; 0 stands for no answer alone."""
-    return 0 if answer is None else int.from_bytes(hashlib.blake2b(answer, digest_size=4).digest(), "little") or 1
+def answer_hash(answer: bytes | None, verdict: Verdict) -> int:
+    """32 bits of a sample's normalised answer, by which a trace tells whether samples agree.
+
+    The lowest bit says whether the answer is correct. A sample without an answer has 0, or 1 where that is correct.
+    """
+    correct = int(verdict == Verdict.CORRECT)
+    if answer is None:
+        return correct
+    return (int.from_bytes(hashlib.blake2b(answer, digest_size=4).digest(), "little") & ~1 or 2) | correct

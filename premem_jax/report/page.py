@@ -9,11 +9,11 @@ import jinja2
 import numpy as np
 from etils.epath import Path
 
-from premem_jax.analysis import record, response_curves
+from premem_jax.analysis import audit, record, response_curves
 from premem_jax.analysis.curves import interval
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import Trace
-from premem_jax.report import dynamics_figures, figures
+from premem_jax.report import audit_page, dynamics_figures, figures
 from premem_jax.report.explorer import explorer
 from premem_jax.running import atomic
 
@@ -47,11 +47,12 @@ def write_report(
     examples: Iterable[Mapping],
     samples: Iterable[Mapping],
     train: str = "train",
+    audited: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Writes a self-contained `report.html`, and the figures in it to `figures/`; returns the path of the page.
 
     `curves.png` needs a measurement of train or test, `examples.png` the pre-memorization accuracy, the explorer any
-    measured example; parts without data are omitted.
+    measured example, `map.png` the audit; parts without data are omitted.
 
     Args:
       workdir: the run's folder.
@@ -62,10 +63,12 @@ def write_report(
       examples: rows {split, example, prompt, reference}, the texts of the examples.
       samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `explorer.VERDICTS`.
       train: the training split.
+      audited: the result of `analysis.audit.audit`, if there is one.
 
     Raises:
       ValueError: an unknown verdict.
     """
+    examples = list(examples)
     explored = explorer(trace, threshold, examples, samples, train) if trace.splits else None
     drawn, folder = [], workdir / "figures"
     if any(np.isfinite(values).any() for name, values in curves.items() if name not in ("step", "epoch")):
@@ -78,6 +81,17 @@ def write_report(
         since = {"": int(summary.get("sft_steps", 0))}
         dynamics_figures.responses_figure({"": trace}, since, folder / "responses.png")
         drawn.append("responses.png")
+    looked_at = {}
+    if audited is not None:
+        audit_page.map_figure(audited, folder / "map.png")
+        texts = {row["example"]: (row["prompt"], row["reference"]) for row in examples if row["split"] == train}
+        looked_at = {
+            "said": audit_page.said(audit.summary(audited, None)),
+            "note": audit_page.NOTE,
+            "columns": audit_page.SUSPECT_COLUMNS,
+            "rows": audit_page.suspects(audited, texts),
+            "figure": {"caption": audit_page.MAP_CAPTION, "data": as_base64(folder / "map.png")},
+        }
     limits = {}
     if threshold is not None:
         limits = facts({"perplexity": threshold, "rule": threshold.rule})
@@ -94,6 +108,7 @@ def write_report(
             threshold=limits,
             summary=facts(summary),
             explorer=explored,
+            audit=looked_at,
         )
     )
     path = workdir / "report.html"
