@@ -22,14 +22,24 @@ OVERDISPERSION_OF_ONE = 0.5  # with one sample each it cannot be told from the d
 
 
 def of_split(split: SplitTrace, perplexity: Perplexity) -> np.ndarray:
-    """(M, E) shrunk values of a split of a trace; 0 where sampling was skipped, as then the published value is 0."""
-    return np.where(split.skipped_ME, 0.0, shrunk(split.correct, split.samples, split.nll, perplexity))
+    """(M, E) shrunk values of a split of a trace."""
+    return shrunk(split.correct, split.samples, split.nll, perplexity, split.skipped_ME)
 
 
-def shrunk(correct_ME: np.ndarray, samples_ME: np.ndarray, nll_ME: np.ndarray, perplexity: Perplexity) -> np.ndarray:
-    """(M, E) as `premem.pre_memorization_accuracy`, from shrunk accuracies where an example is memorized."""
+def shrunk(
+    correct_ME: np.ndarray,
+    samples_ME: np.ndarray,
+    nll_ME: np.ndarray,
+    perplexity: Perplexity,
+    skipped_ME: np.ndarray | bool = False,
+) -> np.ndarray:
+    """(M, E) as `premem.pre_memorization_accuracy`, from shrunk accuracies where an example is memorized.
+
+    Where sampling was skipped, the example is memorized and the published value 0; the accuracy is taken for 1, so the
+    value is that of the evaluations before.
+    """
     memorized_ME = nll_ME < log_threshold(perplexity)
-    smooth_ME = shrunk_accuracy(correct_ME, samples_ME, memorized_ME)
+    smooth_ME = np.where(skipped_ME, 1.0, shrunk_accuracy(correct_ME, samples_ME, memorized_ME))
     of = lambda accuracy_ME: premem.pre_memorization_accuracy(accuracy_ME, nll_ME, perplexity)
     return np.where(memorized_ME, of(smooth_ME), of(_accuracy(correct_ME, samples_ME)))
 

@@ -115,15 +115,13 @@ def test_every_evaluation_has_the_value_that_a_run_until_there_has(trace):
         np.testing.assert_array_equal(whole[:m], until)
 
 
-def test_what_was_skipped_counts_as_zero():
-    correct, samples, nll = (
-        np.array([[3, 1], [4, 0]]),
-        np.array([[4, 4], [4, 0]]),
-        np.array([[NOT, NOT], [NOT, MEMORIZED]]),
-    )
-    ids = np.arange(2)
+def test_what_was_skipped_keeps_the_value_before():
+    """Zero as published; shrunk, what its group makes of no right sample in four."""
+    correct, samples = np.array([[3, 0], [4, 0]]), np.array([[4, 4], [4, 0]])
+    nll, ids = np.array([[NOT, NOT], [NOT, MEMORIZED]]), np.arange(2)
     split = SplitTrace(ids, nll, ids, samples, correct, 0 * correct, skipped=np.array([[0, 0], [0, 4]]))
-    assert estimate.of_split(split, P)[-1].tolist() == [1.0, 0.0]
+    before = estimate.shrunk_accuracy(correct, samples, nll < np.log(P))[0, 1]
+    assert estimate.of_split(split, P)[-1].tolist() == [1.0, before] and before > 0
     assert estimate.extrapolation(split, P) == 0.5
 
 

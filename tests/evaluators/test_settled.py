@@ -119,6 +119,9 @@ def test_train_accuracy_is_not_made_up(full, skipped, threshold):
     test = np.full(len(whole.steps), 0.5)
     mine, theirs = (predictors.evaluate(Run("run", "task", trace, test), threshold) for trace in (less, whole))
     for name, values in theirs.items():
+        if name == "shrunk_estimate":  # its prior is that of fewer examples
+            np.testing.assert_allclose(mine[name], values, atol=0.03)
+            continue
         unknown_M = some_M & (name == "train_accuracy")
         np.testing.assert_array_equal(mine[name], np.where(unknown_M, np.nan, values), err_msg=name)
 
