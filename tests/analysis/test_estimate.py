@@ -117,7 +117,7 @@ def test_every_evaluation_has_the_value_that_a_run_until_there_has(trace):
 
 def test_what_was_skipped_keeps_the_value_before():
     """Zero as published; shrunk, what its group makes of no right sample in four."""
-    correct, samples = np.array([[3, 0], [4, 0]]), np.array([[4, 4], [4, 0]])
+    correct, samples = np.array([[2, 0], [4, 0]]), np.array([[4, 4], [4, 0]])
     nll, ids = np.array([[NOT, NOT], [NOT, MEMORIZED]]), np.arange(2)
     split = SplitTrace(ids, nll, ids, samples, correct, 0 * correct, skipped=np.array([[0, 0], [0, 4]]))
     before = estimate.shrunk_accuracy(correct, samples, nll < np.log(P))[0, 1]
