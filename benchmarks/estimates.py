@@ -1,6 +1,6 @@
 """Bias and coverage of the estimates of pre-memorization accuracy, and what fewer samples cost.
 
-    python -m benchmarks.estimates GSM8K=DIR [MATH=DIR ...] [--replicates=1000]
+    python -m benchmarks.estimates GSM8K=DIR [MATH=DIR ...] [--replicates=1000] [--samples=5,2,1]
 
 Truth is known where a run has many samples of every training example at every evaluation: their means are taken for
 the true accuracies, and few samples of 500 of the examples are drawn from them, again and again. Prints in Markdown:
@@ -88,13 +88,13 @@ def r2(runs: list[Run], perplexities, of: Callable) -> float:
     return agreement.r2_identity(p.x, p.y)
 
 
-def coverage(name: str, runs: list[Run], replicates: int) -> list[list[str]]:
+def coverage(runs: list[Run], replicates: int, counts: list[int]) -> list[list[str]]:
     rows = []
     for run in runs:
         train, M = run.train, len(run.trace.steps)
         if train.samples.min() < MANY:
             continue
-        for R in (5, 2, 1):
+        for R in counts:
             for until in ((M + 1) // 2, M):
                 found = simulated(train.accuracy[:until], train.nll[:until], run.published, R, replicates, 0)
                 cells = [f"{100 * b:+.2f} / {100 * e:.2f} / {c:.3f}" for b, e, c in found.values()]
@@ -133,12 +133,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="+", metavar="NAME=DIR")
     parser.add_argument("--replicates", type=int, default=1000)
+    parser.add_argument("--samples", default="5,2,1", help="samples drawn, of which bias and coverage are shown")
     options = parser.parse_args()
     folders = dict(text.split("=", 1) for text in options.sets)
     rows = {"coverage": [], "fewer": [], "record": []}
     for name, folder in folders.items():
         if options.replicates:
-            rows["coverage"] += coverage(name, read_runs(folder, train_samples="most"), options.replicates)
+            counts = [int(count) for count in options.samples.split(",")]
+            rows["coverage"] += coverage(read_runs(folder, train_samples="most"), options.replicates, counts)
         runs = read_runs(folder)
         rows["fewer"] += fewer(name, runs)
         rows["record"].append(record(name, runs))

@@ -138,8 +138,9 @@ class Sensitivity:
 
 TAILS = {
     "quantile": np.quantile,
-    # Of a normal distribution of log NLL, fitted by the deviations below the median.
-    "normal": lambda nll_E, quantile: _half_normal(np.log(np.maximum(nll_E, 1e-12)), quantile),
+    # Of a normal distribution of log NLL, fitted to all values, or by the deviations below the median.
+    "normal": lambda nll_E, quantile: _normal(np.log(np.maximum(nll_E, 1e-12)), quantile),
+    "lower_normal": lambda nll_E, quantile: _lower_normal(np.log(np.maximum(nll_E, 1e-12)), quantile),
 }
 
 
@@ -179,7 +180,11 @@ def redrawn(
     return np.array(drawn), np.array(r2)
 
 
-def _half_normal(x_E: np.ndarray, quantile: float) -> float:
+def _normal(x_E: np.ndarray, quantile: float) -> float:
+    return math.exp(np.mean(x_E) + np.std(x_E) * norm.ppf(quantile))
+
+
+def _lower_normal(x_E: np.ndarray, quantile: float) -> float:
     middle = np.median(x_E)
     below = x_E[x_E < middle] - middle
     return math.exp(middle + np.sqrt(np.mean(below**2)) * norm.ppf(quantile))
