@@ -33,6 +33,6 @@ def sentence(task: str) -> str:
         )
     runs, five, ten = (sum(record[i] for record in RECORDS.values()) for i in (1, 2, 3))
     return (
-        f"No finetunes of this task are on record; of {runs} {', '.join(record.of for record in RECORDS.values())}, it "
+        f"No finetunes of this task are on record; of {runs} others ({', '.join(one.of for one in RECORDS.values())}) it "
         f"ended within 5 points of the test accuracy in {five}, within 10 in {ten}."
     )
