@@ -32,7 +32,8 @@ def sentence(task: str) -> str:
             f"in {ten}."
         )
     runs, five, ten = (sum(record[i] for record in RECORDS.values()) for i in (1, 2, 3))
+    others = ", ".join(record.of for record in RECORDS.values())
     return (
-        f"No finetunes of this task are on record; of {runs} others ({', '.join(one.of for one in RECORDS.values())}) it "
-        f"ended within 5 points of the test accuracy in {five}, within 10 in {ten}."
+        f"No finetunes of this task are on record; of {runs} others ({others}) it ended within 5 points of the test "
+        f"accuracy in {five}, within 10 in {ten}."
     )
