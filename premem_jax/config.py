@@ -118,6 +118,15 @@ def analyze() -> ConfigDict:
     return c
 
 
+def audit() -> ConfigDict:
+    """An audit of the examples of finished runs, see `experiments/audit.py`."""
+    c = analyze()
+    c.experiment = "audit"
+    del c["draws"]
+    c.select, c.share, c.rows = "", 0.5, ""
+    return c
+
+
 def rungs() -> ConfigDict:
     """One size of model on a ladder of emergence, see `experiments/rungs.py`."""
     c = ConfigDict()

@@ -195,6 +195,19 @@ STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),
     "study.member": (NAME, "the one that this launch makes, with what it needs; all: every one"),
 }
+FINISHED: Table = {
+    "seed": (SEED, "of bootstrap and clusters"),
+    "traces": (NEEDED, "folder or file of the runs to study"),
+    "threshold.rule": (
+        choice("published", "heldout_quantile", "given"),
+        "where each run's threshold comes from; published ones were tuned on test accuracy",
+    ),
+    "threshold.quantile": QUANTILE,
+    "threshold.perplexity": PERPLEXITY,
+    "release.train_samples": (choice("fewest", "most"), "which of several files of the published train answers"),
+    "release.test_samples": (choice("fewest", "most"), "which of several files of the published test answers"),
+    "release.subset": (choice("repaired", "file"), "training examples of published half and quarter runs"),
+}
 TABLES: Mapping[str, Table] = {
     "finetune": FINETUNE,
     "sweep": FINETUNE | STUDY,
@@ -240,19 +253,15 @@ TABLES: Mapping[str, Table] = {
         **{f"sampling.{key}": evaluators.find("accuracy").OPTIONS[key] for key in SAMPLING},
         "sampling.samples": (integer(0, 10**4), "responses to each prompt; 0: none"),
     },
-    "analyze": {
-        "seed": (SEED, "of the bootstrap"),
-        "traces": (NEEDED, "folder or file of the runs to study"),
-        "threshold.rule": (
-            choice("published", "heldout_quantile", "given"),
-            "where each run's threshold comes from; published ones were tuned on test accuracy",
+    "analyze": FINISHED | {"draws": (integer(1, 10**6), "bootstrap draws of runs, and of held-out examples")},
+    "audit": FINISHED
+    | {
+        "select": (
+            text(),
+            "examples to write to selected.jsonl: hardest, or a column, with - its highest; empty: none",
         ),
-        "threshold.quantile": QUANTILE,
-        "threshold.perplexity": PERPLEXITY,
-        "release.train_samples": (choice("fewest", "most"), "which of several files of the published train answers"),
-        "release.test_samples": (choice("fewest", "most"), "which of several files of the published test answers"),
-        "release.subset": (choice("repaired", "file"), "training examples of published half and quarter runs"),
-        "draws": (integer(1, 10**6), "bootstrap draws of runs, and of held-out examples"),
+        "share": (number(0, 1, above=True), "of the examples that is selected"),
+        "rows": (text(), "JSON Lines of all examples in the order of their ids; empty: the texts in the runs' folders"),
     },
     "emergence": {
         "seed": (SEED, "of the posterior's chains and the bootstrap"),

@@ -157,10 +157,10 @@ def skipping(config) -> None:
             raise UserError(
                 f"evals.{name}: skip_settled is for the metric, and with an opening or reworded nothing is in it"
             )
-        if config.threshold.rule != "given" or options.split != "train":
+        if config.threshold.rule == "none" or options.split != "train":
             raise UserError(
-                f"evals.{name}.skip_settled: samples are skipped on the split 'train' alone, and with a threshold that "
-                "is known before the run; set threshold.rule=given and threshold.perplexity"
+                f"evals.{name}.skip_settled: samples are skipped on the split 'train' alone, and with a threshold; "
+                "set threshold.rule"
             )
 
 
@@ -253,6 +253,7 @@ RULES = {  # of a study's members: those of the experiment that makes each
     "plan": (mesh, buckets, micro_batches, lora, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
+    "audit": (perplexity,),
     "rungs": (mesh, ladder),
     "ladder": (foretold,),
 }

@@ -169,7 +169,7 @@ NOT = {
     ("finetune", "model.path", "'x'"),  # and has a base phase
     *((experiment, "train.epochs", "()") for experiment in ("finetune", "preference", "dynamics")),
     *((experiment, "sft.epochs", "()") for experiment in ("preference", "dynamics")),
-    *(("finetune", f"evals.{name}.skip_settled", "True") for name in ("train_accuracy", "test_accuracy")),
+    ("finetune", "evals.test_accuracy.skip_settled", "True"),
     *(("evaluate", key, "''") for key in ("data.path", "model.path")),
     ("grade", "data.path", "''"),
     *((experiment, "data.grader", "'x'") for experiment in ("finetune", "evaluate")),
@@ -215,7 +215,7 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("finetune", {"data.heldout": 49}, ["data.heldout", "50", "49"]),
         ("finetune", {"data.train": 0}, ["data.train=0", "no end"]),
         ("finetune", {"data.heldout": 0}, ["evals.heldout_likelihood.split", "data.heldout=0"]),
-        ("finetune", {"evals.train_accuracy.skip_settled": True}, ["skip_settled", "threshold.rule=given"]),
+        ("finetune", {"evals.test_accuracy.skip_settled": True}, ["skip_settled", "split 'train' alone"]),
         ("finetune", {"train.lr": 1}, ["no key train.lr"]),
         ("finetune", {"train.batches": 1}, ["no key train.batches", "train.batch?"]),
         ("finetune", {"train": None}, ["train=None", "learning_rate"]),

@@ -16,7 +16,7 @@ import numpy as np
 from etils.epath import Path
 
 from premem_jax import keys
-from premem_jax.analysis import curation, selection
+from premem_jax.analysis import conclusion, curation, selection
 from premem_jax.analysis.jobs import BASE, job_of
 from premem_jax.analysis.selection import STRATEGIES, Seen
 from premem_jax.analysis.trace import Trace, read_trace
@@ -30,7 +30,7 @@ from premem_jax.members import Member, config_of, members_of
 from premem_jax.running import progress, sealed, storage
 from premem_jax.tasks import task as tasks
 
-COLUMNS = dict(train_examples="d", pre_memorization_accuracy=".1%", test_accuracy=".1%")
+COLUMNS = dict(train_examples="d", estimate=".1%", test_accuracy=".1%")
 
 
 def run(config, folder: Path) -> dict | None:
@@ -55,7 +55,8 @@ def choose(config, member: Member, earlier: Mapping[str, Path], files: Path) -> 
     splits = _splits(_data(config, member))
     by_id = {example.id: example for example in splits["train"]}
     originals = [by_id[id] for id in trace.split("train").example]
-    seen = _seen(config, job, trace, sealed.read_json(run / "summary.json")["threshold"], originals, splits["test"])
+    chosen = conclusion.conclude(trace, **config_of(config, member).threshold).threshold
+    seen = _seen(config, job, trace, chosen and chosen.perplexity, originals, splits["test"])
     weights_E = STRATEGIES[job.strategy](seen)
     endpoint = Endpoint(config.study.url, config.study.model, Path(config.cache) / "replies", config.study.per_minute)
     source = _source(config, job, trace, run, endpoint)
@@ -114,7 +115,9 @@ def conclude(config, folder: Path, rows: Mapping[str, Mapping]) -> dict:
     return result | {"report": str(page)}
 
 
-def _seen(config, job, trace: Trace, perplexity, originals: list[Example], test: list[Example]) -> Seen:
+def _seen(
+    config, job, trace: Trace, perplexity: float | np.ndarray | None, originals: list[Example], test: list[Example]
+) -> Seen:
     hard = [example.metadata.get("difficulty") or example.metadata.get("level") for example in originals]
     kinds = [example.metadata.get("type") for example in originals]
     return Seen(

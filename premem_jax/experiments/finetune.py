@@ -12,7 +12,10 @@ from etils.epath import Path
 from jax.sharding import Mesh
 
 from premem_jax import keys, sharding
+from premem_jax.analysis import audit, estimate
 from premem_jax.analysis.conclusion import conclude
+from premem_jax.analysis.curves import INTERVALS, NAMES, interval
+from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import NOTHING, evaluation_steps, read_trace
 from premem_jax.data import added
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
@@ -137,7 +140,7 @@ def suite_of(config, folder: Path, clock: Clock, made: Ready, per_epoch: int, st
     measured_on = {name: Split(name, data, made.grader) for name, data in made.splits.items()}
     buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
     on = Run(made.tokenizer, made.model, made.mesh, clock, config.seed, buckets, decode_tensor, made.base)
-    wanted = Unsettled(folder / "trace", known_threshold(config.threshold), processes.once)
+    wanted = Unsettled(folder / "trace", config.threshold, processes.once)
     return Suite(config.evals.to_dict(), measured_on, on, per_epoch, steps, folder, wanted)
 
 
@@ -159,7 +162,7 @@ def evaluation(config, folder: Path, suite: Suite, goodput: Goodput) -> Callable
             return None
         goodput.keep()
         found = conclude(read_trace(folder / "trace", up_to=step), **config.threshold)
-        row = {name: float(found.curves[name][-1]) for name in progress.COLUMNS}
+        row = {name: float(values[-1]) for name, values in found.curves.items() if name not in ("step", "threshold")}
         table.line(row)
         return row
 
@@ -174,11 +177,6 @@ def tokenized(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:
     return split
 
 
-def known_threshold(config) -> float | None:
-    """The memorization threshold on perplexity if the config gives it, else None."""
-    return config.perplexity if config.rule == "given" else None
-
-
 def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
     """Rows {split, example, prompt, reference} of all examples, with the metadata of those that have any."""
     return [
@@ -191,19 +189,22 @@ def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
 
 def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[str, Tokenized]) -> dict:
     """Writes analysis, report and `summary.json` of a finished run, from its trace, its sampled texts and its data."""
-    from premem_jax.report.page import headline, write_report  # matplotlib, which a run does without until here
+    # Matplotlib, which a run does without until here.
+    from premem_jax.report.audit_page import write_table
+    from premem_jax.report.page import headline, write_report
 
     steps = evaluation_steps(folder / "trace")
     trace = read_trace(folder / "trace") if steps else NOTHING
     chosen, curves = conclude(trace, **config.threshold)
-    last = {name: float(x[-1]) if len(x) and math.isfinite(x[-1]) else None for name, x in curves.items()}
     limits = {"threshold": None, "threshold_rule": "none"}
     if chosen:
-        limits = {"threshold": chosen.perplexity, "threshold_rule": chosen.rule}
+        limits = {"threshold": chosen.at_end, "threshold_rule": chosen.rule}
         limits |= {f"threshold_{name}": value for name, value in chosen.detail.items()}
     summary = {
         "experiment": config.experiment,
-        **{name: last[name] for name in progress.COLUMNS if name != "epoch"},
+        "task": config.data.task,
+        **last_values(curves),
+        "extrapolation": extrapolation(trace, chosen),
         **limits,
         **trained,
         "decided_on_host": int(sum(np.sum(split.decided_on_host) for split in trace.splits.values())),
@@ -216,8 +217,29 @@ def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[s
         **workdir.facts(),
     }
     samples = [row for step, digest in trace.texts.items() for row in sampled_texts(folder, step, digest) or ()]
-    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples)
+    audited = audit.audit(trace, chosen) if np.isfinite(curves["estimate"]).any() else None
+    if audited:
+        write_table(folder / "audit.parquet", audited)
+    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples, audited=audited)
     sealed.write_json(folder / "summary.json", summary)
     goodput.keep(finished=True)
-    progress.say(f"\n{headline(curves)}\nLook at {summary['report']}")
+    progress.say(f"\n{headline(curves, summary)}\nLook at {summary['report']}")
     return summary
+
+
+def last_values(curves: dict[str, np.ndarray]) -> dict[str, float | list[float] | None]:
+    """The last value of each curve, and the 95 % interval of those with a standard error; None where it is unknown."""
+    known = lambda x: float(x[-1]) if len(x) and math.isfinite(x[-1]) else None
+    values: dict[str, float | list[float] | None] = {name: known(curves[name]) for name in NAMES}
+    for name in INTERVALS:
+        value, error = values[name], known(curves[f"{name}_error"])
+        values[f"{name}_interval"] = None if value is None or error is None else list(interval(value, error))
+    return values
+
+
+def extrapolation(trace, chosen: Threshold | None) -> float | None:
+    """`estimate.extrapolation` of the training examples; None where it is unknown."""
+    if chosen is None or "train" not in trace.splits:
+        return None
+    value = estimate.extrapolation(trace.splits["train"], chosen.perplexity)
+    return None if math.isnan(value) else value

@@ -69,7 +69,13 @@ def find(name: str) -> Named:
             return Verdict.UNPARSED
         return Verdict.CORRECT if same(found, answer) else Verdict.WRONG
 
-    return Named(name, by_function(grade)._replace(name=name), extract)
+    def answer(response: bytes) -> bytes | None:
+        found = extract(response.decode(errors="replace"))
+        if kind == "number" and found is not None and (value := _value(found)) is not None:
+            found = str(value)  # 0.50 is 1/2
+        return None if found is None else found.encode()
+
+    return Named(name, by_function(grade)._replace(name=name, answer=answer), extract)
 
 
 def guess(targets: Sequence[str]) -> str:

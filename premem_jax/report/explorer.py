@@ -44,8 +44,7 @@ def explorer(
     data = {
         "steps": trace.steps.tolist(),
         "epochs": [float(f"{epoch:.4g}") for epoch in trace.epochs],
-        "nll": threshold and threshold.nll,
-        "perplexity": threshold and threshold.perplexity,
+        "nll": threshold and threshold.nll(len(trace.steps)).tolist(),
         "verdicts": VERDICTS,
         "splits": [_split(name, trace, threshold, shown, kept, texts, name == train) for name in order],
         "texts": list(texts),
@@ -83,12 +82,13 @@ def packed(values: np.ndarray) -> list[str]:
 
 def groups(split: SplitTrace, premem_E: np.ndarray, threshold: Threshold | None) -> list[dict]:
     """The useful filters of a split: name, explanation, and `members` (E,) bool."""
-    nll_E, accuracy_E = last_known(split.nll), last_known(split.accuracy)
+    accuracy_E = last_known(split.accuracy)
     solved_E = split.correct.sum(axis=0) > 0
     found = [("all", "every example of the split", np.ones(len(split.example), bool))]
-    if threshold and np.isfinite(nll_E).any():
-        means = f"the target's last perplexity is below the threshold, {threshold.perplexity:.4g}"
-        found.append(("memorized", means, nll_E < threshold.nll))
+    if threshold and np.isfinite(split.nll).any():
+        means = f"the target's last perplexity is below the threshold, {threshold.at_end:.4g} at the end"
+        below_ME = np.where(np.isnan(split.nll), np.nan, split.nll < premem.log_threshold(threshold.perplexity))
+        found.append(("memorized", means, last_known(below_ME) == 1))
     if np.isfinite(premem_E).any():
         means = "solved in two of three samples or more at the end, in one of three or fewer before memorization"
         fragile_E = (accuracy_E > HIGH - 1e-9) & (premem_E < LOW + 1e-9)

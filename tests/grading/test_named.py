@@ -66,6 +66,22 @@ def test_any_text_has_a_verdict_and_a_target_is_its_own_answer(text, name):
     assert grader.grader.host(text.encode(), answer or "") in (CORRECT if answer else UNPARSED, UNPARSED)
 
 
+@pytest.mark.parametrize(
+    "name, one, same, other",
+    [
+        ("number", "so 1,234.50", "1234.5", "1234"),
+        ("choice", "The answer is (B).", "B", "(C)"),
+        ("boxed", r"\boxed{\frac12}", r"it is \boxed{1/2}", r"\boxed{2}"),
+        ("gsm8k", "#### 1,000", "#### 1000", "#### 100"),
+        ("last_line", "a\nb\n", "b", "a"),
+    ],
+)
+def test_answers_agree_by_their_normal_forms(name, one, same, other):
+    answer = find(name).grader.answer
+    assert answer(one.encode()) == answer(same.encode()) != answer(other.encode())
+    assert answer(b"") is None
+
+
 def test_the_grader_is_seen_from_the_targets():
     assert guess([" a #### 3", " b\n#### 4"]) == "gsm8k"
     assert guess([r" $\boxed{3}$"]) == "boxed"
