@@ -65,18 +65,85 @@ def update_by_source(
     return parts
 
 
+def next_update(
+    model: Model, loss: Responses, optimizer: Mapping[str, float], micro_batches: int, state: Mapping, batch, rate
+) -> dict[str, dict]:
+    """`update_by_source` of the update that `train_step` would make: `chosen`, `rejected`, `momentum`, `decay`.
+
+    A batch of single responses has no `rejected`.
+    """
+    gradients = response_gradients(model, loss, state["params"], batch, micro_batches)
+    named = dict(zip(("chosen", "rejected"), gradients, strict=False))
+    return update_by_source(named, state, rate, **optimizer)
+
+
 def first_order(function: Callable, params, directions: Mapping[str, dict]) -> dict[str, jax.Array]:
     """The derivative of `function(params)` along each direction: one linearization, one product per direction."""
     _, along = jax.linearize(function, params)
     return {name: along(direction) for name, direction in directions.items()}
 
 
-def central_difference(function: Callable, params, direction, step: float = 1.0) -> jax.Array:
-    """The same for one direction by central differences with ± `step`, for functions without forward mode."""
+def central_difference(function: Callable, params, direction, share: float = 5e-4) -> jax.Array:
+    """The same for one direction by a central difference, for functions without forward mode.
+
+    The parameters move by `share` of their norm, whatever the length of the direction: in fp32, smaller moves drown in
+    rounding, which grows with 1/share, and larger ones in the third derivative, which grows with its square.
+    """
+    length = optax.tree.norm(direction)
+    step = share * optax.tree.norm(params) / jnp.where(length > 0, length, 1)
     moved = lambda sign: function(jax.tree.map(lambda p, d: p + sign * step * d, params, direction))
     return (moved(1.0) - moved(-1.0)) / (2 * step)
+
+
+def with_forward_mode(model: Model, mesh) -> Model:
+    """The model on the same mesh with reference attention: the kernels `splash` and `cudnn` have no forward mode."""
+    return model.on(mesh=mesh, attention="reference")
 
 
 def influence(model: Model, params, directions: Mapping[str, dict], tokens_BT, weight_BT) -> dict[str, jax.Array]:
     """First-order change of log π of each response (B,) by source, in nats."""
     return first_order(lambda p: log_likelihood(model, p, tokens_BT, weight_BT), params, directions)
+
+
+# ---- A, K and G ------------------------------------------------------------------------------------------------------
+
+
+def through_softmax(logits, change) -> jax.Array:
+    """A dz (..., V): the first-order change of log π by a change dz of the logits; A = I − 1 πᵀ is never formed."""
+    return change - jnp.sum(jax.nn.softmax(logits) * change, axis=-1, keepdims=True)
+
+
+def norm_of_a(logits) -> jax.Array:
+    """‖A‖_F (...) = √(V − 2 + V ‖π‖²): large where the prediction is peaked."""
+    V, mass = logits.shape[-1], jax.nn.softmax(logits)
+    return jnp.sqrt(V - 2 + V * jnp.sum(mass**2, axis=-1))
+
+
+def residual(logits, tokens) -> jax.Array:
+    """π − y (..., V), which times the coefficient of the response is G, the gradient at its logits."""
+    return jax.nn.softmax(logits) - jax.nn.one_hot(tokens, logits.shape[-1], dtype=logits.dtype)
+
+
+def kernel_product(seen: Callable, trained: Callable, params, vector) -> jax.Array:
+    """K v = J_seen (J_trainedᵀ v), of two functions from parameters to logits, in the shape of `seen(params)`."""
+    _, back = jax.vjp(trained, params)
+    return jax.jvp(seen, (params,), back(vector))[1]
+
+
+def kernel(seen: Callable, trained: Callable, params) -> jax.Array:
+    """K itself, (*shape of seen, *shape of trained), a column at a time: for tiny models."""
+    like = jax.eval_shape(trained, params)
+    basis = jnp.eye(like.size, dtype=like.dtype).reshape(like.size, *like.shape)
+    columns = jax.lax.map(lambda v: kernel_product(seen, trained, params, v), basis)
+    return jnp.moveaxis(columns, 0, -1).reshape(*columns.shape[1:], *like.shape)
+
+
+def norm_of_k(seen: Callable, trained: Callable, params, key, draws: int) -> jax.Array:
+    """‖K‖_F, estimated: E ‖K ε‖² over normal ε is its square (Hutchinson). A vjp and a jvp for each draw."""
+    like = jax.eval_shape(trained, params)
+
+    def square(key):
+        v = jax.random.normal(key, like.shape, like.dtype)
+        return jnp.sum(kernel_product(seen, trained, params, v) ** 2)
+
+    return jnp.sqrt(jnp.mean(jax.lax.map(square, jax.random.split(key, draws))))
