@@ -51,9 +51,7 @@ def main() -> None:
     directions = [jax.tree.map(lambda x: jnp.asarray(1e-3 * rng.normal(size=x.shape), "f"), params) for _ in range(4)]
     tokens = jnp.asarray(rng.integers(3, shape.V, (options.rows, options.length)), jnp.int32)
     args = params, directions, tokens, jnp.ones(tokens.shape, jnp.float32)
-    compiled = {
-        name: (n, f.lower(*args).compile()) for name, (n, f) in programs(build(shape), options.sources).items()
-    }
+    compiled = {name: (n, f.lower(*args).compile()) for name, (n, f) in programs(build(shape), options.sources).items()}
     seconds = {name: [] for name in compiled}
     for _ in range(options.turns + 1):
         for name, (_, function) in compiled.items():

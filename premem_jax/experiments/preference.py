@@ -12,7 +12,7 @@ from functools import partial
 from etils.epath import Path
 
 from premem_jax import keys, sharding
-from premem_jax.analysis import response_curves
+from premem_jax.analysis import displacement, response_curves
 from premem_jax.analysis.conclusion import conclude
 from premem_jax.analysis.trace import evaluation_steps, read_trace
 from premem_jax.data.pairs import pair_batches, tokenize_pairs
@@ -21,6 +21,7 @@ from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.evaluators.suite import Suite
 from premem_jax.experiments import finetune, reference_model
 from premem_jax.experiments.finetune import Ready
+from premem_jax.experiments.reference_model import Reference
 from premem_jax.running import processes, progress, workdir
 from premem_jax.running.goodput import Goodput
 from premem_jax.running.lease import opened
@@ -52,14 +53,18 @@ def run(config, folder: Path) -> dict:
     keys.check(config)
     clock = Clock()
     with opened(folder, config.to_dict()), Goodput(folder, clock) as goodput:
-        trained, splits = train(config, folder, clock, goodput)
+        trained, splits, first = train(config, folder, clock, goodput)
         if evaluation_steps(folder / "trace"):
-            trained |= response_curves.summary(read_trace(folder / "trace"), trained["sft_steps"])
+            trace, since = read_trace(folder / "trace"), trained["sft_steps"]
+            ches = dict(zip(splits["train"].ids.tolist(), first.ches.tolist(), strict=True))
+            trained |= response_curves.summary(trace, since) | displacement.foretold(ches, trace, since)
         return processes.once(lambda: finetune.report(config, folder, goodput, trained, splits))
 
 
-def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[str, int], dict[str, Tokenized]]:
-    """Both phases and the exported model; returns sizes for the summary, and the data."""
+def train(
+    config, folder: Path, clock: Clock, goodput: Goodput
+) -> tuple[dict[str, int], dict[str, Tokenized], Reference]:
+    """Both phases and the exported model; returns sizes for the summary, the data, and what the second began from."""
     made = finetune.ready(config, folder, clock, pairs)
     per_epoch = steps_per_epoch(len(made.splits["train"]), config.train.batch)
     before, steps = (epochs * per_epoch for epochs in (config.sft.epochs, config.train.epochs))
@@ -72,11 +77,12 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
         sft = phase("sft", folder / "sft", config.sft, Likelihood(), (0, before), responses=answers)
         start = lambda: weights(sft.run(made.base))
     asked = objective(config.preference.objective, config.preference.to_dict())
-    given = reference_model.log_likelihoods(config, folder, clock, made, start) if asked.given else None
+    first = reference_model.measured(config, folder, clock, made, made.splits["train"], start)
+    given = first.log_likelihood if asked.given else None
     last = phase("preference", folder, config.train, asked, (before, before + steps), reference_ER=given)
     finetune.export(config, folder, clock, made, weights(last.run(start)))
     sizes = {"steps": before + steps, "sft_steps": before, "epochs": config.sft.epochs + config.train.epochs}
-    return sizes | {"train_pairs": len(made.splits["train"])}, made.splits
+    return sizes | {"train_pairs": len(made.splits["train"])}, made.splits, first
 
 
 def evaluation(

@@ -34,6 +34,24 @@ def squared_distance(params: dict, base: dict) -> jax.Array:
     return sum(jax.tree.leaves(squares))
 
 
+def pair_measures(model: Model, params, tokens_BRT, weight_BRT) -> tuple[jax.Array, jax.Array]:
+    """Of pairs (R = 2): log-likelihoods (B, R) of both responses in nats, and CHES (B,), both fp32.
+
+    CHES = ⟨s⁺, s⁻⟩ − ‖s⁺‖², where s is the sum over a response of the final hidden states that predict its tokens. A
+    pair whose responses are alike by it is one whose chosen response loses likelihood (Razin et al., arXiv 2410.08847,
+    definition 2).
+    """
+    B, R, T = tokens_BRT.shape
+    tokens_XT, weight_XT = tokens_BRT.reshape(B * R, T), weight_BRT.reshape(B * R, T)
+    decoder = model.bind(params)
+    hidden_XTD, _ = decoder(tokens_XT)
+    nll_XT = decoder.next_token_nll(hidden_XTD, jnp.roll(tokens_XT, -1, axis=1))[:, :-1]
+    log_BR = -jnp.sum(nll_XT * weight_XT[:, 1:], axis=1).reshape(B, R)
+    sum_XD = jnp.einsum("xtd,xt->xd", hidden_XTD[:, :-1].astype(jnp.float32), weight_XT[:, 1:])
+    chosen_BD, rejected_BD = sum_XD.reshape(B, R, -1).swapaxes(0, 1)
+    return log_BR, jnp.sum(chosen_BD * rejected_BD, axis=1) - jnp.sum(chosen_BD**2, axis=1)
+
+
 def prefix_measures(model: Model, params, base, tokens_BT, weight_BT) -> tuple[jax.Array, ...]:
     """What the model says at each place of a response, given what stands before it; sums over places, each (B,) fp32.
 
