@@ -153,6 +153,15 @@ PREFERENCE: Table = {key: entry for key, entry in FINETUNE.items() if key != "da
     "preference.delta": (number(0, 1e6), "of slic: margin in nats"),
     "preference.weight": (number(0, 1e6), "of slic: weight of supervised finetuning on the chosen response"),
     "preference.eta": (number(0, 1e6), "of sppo: distance between the log-ratios that it aims at"),
+    "preference.gate": (number(0, 1, below=True), "mean token probability below which none is pushed down; 0: no gate"),
+    "on_policy.every": (NATURAL, "updates between pairs sampled by the model itself; 0: the pairs of the data"),
+    "on_policy.samples": (
+        integer(2, 10**4),
+        "responses to each prompt; its pair is the first right and wrong one",
+    ),
+    "on_policy.temperature": (number(1e-6, 1e6), "divides the logits of these"),
+    "on_policy.max_new_tokens": (integer(1, 2**17), "longest of these in tokens"),
+    "on_policy.batch": (ROWS, "prompts that are sampled at a time, over all devices"),
 }
 STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),

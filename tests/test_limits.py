@@ -223,6 +223,8 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("sweep", {"study.members": (("../a", (), ()),)}, ["study.members", "../a"]),
         ("curate", {"study.members": (("iid-8", (), ()),)}, ["study.members", "'iid-8'", "base-seed0"]),
         ("curate", {"study.members": (("iid+8-seed0", (), ()),)}, ["iid+8-seed0 needs one member of its seed"]),
+        ("preference", {"data.task": "preferences", "on_policy.every": 2}, ["on_policy.every=2", "data.grader"]),
+        ("preference", {"preference.gate": 1.0}, ["preference.gate=1.0", "[0, 1)"]),
         ("curate", {"study.source": "file"}, ["study.pool=''", "study.source=file"]),
         ("curate", {"data.task": "arithmetic"}, ["study.source='generator'", "'arithmetic'"]),
     ],

@@ -131,11 +131,16 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     return Ready(mesh, checkpoint, tokenizer, splits, task.grader, model, base)
 
 
+def run_of(config, clock: Clock, made: Ready) -> Run:
+    """What evaluators share."""
+    buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
+    return Run(made.tokenizer, made.model, made.mesh, clock, config.seed, buckets, decode_tensor, made.base)
+
+
 def suite_of(config, folder: Path, clock: Clock, made: Ready, per_epoch: int, steps: int) -> Suite:
     """The evaluators of a run with this many updates."""
     measured_on = {name: Split(name, data, made.grader) for name, data in made.splits.items()}
-    buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
-    on = Run(made.tokenizer, made.model, made.mesh, clock, config.seed, buckets, decode_tensor, made.base)
+    on = run_of(config, clock, made)
     wanted = Unsettled(folder / "trace", known_threshold(config.threshold), processes.once)
     return Suite(config.evals.to_dict(), measured_on, on, per_epoch, steps, folder, wanted)
 

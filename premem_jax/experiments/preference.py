@@ -21,12 +21,13 @@ from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.evaluators.suite import Suite
 from premem_jax.experiments import finetune, reference_model
 from premem_jax.experiments.finetune import Ready
+from premem_jax.experiments.on_policy import Rounds
 from premem_jax.experiments.reference_model import Reference
 from premem_jax.running import processes, progress, workdir
 from premem_jax.running.goodput import Goodput
 from premem_jax.running.lease import opened
 from premem_jax.running.programs import Clock, Profile
-from premem_jax.training.objectives import Likelihood, Objective, Responses, objective
+from premem_jax.training.objectives import Likelihood, Responses, objective
 from premem_jax.training.optimizer import learning_rate
 from premem_jax.training.phase import Phase, Weights
 from premem_jax.training.step import weights
@@ -74,14 +75,22 @@ def train(
     if before:
         workdir.check_room(folder, 24 * made.model.config.parameters)
         answers = {"chosen": 1, "both": 2}[config.sft.answers]
-        sft = phase("sft", folder / "sft", config.sft, Likelihood(), (0, before), responses=answers)
+        sft = phase("sft", folder / "sft", config.sft, Responses(Likelihood()), (0, before), responses=answers)
         start = lambda: weights(sft.run(made.base))
     asked = objective(config.preference.objective, config.preference.to_dict())
     first = reference_model.measured(config, folder, clock, made, made.splits["train"], start)
     given = first.log_likelihood if asked.given else None
-    last = phase("preference", folder, config.train, asked, (before, before + steps), reference_ER=given)
-    finetune.export(config, folder, clock, made, weights(last.run(start)))
-    sizes = {"steps": before + steps, "sft_steps": before, "epochs": config.sft.epochs + config.train.epochs}
+    pairwise = Responses(asked, gate=config.preference.gate)
+    last = phase("preference", folder, config.train, pairwise, (before, before + steps), reference_ER=given)
+    sizes = {}
+    if config.on_policy.every:
+        rounds = Rounds(config, folder, clock, made, finetune.run_of(config, clock, made), asked, start)
+        state = rounds.train(last)
+        sizes["on_policy_share"] = processes.once(rounds.share)
+    else:
+        state = last.run(start)
+    finetune.export(config, folder, clock, made, weights(state))
+    sizes |= {"steps": before + steps, "sft_steps": before, "epochs": config.sft.epochs + config.train.epochs}
     return sizes | {"train_pairs": len(made.splits["train"])}, made.splits, first
 
 
@@ -121,7 +130,7 @@ def phase_of(
     name: str,
     folder: Path,
     settings,
-    asked: Objective,
+    loss: Responses,
     between: tuple[int, int],
     **batches,
 ) -> Phase:
@@ -131,9 +140,7 @@ def phase_of(
     """
     first, last = between
     steps, batch = last - first, config.train.batch
-    trainer = Trainer(
-        made.model, made.mesh, clock, config.optimizer.to_dict(), config.train.micro_batches, Responses(asked)
-    )
+    trainer = Trainer(made.model, made.mesh, clock, config.optimizer.to_dict(), config.train.micro_batches, loss)
 
     def look_back(kept, weights_at) -> None:
         suite.make_again([step + first for step in kept], lambda step: weights_at(step - first))

@@ -140,6 +140,17 @@ def test_pairs_that_are_missing_do_not_count():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
+def test_a_gate_spares_what_is_rare_already():
+    """Of three pairs with e⁻² a token as the gate: neither response is rarer, both are, the rejected one is."""
+    policy, length = np.array([[-3.0, -7], [-9, -9], [-1, -9]]), np.array([[3.0, 4], [3, 4], [3, 4]])
+    loss, reference = DPO(0.3), np.zeros((3, 2))
+    gated = Responses(loss, gate=math.exp(-2))
+    value = lambda policy: jnp.sum(gated._signed(policy, reference, length)[0])
+    c = np.array(loss(policy, reference).coefficient_BR)
+    np.testing.assert_allclose(-jax.grad(value)(policy), c * [[1, 1], [1, 0], [1, 0]], rtol=1e-5)
+    assert gated._signed(policy, reference, length)[1]["gated"].tolist() == [0, 1, 1]
+
+
 def test_metrics_are_rewards_and_how_often_the_chosen_one_is_higher():
     arrays = batch(np.random.default_rng(3))
     sums = jax.jit(lambda p: Responses(DPO(0.2))(MODEL, p, arrays))(tiny.parameters())
