@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,17 +57,12 @@ def config(cache, folder, **changes):
     return c
 
 
-class Made:
-    """As much of a run as its rounds need for their batches."""
-
-    splits = {"train": dataclasses.replace(tiny.data(), rejected=tiny.data().targets)}
-    mesh = tiny.one_device()
-
-
 def test_each_batch_has_the_pairs_of_its_round(tmp_path):
     c = config(tmp_path, tmp_path)
     c.train.batch = 4
-    rounds = Rounds(c, tmp_path, Clock(), Made, None, Ascent(), dict)
+    data = dataclasses.replace(tiny.data(), rejected=tiny.data().targets)
+    made = SimpleNamespace(splits={"train": data}, mesh=tiny.one_device())
+    rounds = Rounds(c, tmp_path, Clock(), made, None, Ascent(), dict)
     ids = [e.id for e in tiny.data().examples]
     for first in (0, 3, 6):  # of the examples, the later half; a response is the number of the round
         pairs = [{"example": id, "texts": ["", ""], "tokens": [[first + 1] * 2, [first + 2] * 3]} for id in ids[6:]]
