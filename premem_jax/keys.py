@@ -162,6 +162,12 @@ PREFERENCE: Table = {key: entry for key, entry in FINETUNE.items() if key != "da
     "on_policy.temperature": (number(1e-6, 1e6), "divides the logits of these"),
     "on_policy.max_new_tokens": (integer(1, 2**17), "longest of these in tokens"),
     "on_policy.batch": (ROWS, "prompts that are sampled at a time, over all devices"),
+    "influence.every": (NATURAL, "updates between those that are split by source; 0: none is"),
+    "influence.prompts": (ROWS, "training prompts whose responses the split updates are seen at, the first"),
+    "influence.draws": (
+        integer(0, 10**6),
+        "gradients from which the kernel's norm is estimated; 0: it is not",
+    ),
 }
 STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from premem_jax import keys, sharding
 from premem_jax.analysis.conclusion import conclude
-from premem_jax.analysis.trace import NOTHING, evaluation_steps, read_trace
+from premem_jax.analysis.trace import NOTHING, Trace, evaluation_steps, read_trace
 from premem_jax.data import added
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
 from premem_jax.data.reader import train_batches
@@ -184,17 +184,33 @@ def known_threshold(config) -> float | None:
 
 
 def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
-    """Rows {split, example, prompt, reference} of all examples, with the metadata of those that have any."""
+    """Rows {split, example, prompt, reference} of all examples, with `rejected` and `metadata` where there are any."""
     return [
         {"split": name, "example": e.id, "prompt": e.prompt, "reference": e.target.strip()}
+        | ({"rejected": e.rejected.strip()} if e.rejected else {})
         | ({"metadata": dict(e.metadata)} if e.metadata else {})
         for name, data in splits.items()
         for e in data.examples
     ]
 
 
-def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[str, Tokenized]) -> dict:
-    """Writes analysis, report and `summary.json` of a finished run, from its trace, its sampled texts and its data."""
+def texts_sampled(folder: Path, trace: Trace) -> list[dict]:
+    """The rows of all sampled texts of a run."""
+    return [row for step, digest in trace.texts.items() for row in sampled_texts(folder, step, digest) or ()]
+
+
+def report(
+    config,
+    folder: Path,
+    goodput: Goodput,
+    trained: dict,
+    splits: dict[str, Tokenized],
+    pairs: Mapping[str, Mapping[int, float]] | None = None,
+) -> dict:
+    """Writes analysis, report and `summary.json` of a finished run, from its trace, its sampled texts and its data.
+
+    `pairs`: further columns of the page's table of pairs, by example.
+    """
     from premem_jax.report.page import headline, write_report  # matplotlib, which a run does without until here
 
     steps = evaluation_steps(folder / "trace")
@@ -219,8 +235,8 @@ def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[s
         "report": str(folder / "report.html"),
         **workdir.facts(),
     }
-    samples = [row for step, digest in trace.texts.items() for row in sampled_texts(folder, step, digest) or ()]
-    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples)
+    samples = texts_sampled(folder, trace)
+    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples, pairs=pairs)
     sealed.write_json(folder / "summary.json", summary)
     goodput.keep(finished=True)
     progress.say(f"\n{headline(curves)}\nLook at {summary['report']}")

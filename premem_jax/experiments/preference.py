@@ -12,14 +12,15 @@ from functools import partial
 from etils.epath import Path
 
 from premem_jax import keys, sharding
-from premem_jax.analysis import displacement, response_curves
+from premem_jax.analysis import copied, displacement, response_curves
 from premem_jax.analysis.conclusion import conclude
-from premem_jax.analysis.trace import evaluation_steps, read_trace
+from premem_jax.analysis.trace import Trace, evaluation_steps, read_trace
 from premem_jax.data.pairs import pair_batches, tokenize_pairs
 from premem_jax.data.pipeline import Tokenized, steps_per_epoch
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.evaluators.suite import Suite
 from premem_jax.experiments import finetune, reference_model
+from premem_jax.experiments.decomposition import Decomposition
 from premem_jax.experiments.finetune import Ready
 from premem_jax.experiments.on_policy import Rounds
 from premem_jax.experiments.reference_model import Reference
@@ -55,11 +56,30 @@ def run(config, folder: Path) -> dict:
     clock = Clock()
     with opened(folder, config.to_dict()), Goodput(folder, clock) as goodput:
         trained, splits, first = train(config, folder, clock, goodput)
+        pairs = None
         if evaluation_steps(folder / "trace"):
             trace, since = read_trace(folder / "trace"), trained["sft_steps"]
             ches = dict(zip(splits["train"].ids.tolist(), first.ches.tolist(), strict=True))
+            pairs = {"ches": ches, "change": displacement.displacement(trace, since)}
             trained |= response_curves.summary(trace, since) | displacement.foretold(ches, trace, since)
-        return processes.once(lambda: finetune.report(config, folder, goodput, trained, splits))
+            trained |= processes.once(lambda: hallucination(folder, trace, splits, since))
+        return processes.once(lambda: finetune.report(config, folder, goodput, trained, splits, pairs))
+
+
+def hallucination(folder: Path, trace: Trace, splits: dict[str, Tokenized], since: int) -> dict[str, float]:
+    """Shares of greedy responses to test prompts that repeat a passage of a training answer.
+
+    Before training, at step `since` where preference training begins, and at the end; `copied_by_chance` is the share
+    among the test split's own chosen responses.
+    """
+    answers = [(e.prompt, text) for e in splits["train"].examples for text in (e.target, e.rejected)]
+    found = copied.shares(answers, finetune.texts_sampled(folder, trace), "test greedy")
+    at = {"copied_before": 0, "copied_after_sft": since, "copied_after": int(trace.steps[-1])}
+    shares = {name: found[step] for name, step in at.items() if step in found}
+    if shares:
+        said = [(e.prompt, e.target) for e in splits["test"].examples]
+        shares["copied_by_chance"] = copied.Copied(answers).share(said)
+    return {name: round(share, 4) for name, share in shares.items()}
 
 
 def train(
@@ -70,7 +90,9 @@ def train(
     per_epoch = steps_per_epoch(len(made.splits["train"]), config.train.batch)
     before, steps = (epochs * per_epoch for epochs in (config.sft.epochs, config.train.epochs))
     suite = finetune.suite_of(config, folder, clock, made, per_epoch, before + steps)
-    phase = partial(phase_of, config, clock, made, suite, evaluation(config, folder, suite, goodput, before))
+    run = finetune.run_of(config, clock, made)
+    split = Decomposition(config, folder, made, run)
+    phase = partial(phase_of, config, clock, made, suite, split, evaluation(config, folder, suite, goodput, before))
     start = made.base
     if before:
         workdir.check_room(folder, 24 * made.model.config.parameters)
@@ -84,7 +106,7 @@ def train(
     last = phase("preference", folder, config.train, pairwise, (before, before + steps), reference_ER=given)
     sizes = {}
     if config.on_policy.every:
-        rounds = Rounds(config, folder, clock, made, finetune.run_of(config, clock, made), asked, start)
+        rounds = Rounds(config, folder, clock, made, run, asked, start)
         state = rounds.train(last)
         sizes["on_policy_share"] = processes.once(rounds.share)
     else:
@@ -126,6 +148,7 @@ def phase_of(
     clock: Clock,
     made: Ready,
     suite: Suite,
+    split: Decomposition,
     evaluate,
     name: str,
     folder: Path,
@@ -166,6 +189,8 @@ def phase_of(
         log_every=config.log_every,
         evaluate=lambda step, weights: evaluate(step + first, weights),
         evaluation_steps=[step - first for step in suite.steps if step <= last and (step > first or not first)],
+        inspect=partial(split.write, first),
+        inspected=split.steps(steps),
         look_back=look_back,
         profile=Profile(folder / "profile", **config.profile),
     )

@@ -14,6 +14,13 @@ def token_nll(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
     return jnp.pad(nll_BT[:, :-1], [(0, 0), (1, 0)])
 
 
+def next_token_logits(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
+    """(B, T - 1, V) fp32: the logits from which each token but the first is predicted."""
+    decoder = model.bind(params)
+    hidden, _ = decoder(tokens_BT)
+    return decoder.logits(hidden)[:, :-1]
+
+
 def log_likelihood(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:
     """(B,) fp32 nats: the log-likelihood of each row's response, summed over its tokens by `weight_BT`."""
     return -jnp.sum(token_nll(model, params, tokens_BT) * weight_BT, axis=1)

@@ -11,7 +11,7 @@ from etils.epath import Path
 from premem_jax.analysis import response_curves
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import Trace
-from premem_jax.report import dynamics_figures, figures
+from premem_jax.report import dynamics_figures, figures, influence_figure
 from premem_jax.report.explorer import explorer
 from premem_jax.running import atomic
 
@@ -28,6 +28,7 @@ _CAPTIONS = {
     "curves.png": "The claim to check by eye: the pre-memorization accuracy of the training examples follows the test "
     "accuracy, while the train accuracy leaves both behind as examples are memorized.",
     "responses.png": dynamics_figures.CAPTION,
+    "influence.png": influence_figure.CAPTION,
     "examples.png": "Each row on the left is a training example. At its red line its reference solution is memorized, "
     "and while it stays so, samples no longer speak for what was learned and cannot raise its score.",
 }
@@ -42,6 +43,7 @@ def write_report(
     examples: Iterable[Mapping],
     samples: Iterable[Mapping],
     train: str = "train",
+    pairs: Mapping[str, Mapping[int, float]] | None = None,
 ) -> Path:
     """Writes a self-contained `report.html`, and the figures in it to `figures/`; returns the path of the page.
 
@@ -57,11 +59,12 @@ def write_report(
       examples: rows {split, example, prompt, reference}, the texts of the examples.
       samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `explorer.VERDICTS`.
       train: the training split.
+      pairs: further columns of the chosen responses, see `explorer`.
 
     Raises:
       ValueError: an unknown verdict.
     """
-    explored = explorer(trace, threshold, examples, samples, train) if trace.splits else None
+    explored = explorer(trace, threshold, examples, samples, train, pairs) if trace.splits else None
     drawn, folder = [], workdir / "figures"
     if any(np.isfinite(values).any() for name, values in curves.items() if name not in ("step", "epoch")):
         figures.curves_figure(curves, folder / "curves.png")
@@ -73,6 +76,9 @@ def write_report(
         since = {"": int(summary.get("sft_steps", 0))}
         dynamics_figures.responses_figure({"": trace}, since, folder / "responses.png")
         drawn.append("responses.png")
+    if documents := influence_figure.documents(workdir):
+        influence_figure.influence_figure(documents, folder / "influence.png")
+        drawn.append("influence.png")
     limits = {}
     if threshold is not None:
         limits = facts({"perplexity": threshold.perplexity, "mean NLL": threshold.nll, "rule": threshold.rule})

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from premem_jax.models.decoder import Model
-from premem_jax.models.nll import log_likelihood
+from premem_jax.models.nll import log_likelihood, next_token_logits
 from premem_jax.training.objectives import Responses
 from premem_jax.training.optimizer import decayed
 from premem_jax.training.step import loss_gradient
@@ -65,16 +65,18 @@ def update_by_source(
     return parts
 
 
+SOURCES = ("chosen", "rejected")  # by the place of the response; then come momentum and decay
+
+
 def next_update(
-    model: Model, loss: Responses, optimizer: Mapping[str, float], micro_batches: int, state: Mapping, batch, rate
+    model: Model, loss: Responses, micro_batches: int, state: Mapping, batch, rate, **optimizer: float
 ) -> dict[str, dict]:
     """`update_by_source` of the update that `train_step` would make: `chosen`, `rejected`, `momentum`, `decay`.
 
     A batch of single responses has no `rejected`.
     """
     gradients = response_gradients(model, loss, state["params"], batch, micro_batches)
-    named = dict(zip(("chosen", "rejected"), gradients, strict=False))
-    return update_by_source(named, state, rate, **optimizer)
+    return update_by_source(dict(zip(SOURCES, gradients, strict=False)), state, rate, **optimizer)
 
 
 def first_order(function: Callable, params, directions: Mapping[str, dict]) -> dict[str, jax.Array]:
@@ -103,6 +105,47 @@ def with_forward_mode(model: Model, mesh) -> Model:
 def influence(model: Model, params, directions: Mapping[str, dict], tokens_BT, weight_BT) -> dict[str, jax.Array]:
     """First-order change of log π of each response (B,) by source, in nats."""
     return first_order(lambda p: log_likelihood(model, p, tokens_BT, weight_BT), params, directions)
+
+
+def effects(model: Model, params, directions: Mapping[str, dict], tokens_BT, weight_BT) -> dict[str, jax.Array]:
+    """Of each response (B,), in nats: `influence`, and as `actual` the change of log π by all directions together.
+
+    `norm_of_a` is the mean of ‖A‖_F over the places of the response.
+    """
+    found = influence(model, params, directions, tokens_BT, weight_BT)
+    after = jax.tree.map(lambda p, *parts: p + sum(parts), params, *directions.values())
+    now, then = (log_likelihood(model, p, tokens_BT, weight_BT) for p in (params, after))
+    places_BT = norm_of_a(next_token_logits(model, params, tokens_BT))
+    count_B = jnp.maximum(jnp.sum(weight_BT, axis=1), 1)
+    return found | {"actual": then - now, "norm_of_a": jnp.sum(places_BT * weight_BT[:, 1:], axis=1) / count_B}
+
+
+def norms_of_g(model: Model, loss: Responses, params, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """(R,): ‖G‖ of the chosen responses of a batch, and of the rejected ones: the gradient of the mean loss at their
+    logits, whose column at a token is the coefficient times π − y."""
+    B, R, T = batch["tokens"].shape
+    tokens_XT, weight_XT = batch["tokens"].reshape(B * R, T), batch["weights"].reshape(B * R, T)
+    logits_XTV = next_token_logits(model, params, tokens_XT)
+    mass_XTV = jax.nn.softmax(logits_XTV)
+    own_XT = jnp.take_along_axis(mass_XTV, tokens_XT[:, 1:, None], axis=-1)[..., 0]
+    square_XT = (jnp.sum(mass_XTV**2, axis=-1) - 2 * own_XT + 1) * weight_XT[:, 1:]
+    policy_BR = jnp.sum(jnp.log(own_XT) * weight_XT[:, 1:], axis=1).reshape(B, R)
+    length_BR = jnp.sum(batch["weights"], axis=2)
+    (_, c_BR), _ = loss.pull(policy_BR, batch.get(loss.objective.given), length_BR)
+    c_BR = jnp.where(length_BR > 0, c_BR, 0)
+    prompts = jnp.maximum(jnp.sum(jnp.any(length_BR > 0, axis=1)), 1)
+    return jnp.sqrt(jnp.sum(c_BR**2 * jnp.sum(square_XT, axis=1).reshape(B, R), axis=0)) / prompts
+
+
+def kernel_size(model: Model, params, seen: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], key, draws: int):
+    """‖K‖_F between all places of the responses `seen` (B, T) and of the responses (B, R, T) of a batch, estimated."""
+
+    def at_places(tokens_BT, weight_BT):
+        return lambda p: next_token_logits(model, p, tokens_BT) * weight_BT[:, 1:, None]
+
+    rows = lambda x_BRT: x_BRT.reshape(-1, x_BRT.shape[-1])
+    trained = at_places(rows(batch["tokens"]), rows(batch["weights"]))
+    return norm_of_k(at_places(seen["tokens"], seen["weights"]), trained, params, key, draws)
 
 
 # ---- A, K and G ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from premem_jax.models.decoder import Model
+from premem_jax.models.nll import next_token_logits
 from premem_jax.training.losses import NEXT_TOKEN
 from premem_jax.training.step import loss_gradient
 
@@ -59,10 +60,7 @@ def prefix_measures(model: Model, params, base, tokens_BT, weight_BT) -> tuple[j
     token, and the share of the vocabulary that is less likely than under the parameters `base`.
     """
 
-    def log_probabilities(params):
-        decoder = model.bind(params)
-        hidden_BTD, _ = decoder(tokens_BT)
-        return jax.nn.log_softmax(decoder.logits(hidden_BTD)[:, :-1])
+    log_probabilities = lambda params: jax.nn.log_softmax(next_token_logits(model, params, tokens_BT))
 
     log_BTV, weight_BT = log_probabilities(params), weight_BT[:, 1:]
     peak_BT = jnp.max(log_BTV, axis=-1)

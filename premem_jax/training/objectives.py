@@ -199,15 +199,19 @@ class Responses:
         mean = lambda x_B: jnp.sum(jnp.where(there_B > 0, x_B, 0))
         return LossSum(mean(value_B), jnp.sum(there_B), {name: mean(x_B) for name, x_B in metrics.items()})
 
+    def pull(self, policy_BR, given_BR, length_BR) -> tuple[Pull, jax.Array]:
+        """The objective's pull after the gate, given lengths in tokens; and which responses it spares (B, R)."""
+        loss_B, c_BR = self.objective(policy_BR, given_BR)
+        if not self.gate:
+            return Pull(loss_B, c_BR), jnp.zeros_like(c_BR, bool)
+        rare_BR = (c_BR < 0) & (policy_BR < length_BR * math.log(self.gate))
+        return Pull(loss_B, jnp.where(rare_BR, 0, c_BR)), rare_BR
+
     def _signed(self, policy_BR, given_BR, length_BR):
         """The objective's value (B,), whose gradient is Σ_r c_r (π − y), and metrics of each prompt."""
         held_BR = jax.lax.stop_gradient(policy_BR)
-        loss_B, c_BR = self.objective(held_BR, given_BR)
-        metrics = {}
-        if self.gate:
-            rare_BR = (c_BR < 0) & (held_BR < length_BR * math.log(self.gate))
-            c_BR = jnp.where(rare_BR, 0, c_BR)
-            metrics["gated"] = jnp.any(rare_BR, axis=1).astype(loss_B.dtype)
+        (loss_B, c_BR), rare_BR = self.pull(held_BR, given_BR, length_BR)
+        metrics = {"gated": jnp.any(rare_BR, axis=1).astype(loss_B.dtype)} if self.gate else {}
         taken_R = 1.0 if self.only is None else jax.nn.one_hot(self.only, c_BR.shape[1])
         value_B = loss_B - jnp.sum(taken_R * c_BR * (policy_BR - held_BR), axis=1)
         if policy_BR.shape[1] <= 2:  # not a group of samples

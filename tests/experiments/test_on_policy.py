@@ -48,6 +48,7 @@ def test_a_pair_is_the_first_right_and_the_first_wrong_sample(verdicts, pair):
 def config(cache, folder, **changes):
     c = tiny_preference.get_config()
     c.cache = str(cache)
+    c.influence.every = 0
     c.base.steps, c.sft.epochs, c.evals.test_greedy.prompts = 0, 0, 4
     c.on_policy.update(every=3, samples=4, max_new_tokens=8, batch=16)
     grader = folder / "grader.py"

@@ -22,7 +22,11 @@ def config(cache, **changes):
 
 def files(folder):
     """What must not depend on interruptions."""
-    paths = [p for kind in ("trace/*", "**/metrics.jsonl", "samples/*", "reference.npz") for p in folder.glob(kind)]
+    paths = [
+        p
+        for kind in ("trace/*", "**/metrics.jsonl", "samples/*", "influence/*", "reference.npz")
+        for p in folder.glob(kind)
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if "reference" not in path.name}
 
 
@@ -57,11 +61,29 @@ def test_the_reference_is_the_policy_at_the_first_update(straight):
     """By the probes of the evaluation between the phases, which score the same responses in another program."""
     folder, _ = straight
     with np.load(folder / "run" / "reference.npz") as kept:
-        reference = kept["reference"]
+        reference, ches = kept["log_likelihood"], kept["ches"]
+    assert reference.shape == (30, 2) and ches.shape == (30,)
     trace = read_trace(folder / "run" / "trace")
     for r, name in enumerate(("train chosen", "train rejected")):
         split = trace.splits[name]
         np.testing.assert_allclose(reference[:16, r], -(split.nll[1] * split.tokens), atol=2e-3)
+
+
+def test_each_split_update_is_the_sum_of_its_sources(straight):
+    """To first order, on every type that is followed: both phases, after the first update and every fourth."""
+    folder, summary = straight
+    files = sorted((folder / "run" / "influence").glob("*.json"))
+    assert [int(path.stem.removeprefix("step-")) for path in files] == [1, 5, 8]
+    for path in files:
+        document = json.loads(path.read_text())
+        sources = ["chosen", *["rejected"] * (document["phase"] == "preference"), "momentum", "decay"]
+        assert len(document["norms_of_g"]) == len(sources) - 2
+        assert set(document["types"]) == {"chosen", "rejected", "other", "permuted", "random"}
+        for found in document["types"].values():
+            total = np.sum([found[name] for name in sources], axis=0)
+            np.testing.assert_allclose(total, found["actual"], atol=0.15 * np.abs(found["actual"]).max())
+            assert found["norm_of_k"] > 0 and min(found["norm_of_a"]) > 1
+    assert -1 <= summary["ches_correlation"] <= 1
 
 
 @pytest.mark.slow

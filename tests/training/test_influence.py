@@ -42,7 +42,7 @@ def decomposed(model, start, place=lambda arrays: arrays):
     state = init_state(start, adamw(**OPTIMIZER))
     for seed in range(2):
         state = step(state, place(batch(seed)))
-    parts = jax.jit(functools.partial(next_update, model, LOSS, OPTIMIZER, 2))(state, place(batch(2)), RATE)
+    parts = jax.jit(functools.partial(next_update, model, LOSS, 2, **OPTIMIZER))(state, place(batch(2)), RATE)
     return state, parts, step(state, place(batch(2)))
 
 
