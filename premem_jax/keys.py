@@ -173,6 +173,11 @@ STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),
     "study.member": (NAME, "the one that this launch makes, with what it needs; all: every one"),
 }
+PLAN: Table = {
+    "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4"),
+    "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
+    "plan.search": (flag(), "look for the nearest setting that fits, if the run does not"),
+}
 TABLES: Mapping[str, Table] = {
     "finetune": FINETUNE,
     "sweep": FINETUNE | STUDY,
@@ -194,13 +199,8 @@ TABLES: Mapping[str, Table] = {
     "preference": PREFERENCE,
     "dynamics": PREFERENCE | STUDY,
     "squeezing_toy": {**SHARED, "seed": (SEED, "of the random trials"), "trials": (integer(1, 10**6), "random trials")},
-    "plan": FINETUNE
-    | {
-        "data.task": (choice(*GRADED), "task of the run that is planned"),
-        "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4"),
-        "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
-        "plan.search": (flag(), "look for the nearest setting that fits, if the run does not"),
-    },
+    "plan": FINETUNE | {"data.task": (choice(*GRADED), "task of the run that is planned")} | PLAN,
+    "plan_preference": PREFERENCE | PLAN,
     "evaluate": {
         **SHARED,
         **MODEL,

@@ -223,6 +223,7 @@ RULES = {
     "dynamics": (members,),
     "squeezing_toy": (),
     "plan": (mesh, buckets, micro_batches, topology),
+    "plan_preference": (mesh, buckets, micro_batches, on_policy, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
     "emergence": (),

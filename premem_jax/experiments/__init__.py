@@ -9,6 +9,7 @@ EXPERIMENTS = (
     "finetune",
     "grade",
     "plan",
+    "plan_preference",
     "preference",
     "squeezing_toy",
     "sweep",
@@ -16,4 +17,4 @@ EXPERIMENTS = (
 # Run by several processes, and stop when asked to.
 SEVERAL = ("curate", "dynamics", "evaluate", "finetune", "preference", "sweep")
 POLLING = (*SEVERAL, "grade")  # look now and then whether they were asked to stop
-ELSEWHERE = ("plan",)  # compile for devices that are not here
+ELSEWHERE = ("plan", "plan_preference")  # compile for devices that are not here

@@ -73,16 +73,18 @@ def next_update(
 ) -> dict[str, dict]:
     """`update_by_source` of the update that `train_step` would make: `chosen`, `rejected`, `momentum`, `decay`.
 
-    A batch of single responses has no `rejected`.
+    A batch of single responses has no `rejected`. The trees are in the compute dtype, in which they meet activations.
     """
     gradients = response_gradients(model, loss, state["params"], batch, micro_batches)
-    return update_by_source(dict(zip(SOURCES, gradients, strict=False)), state, rate, **optimizer)
+    parts = update_by_source(dict(zip(SOURCES, gradients, strict=False)), state, rate, **optimizer)
+    return jax.tree.map(lambda x: x.astype(model.dtype), parts)
 
 
 def first_order(function: Callable, params, directions: Mapping[str, dict]) -> dict[str, jax.Array]:
     """The derivative of `function(params)` along each direction: one linearization, one product per direction."""
     _, along = jax.linearize(function, params)
-    return {name: along(direction) for name, direction in directions.items()}
+    like = lambda direction: jax.tree.map(lambda d, p: d.astype(p.dtype), direction, params)
+    return {name: along(like(direction)) for name, direction in directions.items()}
 
 
 def central_difference(function: Callable, params, direction, share: float = 5e-4) -> jax.Array:
