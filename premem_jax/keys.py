@@ -163,7 +163,7 @@ PREFERENCE: Table = {key: entry for key, entry in FINETUNE.items() if key != "da
     "on_policy.max_new_tokens": (integer(1, 2**17), "longest of these in tokens"),
     "on_policy.batch": (ROWS, "prompts that are sampled at a time, over all devices"),
     "influence.every": (NATURAL, "updates between those that are split by source; 0: none is"),
-    "influence.prompts": (ROWS, "training prompts whose responses the split updates are seen at, the first"),
+    "influence.prompts": (NATURAL, "training prompts whose responses those are seen at, the first; 0: all"),
     "influence.draws": (
         integer(0, 10**6),
         "gradients from which the kernel's norm is estimated; 0: it is not",

@@ -126,7 +126,7 @@ WRONG = {
 FLAGS = {"drop_long", "export", "skip_settled", "reworded", "search", "reference_free"}
 TEXTS = {"cache", "grader", "prompt", "target", "path", "added", "pool", "url", "model", "opening", "response"}
 RATES = {"learning_rate", "prompt_weight", "b1", "b2", "weight_decay", "perplexity", "temperature", "below"}
-RATES |= {"label_smoothing", "delta", "weight", "eta"}
+RATES |= {"label_smoothing", "delta", "weight", "eta", "gate"}
 COUNTS = {"seed", "train", "heldout", "test", "steps", "warmup_steps", "decode_tensor", "start", "keep_texts"}
 COUNTS |= {"prompts"}
 # What is allowed nevertheless, by the last part of the key, and where that part does not decide it.
@@ -141,15 +141,19 @@ ALLOWED = {
     "True": FLAGS,
     "False": FLAGS,
 }
+PAIRWISE = ("preference", "dynamics", "plan_preference")
 BESIDE = {("emergence", "draws", "0"), ("evaluate", "sampling.samples", "0"), ("evaluate", "data.task", "''")}
-BESIDE |= {(experiment, "sft.epochs", "0") for experiment in ("preference", "dynamics")}
-LIKE_FINETUNE = ("plan", "sweep", "curate", "preference", "dynamics")
+ZEROS = ("sft.epochs", "on_policy.every", "influence.every", "influence.draws")
+BESIDE |= {(experiment, key, "0") for experiment in PAIRWISE for key in ZEROS}
+LIKE_FINETUNE = ("plan", "plan_preference", "sweep", "curate", "preference", "dynamics")
 NOT = {
     *(("finetune", f"data.{split}", "0") for split in ("train", "test")),  # of a task without end
     ("finetune", "data.heldout", "0"),  # the threshold is from there
     ("finetune", "model.path", "'x'"),  # and has a base phase
-    *((experiment, "train.epochs", "()") for experiment in ("finetune", "preference", "dynamics")),
-    *((experiment, "sft.epochs", "()") for experiment in ("preference", "dynamics")),
+    *((experiment, "train.epochs", "()") for experiment in ("finetune", *PAIRWISE)),
+    ("dynamics", "preference.gate", "0"),  # of a member it is not a whole number
+    *((experiment, "on_policy.temperature", zero) for experiment in PAIRWISE for zero in ("0", "0.0")),
+    *((experiment, "sft.epochs", "()") for experiment in PAIRWISE),
     *(("finetune", f"evals.{name}.skip_settled", "True") for name in ("train_accuracy", "test_accuracy")),
     *(("evaluate", key, "''") for key in ("data.path", "model.path")),
     ("grade", "data.path", "''"),

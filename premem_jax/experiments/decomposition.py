@@ -33,7 +33,7 @@ class Decomposition:
         self._model = influence.with_forward_mode(made.model, made.mesh)
         followed = [options.response for options in config.evals.values() if options.type == "probe"]
         split = Split("train", made.splits["train"], made.grader)
-        prompts = min(config.influence.prompts, len(split.data))
+        prompts = config.influence.prompts
         self._seen: dict[str, Tokenized] = {}
         if config.influence.every:
             kinds = dict.fromkeys(followed or MADE)

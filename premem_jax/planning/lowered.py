@@ -148,12 +148,12 @@ def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     return _lower(jax.jit(function), args), beside
 
 
-PASSES = 12  # forward passes of a probe: one and two for each of four sources, one for A, and two for what happens
+PASSES = 10  # forward passes of a probe: one, two for each of four sources, and one for what happens
 
 
 def _probed(config, mesh: Mesh) -> int:
     """Responses of a probe, to which the batch is filled up."""
-    return -(-config.influence.prompts // sharding.parts(mesh)) * sharding.parts(mesh)
+    return -(-(config.influence.prompts or config.data.train) // sharding.parts(mesh)) * sharding.parts(mesh)
 
 
 def _own(config, mesh: Mesh, name: str, model: Model, loss, state, text, rate, batch) -> tuple[jax.stages.Lowered, int]:

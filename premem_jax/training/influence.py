@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from premem_jax.models.decoder import Model
-from premem_jax.models.nll import log_likelihood, next_token_logits
+from premem_jax.models.nll import log_likelihood, next_token_logits, nll_of
 from premem_jax.training.objectives import Responses
 from premem_jax.training.optimizer import decayed
 from premem_jax.training.step import loss_gradient
@@ -83,8 +83,12 @@ def next_update(
 def first_order(function: Callable, params, directions: Mapping[str, dict]) -> dict[str, jax.Array]:
     """The derivative of `function(params)` along each direction: one linearization, one product per direction."""
     _, along = jax.linearize(function, params)
-    like = lambda direction: jax.tree.map(lambda d, p: d.astype(p.dtype), direction, params)
-    return {name: along(like(direction)) for name, direction in directions.items()}
+    return {name: along(_like(params, direction)) for name, direction in directions.items()}
+
+
+def _like(params, direction):
+    """A direction with the number types of the parameters."""
+    return jax.tree.map(lambda d, p: d.astype(p.dtype), direction, params)
 
 
 def central_difference(function: Callable, params, direction, share: float = 5e-4) -> jax.Array:
@@ -114,12 +118,18 @@ def effects(model: Model, params, directions: Mapping[str, dict], tokens_BT, wei
 
     `norm_of_a` is the mean of ‖A‖_F over the places of the response.
     """
-    found = influence(model, params, directions, tokens_BT, weight_BT)
+
+    def observed(params):
+        hidden_BTD, _ = model.bind(params)(tokens_BT)
+        nll_BT = nll_of(model, params, hidden_BTD, tokens_BT)
+        return -jnp.sum(nll_BT * weight_BT, axis=1), norm_of_a(model.bind(params).logits(hidden_BTD)[:, :-1])
+
+    now_B, along, places_BT = jax.linearize(observed, params, has_aux=True)
+    found = {name: along(_like(params, direction)) for name, direction in directions.items()}
     after = jax.tree.map(lambda p, *parts: p + sum(parts), params, *directions.values())
-    now, then = (log_likelihood(model, p, tokens_BT, weight_BT) for p in (params, after))
-    places_BT = norm_of_a(next_token_logits(model, params, tokens_BT))
+    then_B = log_likelihood(model, after, tokens_BT, weight_BT)
     count_B = jnp.maximum(jnp.sum(weight_BT, axis=1), 1)
-    return found | {"actual": then - now, "norm_of_a": jnp.sum(places_BT * weight_BT[:, 1:], axis=1) / count_B}
+    return found | {"actual": then_B - now_B, "norm_of_a": jnp.sum(places_BT * weight_BT[:, 1:], axis=1) / count_B}
 
 
 def norms_of_g(model: Model, loss: Responses, params, batch: Mapping[str, jax.Array]) -> jax.Array:

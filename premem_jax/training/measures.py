@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from premem_jax.models.decoder import Model
-from premem_jax.models.nll import next_token_logits
+from premem_jax.models.nll import next_token_logits, nll_of
 from premem_jax.training.losses import NEXT_TOKEN
 from premem_jax.training.step import loss_gradient
 
@@ -44,10 +44,8 @@ def pair_measures(model: Model, params, tokens_BRT, weight_BRT) -> tuple[jax.Arr
     """
     B, R, T = tokens_BRT.shape
     tokens_XT, weight_XT = tokens_BRT.reshape(B * R, T), weight_BRT.reshape(B * R, T)
-    decoder = model.bind(params)
-    hidden_XTD, _ = decoder(tokens_XT)
-    nll_XT = decoder.next_token_nll(hidden_XTD, jnp.roll(tokens_XT, -1, axis=1))[:, :-1]
-    log_BR = -jnp.sum(nll_XT * weight_XT[:, 1:], axis=1).reshape(B, R)
+    hidden_XTD, _ = model.bind(params)(tokens_XT)
+    log_BR = -jnp.sum(nll_of(model, params, hidden_XTD, tokens_XT) * weight_XT, axis=1).reshape(B, R)
     sum_XD = jnp.einsum("xtd,xt->xd", hidden_XTD[:, :-1].astype(jnp.float32), weight_XT[:, 1:])
     chosen_BD, rejected_BD = sum_XD.reshape(B, R, -1).swapaxes(0, 1)
     return log_BR, jnp.sum(chosen_BD * rejected_BD, axis=1) - jnp.sum(chosen_BD**2, axis=1)

@@ -1,7 +1,6 @@
 """Preference training in seconds: 4 updates of supervised finetuning, then 8 of DPO, with checkpoints on the way."""
 
 from configs import common
-from premem_jax.config import evaluator
 
 
 def get_config(arg=None):
@@ -14,6 +13,4 @@ def get_config(arg=None):
     c.checkpoint.every = 3
     c.data.buckets = (96,)  # one length, so that each program is compiled once
     c.evals = common.probes("train", (0, 1, 2), prompts=16, batch=16)
-    c.evals["test_greedy"] = evaluator("greedy", "test", (1,), prompts=8, batch=8, max_new_tokens=12, first_round=12)
-    c.influence.update(every=4, prompts=4)
     return c

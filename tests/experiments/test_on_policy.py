@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from premem_jax.config import evaluator
 from premem_jax.errors import Stopped, UserError
 from premem_jax.evaluators.rounds import Drawn
 from premem_jax.experiments import preference
@@ -48,8 +49,9 @@ def test_a_pair_is_the_first_right_and_the_first_wrong_sample(verdicts, pair):
 def config(cache, folder, **changes):
     c = tiny_preference.get_config()
     c.cache = str(cache)
-    c.influence.every = 0
-    c.base.steps, c.sft.epochs, c.evals.test_greedy.prompts = 0, 0, 4
+    c.base.steps, c.sft.epochs, c.influence.every = 0, 0, 4
+    c.evals = {name: c.evals[name] for name in ("train_chosen", "train_rejected")}
+    c.evals.test_greedy = evaluator("greedy", "test", (0,), prompts=4, batch=8, max_new_tokens=12)
     c.on_policy.update(every=3, samples=4, max_new_tokens=8, batch=16)
     grader = folder / "grader.py"
     grader.write_text("def even(response, answer):\n    return sum(map(ord, response)) % 2 == 0\n")
@@ -85,12 +87,13 @@ def test_each_batch_has_the_pairs_of_its_round(tmp_path):
 
 
 def files(folder):
-    kinds = ("trace/*", "**/metrics.jsonl", "samples/*", "on_policy/step-*")
+    kinds = ("trace/*", "**/metrics.jsonl", "samples/*", "influence/*", "on_policy/step-*")
     return {str(path.relative_to(folder)): path.read_bytes() for kind in kinds for path in folder.glob(kind)}
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_trains_on_the_same_samples(tmp_path, monkeypatch):
+    """And splits the same updates by source, into parts that sum to what happens."""
     cache, straight = tmp_path / "cache", tmp_path / "straight"
     summary = preference.run(config(cache, tmp_path), straight)
     expected = files(straight)
@@ -99,6 +102,15 @@ def test_an_interrupted_run_trains_on_the_same_samples(tmp_path, monkeypatch):
     assert 0 < summary["on_policy_share"] <= 1
     document = json.loads((straight / rounds[1]).read_text())
     assert document["pairs"] and document["pairs"] != json.loads((straight / rounds[0]).read_text())["pairs"]
+    for name in ("influence/step-00000001.json", "influence/step-00000004.json"):
+        document = json.loads(expected[name])
+        assert len(document["norms_of_g"]) == 2 and set(document["types"]) == {"chosen", "rejected"}
+        for found in document["types"].values():
+            total = np.sum([found[source] for source in ("chosen", "rejected", "momentum", "decay")], axis=0)
+            np.testing.assert_allclose(total, found["actual"], atol=0.15 * np.abs(found["actual"]).max())
+            assert found["norm_of_k"] > 0 and min(found["norm_of_a"]) > 1
+    assert {"copied_before", "copied_after", "repeated_4grams", "greedy_length"} <= summary.keys()
+    assert (straight / "figures" / "influence.png").exists()
     left, poll = [5], processes.poll
 
     def asked():

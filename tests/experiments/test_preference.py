@@ -51,6 +51,7 @@ def test_both_phases_train_and_the_trace_has_the_whole_run(straight):
     first, *_ = [row for row in rows(folder / "run") if "loss" in row]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the policy is the reference
     assert first["margin"] == pytest.approx(0, abs=1e-3)
+    assert -1 <= summary["ches_correlation_low"] <= summary["ches_correlation"] <= 1
     assert summary["margin"] > 0.3 and summary["change_chosen"] > summary["change_rejected"]
     sft = [row for row in rows(folder / "run", "sft") if "loss" in row]
     assert len(sft) == 4 and sft[-1]["loss"] < sft[0]["loss"]
@@ -67,23 +68,6 @@ def test_the_reference_is_the_policy_at_the_first_update(straight):
     for r, name in enumerate(("train chosen", "train rejected")):
         split = trace.splits[name]
         np.testing.assert_allclose(reference[:16, r], -(split.nll[1] * split.tokens), atol=2e-3)
-
-
-def test_each_split_update_is_the_sum_of_its_sources(straight):
-    """To first order, on every type that is followed: both phases, after the first update and every fourth."""
-    folder, summary = straight
-    files = sorted((folder / "run" / "influence").glob("*.json"))
-    assert [int(path.stem.removeprefix("step-")) for path in files] == [1, 5, 8]
-    for path in files:
-        document = json.loads(path.read_text())
-        sources = ["chosen", *["rejected"] * (document["phase"] == "preference"), "momentum", "decay"]
-        assert len(document["norms_of_g"]) == len(sources) - 2
-        assert set(document["types"]) == {"chosen", "rejected", "other", "permuted", "random"}
-        for found in document["types"].values():
-            total = np.sum([found[name] for name in sources], axis=0)
-            np.testing.assert_allclose(total, found["actual"], atol=0.15 * np.abs(found["actual"]).max())
-            assert found["norm_of_k"] > 0 and min(found["norm_of_a"]) > 1
-    assert -1 <= summary["ches_correlation"] <= 1
 
 
 @pytest.mark.slow
