@@ -49,14 +49,14 @@ def influence_figure(documents: Sequence[Mapping], path: str | os.PathLike) -> N
     for i, phase in enumerate(phases):
         found = means(documents, phase)
         _bars(figure.add_subplot(grid[0, 2 * i]), found, phase)
-        _map(figure, figure.add_subplot(grid[0, 2 * i + 1]), found)
+        _map(figure.add_subplot(grid[0, 2 * i + 1]), found)
     first = None
     for row, kind in enumerate(kinds, start=1):
         axes = figure.add_subplot(grid[row, :], sharex=first)
         first = first or axes
         _updates(axes, documents, kind)
     axes.set_xlabel("updates")
-    first.legend(frameon=False, fontsize=9, ncols=5, loc="upper right")
+    figure.legend(*first.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=5, loc="outside lower center")
     drawing.save(figure, path)
 
 
@@ -69,20 +69,18 @@ def _bars(axes: Axes, found: Mapping[str, Mapping[str, float]], phase: str) -> N
     axes.plot(places, [found[kind]["actual"] for kind in found], "o", color=INK, markersize=4, label="actual")
     axes.set_xticks(places, [drawing.label(kind) for kind in found], rotation=30, ha="right")
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.legend(frameon=False, fontsize=8)
 
 
-def _map(figure: Figure, axes: Axes, found: Mapping[str, Mapping[str, float]]) -> None:
+def _map(axes: Axes, found: Mapping[str, Mapping[str, float]]) -> None:
     names = [name for name in SOURCES if any(name in row for row in found.values())]
     table = np.array([[row.get(name, 0.0) for name in names] for row in found.values()])
-    image = axes.imshow(
-        table / np.maximum(np.abs(table).max(axis=0), 1e-30), cmap="RdBu", vmin=-1, vmax=1, aspect="auto"
-    )
+    shares = table / np.maximum(np.abs(table).max(axis=0), 1e-30)
+    axes.imshow(shares, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=9)
     axes.set_yticks(range(len(found)), [drawing.label(kind) for kind in found], fontsize=9)
     for (row, column), value in np.ndenumerate(table):
-        axes.text(column, row, f"{value:.1g}", ha="center", va="center", fontsize=8, color=INK)
-    figure.colorbar(image, ax=axes, shrink=0.7).ax.tick_params(labelsize=8)
+        color = "white" if abs(shares[row, column]) > 0.6 else INK
+        axes.text(column, row, f"{value:.1g}", ha="center", va="center", fontsize=8, color=color)
 
 
 def _updates(axes: Axes, documents: Sequence[Mapping], kind: str) -> None:

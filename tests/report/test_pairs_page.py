@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from premem_jax.analysis import trace
+from premem_jax.analysis.arms import contrasts
 from premem_jax.analysis.curves import run_curves
+from premem_jax.report import dynamics_page
 from premem_jax.report import page as report_page
 from premem_jax.running import sealed
 from tests.report.browser import broken_images, launched, opened
@@ -61,3 +63,14 @@ def test_the_table_of_pairs_has_ches_and_change_and_both_texts(path):
         assert detail.locator("pre").all_text_contents()[:2] == ["Question 3", "right 3"]
         page.set_viewport_size({"width": 390, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_study_with_seeds_compares_its_arms(path, tmp_path):
+    seen = trace.read_trace(path.parent / "trace")
+    of = {"sft-off": 0.0, "sft-on": 10.0}
+    runs = {f"{arm}-seed{seed}": {"margin": base + seed} for arm, base in of.items() for seed in (0, 1)}
+    page = dynamics_page.write_page(
+        tmp_path, {"sft-off-seed0": seen}, {"sft-off-seed0": 4}, runs, ["margin"], contrasts(runs, ["margin"])
+    )
+    text = page.read_text()
+    assert "sft-on − sft-off" in text and "+10 [10, 10], 2 of 2 above 0" in text and text.count("<tr>") == 2 + 4 + 1
