@@ -60,6 +60,9 @@ def preference() -> ConfigDict:
     c.preference = ConfigDict(
         dict(objective="dpo", beta=0.1, label_smoothing=0.0, reference_free=False, delta=1.0, weight=0.1, eta=1.0)
     )
+    c.preference.gate = 0.0
+    c.on_policy = ConfigDict(dict(every=0, samples=8, temperature=1.0, max_new_tokens=512, batch=64))
+    c.influence = ConfigDict(dict(every=0, prompts=8, draws=1))
     c.threshold.rule = "none"
     return c
 

@@ -150,6 +150,21 @@ PREFERENCE: Table = {key: entry for key, entry in FINETUNE.items() if key != "da
     "preference.delta": (number(0, 1e6), "of slic: margin in nats"),
     "preference.weight": (number(0, 1e6), "of slic: weight of supervised finetuning on the chosen response"),
     "preference.eta": (number(0, 1e6), "of sppo: distance between the log-ratios that it aims at"),
+    "preference.gate": (number(0, 1, below=True), "mean token probability below which none is pushed down; 0: no gate"),
+    "on_policy.every": (NATURAL, "updates between pairs sampled by the model itself; 0: the pairs of the data"),
+    "on_policy.samples": (
+        integer(2, 10**4),
+        "responses to each prompt; its pair is the first right and wrong one",
+    ),
+    "on_policy.temperature": (number(1e-6, 1e6), "divides the logits of these"),
+    "on_policy.max_new_tokens": (integer(1, 2**17), "longest of these in tokens"),
+    "on_policy.batch": (ROWS, "prompts that are sampled at a time, over all devices"),
+    "influence.every": (NATURAL, "updates between those that are split by source; 0: none is"),
+    "influence.prompts": (NATURAL, "training prompts whose responses those are seen at, the first; 0: all"),
+    "influence.draws": (
+        integer(0, 10**6),
+        "gradients from which the kernel's norm is estimated; 0: it is not",
+    ),
 }
 FORM = (choice("log_power_law", "power_law"), "how the elbow moves with the data")
 DRAWS = (integer(0, 10**5), "bootstrap draws of whole subsets; 0: none")
@@ -195,6 +210,11 @@ STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),
     "study.member": (NAME, "the one that this launch makes, with what it needs; all: every one"),
 }
+PLAN: Table = {
+    "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4"),
+    "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
+    "plan.search": (flag(), "look for the nearest setting that fits, if the run does not"),
+}
 FINISHED: Table = {
     "seed": (SEED, "of bootstrap and clusters"),
     "traces": (NEEDED, "folder or file of the runs to study"),
@@ -229,13 +249,8 @@ TABLES: Mapping[str, Table] = {
     "preference": PREFERENCE,
     "dynamics": PREFERENCE | STUDY,
     "squeezing_toy": {"seed": (SEED, "of the random trials"), "trials": (integer(1, 10**6), "random trials")},
-    "plan": FINETUNE
-    | {
-        "data.task": (choice(*GRADED), "task of the run that is planned"),
-        "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4"),
-        "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
-        "plan.search": (flag(), "look for the nearest setting that fits, if the run does not"),
-    },
+    "plan": FINETUNE | {"data.task": (choice(*GRADED), "task of the run that is planned")} | PLAN,
+    "plan_preference": PREFERENCE | PLAN,
     "evaluate": {
         **MODEL,
         **MESH,

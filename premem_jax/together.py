@@ -39,6 +39,8 @@ def on_mesh(config, parts: int, decode_parts: int) -> None:
     batches({"train.batch / train.micro_batches": train.batch / train.micro_batches}, parts)
     if base.steps:
         batches({"base.batch": base.batch}, parts)
+    if (own := config.get("on_policy")) and own.every:
+        batches({"on_policy.batch": own.batch}, decode_parts)
     for name, options in config.evals.items():
         evaluator = find(options.type)
         size = evaluator.batch_at_a_time(options)
@@ -50,6 +52,15 @@ def endless(config) -> None:
     for split in ("train", "test") if tasks.find(config.data.task).SIZES is None else ():
         if not config.data[split]:
             raise UserError(f"data.{split}=0: the task {config.data.task!r} has no end, say how many examples")
+
+
+def on_policy(config) -> None:
+    own = config.data.task == "preferences" and not config.data.grader
+    if config.on_policy.every and (own or config.data.grader == "none"):
+        raise UserError(
+            f"on_policy.every={config.on_policy.every}: sampled responses have to be right or wrong, and nothing here "
+            "grades them; give data.grader, or another data.task"
+        )
 
 
 def ungraded(config) -> None:
@@ -249,8 +260,9 @@ FINETUNE = (endless, ungraded, templates, mesh, buckets, micro_batches, base, lo
 RULES = {  # of a study's members: those of the experiment that makes each
     "finetune": FINETUNE,
     "curate": (collecting,),
-    "preference": FINETUNE,
+    "preference": (*FINETUNE, on_policy),
     "plan": (mesh, buckets, micro_batches, lora, topology),
+    "plan_preference": (mesh, buckets, micro_batches, lora, on_policy, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
     "audit": (perplexity,),

@@ -144,7 +144,7 @@ TEXTS = {
 }
 TEXTS |= {"forecast"}
 RATES = {"learning_rate", "prompt_weight", "b1", "b2", "weight_decay", "perplexity", "temperature", "below"}
-RATES |= {"label_smoothing", "delta", "weight", "eta", "zipf", "asked", "prose"}
+RATES |= {"label_smoothing", "delta", "weight", "eta", "gate", "zipf", "asked", "prose"}
 COUNTS = {"seed", "train", "heldout", "test", "steps", "warmup_steps", "decode_tensor", "start", "keep_texts"}
 COUNTS |= {"prompts"}
 # What is allowed nevertheless, by the last part of the key, and where that part does not decide it.
@@ -159,16 +159,20 @@ ALLOWED = {
     "True": FLAGS,
     "False": FLAGS,
 }
+PAIRWISE = ("preference", "dynamics", "plan_preference")
 BESIDE = {("emergence", "draws", "0"), ("evaluate", "sampling.samples", "0"), ("evaluate", "data.task", "''")}
+ZEROS = ("sft.epochs", "on_policy.every", "influence.every", "influence.draws")
 BESIDE |= {("ladder", "study.draws", "0"), ("finetune", "evals.options.shots", "0")}
-BESIDE |= {(experiment, "sft.epochs", "0") for experiment in ("preference", "dynamics")}
-LIKE_FINETUNE = ("plan", "sweep", "curate", "preference", "dynamics")
+BESIDE |= {(experiment, key, "0") for experiment in PAIRWISE for key in ZEROS}
+LIKE_FINETUNE = ("plan", "plan_preference", "sweep", "curate", "preference", "dynamics")
 NOT = {
     *(("finetune", f"data.{split}", "0") for split in ("train", "test")),  # of a task without end
     ("finetune", "data.heldout", "0"),  # the threshold is from there
     ("finetune", "model.path", "'x'"),  # and has a base phase
-    *((experiment, "train.epochs", "()") for experiment in ("finetune", "preference", "dynamics")),
-    *((experiment, "sft.epochs", "()") for experiment in ("preference", "dynamics")),
+    *((experiment, "train.epochs", "()") for experiment in ("finetune", *PAIRWISE)),
+    ("dynamics", "preference.gate", "0"),  # of a member it is not a whole number
+    *((experiment, "on_policy.temperature", zero) for experiment in PAIRWISE for zero in ("0", "0.0")),
+    *((experiment, "sft.epochs", "()") for experiment in PAIRWISE),
     ("finetune", "evals.test_accuracy.skip_settled", "True"),
     *(("evaluate", key, "''") for key in ("data.path", "model.path")),
     ("grade", "data.path", "''"),
@@ -243,6 +247,8 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("sweep", {"study.members": (("../a", (), ()),)}, ["study.members", "../a"]),
         ("curate", {"study.members": (("iid-8", (), ()),)}, ["study.members", "'iid-8'", "base-seed0"]),
         ("curate", {"study.members": (("iid+8-seed0", (), ()),)}, ["iid+8-seed0 needs one member of its seed"]),
+        ("preference", {"data.task": "preferences", "on_policy.every": 2}, ["on_policy.every=2", "data.grader"]),
+        ("preference", {"preference.gate": 1.0}, ["preference.gate=1.0", "[0, 1)"]),
         ("curate", {"study.source": "file"}, ["study.pool=''", "study.source=file"]),
         ("rungs", {"planted": (1.0, 2.0)}, ["planted=(1.0, 2.0)", "five"]),
         ("rungs", {"pretrain.first": 13}, ["pretrain.first=13", "12"]),

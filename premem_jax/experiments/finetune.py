@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from premem_jax.analysis import audit, estimate
 from premem_jax.analysis.conclusion import conclude
 from premem_jax.analysis.curves import INTERVALS, NAMES, interval
 from premem_jax.analysis.threshold import Threshold
-from premem_jax.analysis.trace import NOTHING, evaluation_steps, read_trace
+from premem_jax.analysis.trace import NOTHING, Trace, evaluation_steps, read_trace
 from premem_jax.data import added
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
 from premem_jax.data.reader import train_batches
@@ -135,11 +135,16 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     return Ready(mesh, checkpoint, tokenizer, splits, task.grader, model, base)
 
 
+def run_of(config, clock: Clock, made: Ready) -> Run:
+    """What evaluators share."""
+    buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
+    return Run(made.tokenizer, made.model, made.mesh, clock, config.seed, buckets, decode_tensor, made.base)
+
+
 def suite_of(config, folder: Path, clock: Clock, made: Ready, per_epoch: int, steps: int) -> Suite:
     """The evaluators of a run with this many updates."""
     measured_on = {name: Split(name, data, made.grader) for name, data in made.splits.items()}
-    buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
-    on = Run(made.tokenizer, made.model, made.mesh, clock, config.seed, buckets, decode_tensor, made.base)
+    on = run_of(config, clock, made)
     wanted = Unsettled(folder / "trace", config.threshold, processes.once)
     return Suite(config.evals.to_dict(), measured_on, on, per_epoch, steps, folder, wanted)
 
@@ -178,17 +183,33 @@ def tokenized(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:
 
 
 def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
-    """Rows {split, example, prompt, reference} of all examples, with the metadata of those that have any."""
+    """Rows {split, example, prompt, reference} of all examples, with `rejected` and `metadata` where there are any."""
     return [
         {"split": name, "example": e.id, "prompt": e.prompt, "reference": e.target.strip()}
+        | ({"rejected": e.rejected.strip()} if e.rejected else {})
         | ({"metadata": dict(e.metadata)} if e.metadata else {})
         for name, data in splits.items()
         for e in data.examples
     ]
 
 
-def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[str, Tokenized]) -> dict:
-    """Writes analysis, report and `summary.json` of a finished run, from its trace, its sampled texts and its data."""
+def texts_sampled(folder: Path, trace: Trace) -> list[dict]:
+    """The rows of all sampled texts of a run."""
+    return [row for step, digest in trace.texts.items() for row in sampled_texts(folder, step, digest) or ()]
+
+
+def report(
+    config,
+    folder: Path,
+    goodput: Goodput,
+    trained: dict,
+    splits: dict[str, Tokenized],
+    pairs: Mapping[str, Mapping[int, float]] | None = None,
+) -> dict:
+    """Writes analysis, report and `summary.json` of a finished run, from its trace, its sampled texts and its data.
+
+    `pairs`: further columns of the page's table of pairs, by example.
+    """
     # Matplotlib, which a run does without until here.
     from premem_jax.report.audit_page import write_table
     from premem_jax.report.page import headline, write_report
@@ -216,11 +237,11 @@ def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[s
         "report": str(folder / "report.html"),
         **workdir.facts(),
     }
-    samples = [row for step, digest in trace.texts.items() for row in sampled_texts(folder, step, digest) or ()]
+    samples = texts_sampled(folder, trace)
     audited = audit.audit(trace, chosen) if np.isfinite(curves["estimate"]).any() else None
     if audited:
         write_table(folder / "audit.parquet", audited)
-    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples, audited=audited)
+    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples, audited=audited, pairs=pairs)
     sealed.write_json(folder / "summary.json", summary)
     goodput.keep(finished=True)
     progress.say(f"\n{headline(curves, summary)}\nLook at {summary['report']}")

@@ -31,6 +31,10 @@ class Cost(NamedTuple):
     ici_bytes: float
     dcn_bytes: float = 0.0
 
+    def times(self, count: float) -> "Cost":
+        """Of so many calls."""
+        return Cost(*(count * x for x in self))
+
     def seconds(self, topology: Topology) -> float:
         """The roofline: the longest of compute, memory and network time at the published rates."""
         chip = topology.chip

@@ -23,30 +23,45 @@ SCRIPTS = ("chart.js", "explorer.js")
 
 
 def explorer(
-    trace: Trace, threshold: Threshold | None, examples: Iterable[Mapping], samples: Iterable[Mapping], train: str
+    trace: Trace,
+    threshold: Threshold | None,
+    examples: Iterable[Mapping],
+    samples: Iterable[Mapping],
+    train: str,
+    pairs: Mapping[str, Mapping[int, float]] | None = None,
 ) -> dict:
     """The explorer's parts of `page.html`: `data` (a JSON text), `script`, and `digest` of the script for the CSP.
 
     Args:
       trace: the run's trace.
       threshold: the memorization threshold on perplexity; None: nothing counts as memorized.
-      examples: rows {split, example, prompt, reference}; an example without one is shown without texts.
+      examples: rows {split, example, prompt, reference}, and `rejected` of a pair; an example without one is shown
+        without texts. A split that looks at the prompts of another, and begins with its name, has the texts of that.
       samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `VERDICTS`.
       train: the training split, shown first.
+      pairs: further columns of the chosen responses to the training prompts: `ches` or `change`, by example.
 
     Raises:
       ValueError: an unknown verdict.
     """
     texts = Texts()
-    shown = {(row["split"], row["example"]): (texts[row["prompt"]], texts[row["reference"]]) for row in examples}
+    shown = {
+        (row["split"], row["example"]): [texts[row.get(key, "")] for key in ("prompt", "reference", "rejected")]
+        for row in examples
+    }
     kept = _responses(samples, texts)
     order = sorted(trace.splits, key=lambda name: (name != train, not trace.splits[name].samples.any(), name))
+    split = lambda name: _split(name, trace, threshold, shown, kept, texts, name == train)
+    splits = {name: split(name) for name in order}
+    for key, values in (pairs or {}).items():
+        if of := splits.get(f"{train} chosen"):
+            of["columns"][key] = packed(np.array([values.get(id, np.nan) for id in of["example"]], np.float64))
     data = {
         "steps": trace.steps.tolist(),
         "epochs": [float(f"{epoch:.4g}") for epoch in trace.epochs],
         "nll": threshold and threshold.nll(len(trace.steps)).tolist(),
         "verdicts": VERDICTS,
-        "splits": [_split(name, trace, threshold, shown, kept, texts, name == train) for name in order],
+        "splits": list(splits.values()),
         "texts": list(texts),
     }
     script = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -115,7 +130,9 @@ def _split(
         if trained:
             premem_ME = premem.pre_memorization_accuracy(split.accuracy, split.nll, threshold.perplexity)
     premem_E = last_known(premem_ME)
-    pairs = [shown.get((name, int(id)), (0, 0)) for id in split.example]
+    bases = {base for base, _ in shown if name == base or name.startswith(f"{base} ")}
+    of = max(bases, key=len, default=name)
+    said = np.array([shown.get((of, int(id)), (0, 0, 0)) for id in split.example], int).reshape(-1, 3)
     at = {int(step): m for m, step in enumerate(trace.steps)}
     row = {int(id): e for e, id in enumerate(split.example)}
     responses: dict[int, dict[int, list]] = {}
@@ -126,8 +143,7 @@ def _split(
         "name": name,
         "trained": trained,
         "example": split.example.tolist(),
-        "prompt": packed(np.array([pair[0] for pair in pairs], int)),
-        "reference": packed(np.array([pair[1] for pair in pairs], int)),
+        **{key: packed(said[:, i]) for i, key in enumerate(("prompt", "reference", "rejected"))},
         "columns": {
             "premem": packed(premem_E),
             "accuracy": packed(last_known(split.accuracy)),

@@ -13,7 +13,7 @@ from premem_jax.analysis import audit, record, response_curves
 from premem_jax.analysis.curves import interval
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import Trace
-from premem_jax.report import audit_page, dynamics_figures, figures
+from premem_jax.report import audit_page, dynamics_figures, figures, influence_figure
 from premem_jax.report.explorer import explorer
 from premem_jax.running import atomic
 
@@ -33,6 +33,7 @@ _CAPTIONS = {
     "curves.png": "The claim to check by eye: the accuracy of the training examples before they are memorized follows "
     "the test accuracy, while the train accuracy leaves both behind. Bands: 95 % intervals over examples.",
     "responses.png": dynamics_figures.CAPTION,
+    "influence.png": influence_figure.CAPTION,
     "examples.png": "Each row on the left is a training example. At its red line its reference solution is memorized, "
     "and while it stays so, samples no longer speak for what was learned and cannot raise its score.",
 }
@@ -48,6 +49,7 @@ def write_report(
     samples: Iterable[Mapping],
     train: str = "train",
     audited: Mapping[str, np.ndarray] | None = None,
+    pairs: Mapping[str, Mapping[int, float]] | None = None,
 ) -> Path:
     """Writes a self-contained `report.html`, and the figures in it to `figures/`; returns the path of the page.
 
@@ -64,12 +66,13 @@ def write_report(
       samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `explorer.VERDICTS`.
       train: the training split.
       audited: the result of `analysis.audit.audit`, if there is one.
+      pairs: further columns of the chosen responses, see `explorer`.
 
     Raises:
       ValueError: an unknown verdict.
     """
     examples = list(examples)
-    explored = explorer(trace, threshold, examples, samples, train) if trace.splits else None
+    explored = explorer(trace, threshold, examples, samples, train, pairs) if trace.splits else None
     drawn, folder = [], workdir / "figures"
     if any(np.isfinite(values).any() for name, values in curves.items() if name not in ("step", "epoch")):
         figures.curves_figure(curves, folder / "curves.png")
@@ -81,6 +84,9 @@ def write_report(
         since = {"": int(summary.get("sft_steps", 0))}
         dynamics_figures.responses_figure({"": trace}, since, folder / "responses.png")
         drawn.append("responses.png")
+    if documents := influence_figure.documents(workdir):
+        influence_figure.influence_figure(documents, folder / "influence.png")
+        drawn.append("influence.png")
     looked_at = {}
     if audited is not None:
         audit_page.map_figure(audited, folder / "map.png")

@@ -50,6 +50,7 @@ class Phase:
       evaluate: called with the step and the weights of each member that is still good, as functions that load them, by
         name ("" for a run trained alone); its result is added to the metrics.
       evaluation_steps: steps at which it is called; a checkpoint of the same step is started before.
+      inspect: called with this phase, the step and the train state at each step of `inspected`, before the next update.
       look_back: called before anything is restored, to check the evaluations of earlier launches. Gets the kept steps,
         and a function from a step to weights as `evaluate` gets them (None if damaged).
       profile: a window of updates for JAX's profiler.
@@ -69,6 +70,8 @@ class Phase:
     log_every: int
     evaluate: Callable[[int, Weights], Mapping[str, float] | None] = lambda step, weights: None
     evaluation_steps: Collection[int] = ()
+    inspect: Callable[["Phase", int, dict], None] = lambda phase, step, state: None
+    inspected: Collection[int] = ()
     look_back: Callable[[list[int], Callable[[int], Weights | None]], None] = lambda kept, weights_at: None
     profile: Profile | None = None
     members: tuple[str, ...] = ()
@@ -139,6 +142,7 @@ class Loop:
             try:
                 if start in phase.evaluation_steps:
                     self._evaluate()
+                self._inspect(start)
                 steps = range(start + 1, phase.steps + 1)
                 for step, (ids, arrays) in zip(steps, phase.batches(start, phase.steps), strict=True):
                     processes.poll()
@@ -148,6 +152,7 @@ class Loop:
                     if step in phase.evaluation_steps:
                         self._settle()
                         self._evaluate()
+                    self._inspect(step)
             except processes.Stopped:
                 self._save()
                 self._checkpoints.wait()
@@ -203,6 +208,11 @@ class Loop:
         if found := self._phase.evaluate(step, self._phase.weights_of(self._state)):
             self._metrics.write(step, found)
             self._metrics.flush()
+
+    def _inspect(self, step: int) -> None:
+        if step in self._phase.inspected and step < self._phase.steps:
+            self._settle()
+            self._phase.inspect(self._phase, step, self._state)
 
     def _save(self) -> None:
         self._settle()
