@@ -104,7 +104,8 @@ def conclude(config, folder: Path, rows: Mapping[str, Mapping]) -> dict:
     for point in points:
         point["seconds"] = seconds[point["strategy"], point["added"]]
     read = lambda name: sealed.unless_damaged(sealed.read_json, _record(folder, name), folder, "the page is without it")
-    selections = {name: found for name in rows if job_of(name).added and (found := read(name))}
+    selections = {name: read(name) for name in rows if job_of(name).added}
+    selections = {name: chosen for name, chosen in selections.items() if chosen is not None}
     base = float(np.mean(found.base)) if found.seeds else None
     curve = curation.iid_curve(found, originals, np.arange(len(found.seeds))) if found.seeds else ([], [])
     result = {"seeds": found.seeds, "base_accuracy": base, "originals": originals, "points": points}
