@@ -242,7 +242,7 @@ RULES = {  # of a study's members: those of the experiment that makes each
     "plan": (mesh, buckets, micro_batches, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
-    "audit": (perplexity,),
+    "audit_traces": (perplexity,),
     "rungs": (mesh, ladder),
     "ladder": (foretold,),
 }
