@@ -1,4 +1,4 @@
-"""The experiment `audit_traces`: tables, page and the subset it selects, from folders, published runs and plain tables."""
+"""The experiment `audit_traces`: tables, page and the subset it selects, from folders, published runs and tables."""
 
 import json
 
