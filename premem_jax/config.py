@@ -122,9 +122,9 @@ def analyze() -> ConfigDict:
 
 
 def audit() -> ConfigDict:
-    """An audit of the examples of finished runs, see `experiments/audit.py`."""
+    """An audit of the examples of finished runs, see `experiments/audit_traces.py`."""
     c = analyze()
-    c.experiment = "audit"
+    c.experiment = "audit_traces"
     del c["draws"]
     c.select, c.share, c.rows = "", 0.5, ""
     return c

@@ -269,7 +269,7 @@ TABLES: Mapping[str, Table] = {
         "sampling.samples": (integer(0, 10**4), "responses to each prompt; 0: none"),
     },
     "analyze": FINISHED | {"draws": (integer(1, 10**6), "bootstrap draws of runs, and of held-out examples")},
-    "audit": FINISHED
+    "audit_traces": FINISHED
     | {
         "select": (
             text(),

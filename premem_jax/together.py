@@ -265,7 +265,7 @@ RULES = {  # of a study's members: those of the experiment that makes each
     "plan_preference": (mesh, buckets, micro_batches, lora, on_policy, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
-    "audit": (perplexity,),
+    "audit_traces": (perplexity,),
     "rungs": (mesh, ladder),
     "ladder": (foretold,),
 }

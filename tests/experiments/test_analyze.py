@@ -19,7 +19,7 @@ from premem_jax.analysis.study import choose
 from premem_jax.analysis.trace import write_evaluation
 from premem_jax.errors import UserError
 from premem_jax.experiments import analyze
-from tests.analysis.traces import FOLDER, RELEASED, synthetic_splits
+from tests.analysis.traces import FOLDER, GIVEN, RELEASED, synthetic_splits, write_table
 from tests.processes import finish, mistake
 from tests.shared import shared
 
@@ -250,22 +250,6 @@ def test_the_page_is_whole_and_asks_the_network_for_nothing(default):
     assert "6epochs_half" in page.text and summary["git_commit"] in page.text
     for row in summary["tasks"]["gsm8k"]["run_table"]:
         assert f"{row['pre_memorization_accuracy'][-1]:.4f}" in page.text
-
-
-def write_table(path, runs=3, evaluations=3, examples=60, task="made <b>up</b>", **constant):
-    """Runs of a made-up trainer without held-out examples."""
-    rng = np.random.default_rng(0)
-    rows = np.array([(r, m, e) for r in range(runs) for m in range(evaluations) for e in range(examples)])
-    correct = rng.binomial(4, 0.2 + 0.1 * rows[:, 1])
-    columns = dict(run=np.array([f"run {r}" for r in rows[:, 0]]), step=10 * rows[:, 1], example=rows[:, 2])
-    columns |= dict(nll=rng.gamma(4, 0.2 / (1 + rows[:, 1])), n_samples=np.full(len(rows), 4), n_correct=correct)
-    columns |= dict(test_accuracy=0.2 + 0.07 * rows[:, 1] + 0.02 * rows[:, 0], task=np.full(len(rows), task))
-    columns |= {key: np.full(len(rows), value) for key, value in constant.items()}
-    np.savez(path, **columns)
-    return path
-
-
-GIVEN = {"threshold.rule": "given", "threshold.perplexity": 1.3}
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,4 +1,4 @@
-"""The experiment `audit`: tables, page and the subset it selects, from run folders, published runs and plain tables."""
+"""The experiment `audit_traces`: tables, page and the subset it selects, from folders, published runs and tables."""
 
 import json
 
@@ -10,16 +10,15 @@ from configs import audit as config_file
 from premem_jax.analysis import audit as analysis
 from premem_jax.analysis.trace import write_evaluation
 from premem_jax.errors import UserError
-from premem_jax.experiments import audit
-from tests.analysis.traces import FOLDER, synthetic_splits
-from tests.experiments.test_analyze import GIVEN, write_table
+from premem_jax.experiments import audit_traces
+from tests.analysis.traces import FOLDER, GIVEN, synthetic_splits, write_table
 from tests.shared import shared
 
 
 def audited(traces, folder, arg=None, changes=()):
     config = config_file.get_config(arg)
     config.update_from_flattened_dict({"traces": str(traces)} | GIVEN | dict(changes))
-    audit.run(config, folder)
+    audit_traces.run(config, folder)
     return json.loads((folder / "summary.json").read_text())
 
 
