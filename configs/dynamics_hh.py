@@ -29,7 +29,9 @@ def get_config(arg=None, model="llama3_8b"):
     c.mesh.update(fsdp=-1, decode_tensor=8)
     at = (0, 0.25, 0.5, *range(1, options.sft + options.epochs))
     c.evals = common.probes("train", at, prompts=496, batch=16)
-    c.evals.test_greedy = config.evaluator("greedy", "test", (0, *at[3:]), prompts=128, batch=64, max_new_tokens=256)
+    c.evals.test_greedy = config.evaluator(
+        "greedy_responses", "test", (0, *at[3:]), prompts=128, batch=64, max_new_tokens=256
+    )
     c.influence.update(every=400, prompts=16, draws=0)
     c.checkpoint.every = 400
     return c

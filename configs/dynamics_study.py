@@ -28,7 +28,7 @@ def get_config(arg=None):
     for evaluator in c.evals.values():
         evaluator.epochs = few
     c.evals.test_accuracy.epochs = few[1:2]
-    c.evals.test_greedy = config.evaluator("greedy", "test", few[1:2], batch=32, max_new_tokens=44)
+    c.evals.test_greedy = config.evaluator("greedy_responses", "test", few[1:2], batch=32, max_new_tokens=44)
     c.influence.update(every=32, prompts=8)
     c.on_policy.update(samples=8, max_new_tokens=44, batch=32)
     members = [

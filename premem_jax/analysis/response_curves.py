@@ -53,7 +53,7 @@ def squeezing(trace: Trace, of: str = "train") -> dict[str, np.ndarray]:
 
 
 def greedy_responses(trace: Trace, of: str = "test") -> dict[str, np.ndarray]:
-    """The measures of the evaluator `greedy` that the trace has, each (M,)."""
+    """The measures of the evaluator `greedy_responses` that the trace has, each (M,)."""
     found = {name: trace.measures.get(f"{of}_{name}") for name in SAID}
     return {name: values for name, values in found.items() if values is not None}
 

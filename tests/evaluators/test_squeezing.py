@@ -8,7 +8,7 @@ import pytest
 
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Collected
-from premem_jax.evaluators.greedy import Greedy, repeated
+from premem_jax.evaluators.greedy_responses import GreedyResponses, repeated
 from premem_jax.evaluators.probe import Probe
 from premem_jax.evaluators.squeezing import Squeezing
 from tests import tiny
@@ -73,7 +73,7 @@ def test_a_probe_is_the_likelihood_of_its_response(response):
 
 def test_greedy_responses_take_the_likeliest_token_and_their_repetitions_count():
     """Token by token with the NumPy Llama; however much of it was measured before."""
-    evaluator = Greedy(tiny.split("test"), tiny.run(), batch=2, max_new_tokens=6, prompts=3)
+    evaluator = GreedyResponses(tiny.split("test"), tiny.run(), batch=2, max_new_tokens=6, prompts=3)
     parts = list(evaluator.measure(jax.device_put(tiny.trained()), 3, only=[2]))
     (part,) = parts
     assert evaluator.split.name == "test greedy" and list(part.rows) == [0, 1, 2]

@@ -51,7 +51,7 @@ def config(cache, folder, **changes):
     c.cache = str(cache)
     c.base.steps, c.sft.epochs, c.influence.every = 0, 0, 4
     c.evals = {name: c.evals[name] for name in ("train_chosen", "train_rejected")}
-    c.evals.test_greedy = evaluator("greedy", "test", (0,), prompts=4, batch=8, max_new_tokens=12)
+    c.evals.test_greedy = evaluator("greedy_responses", "test", (0,), prompts=4, batch=8, max_new_tokens=12)
     c.on_policy.update(every=3, samples=4, max_new_tokens=8, batch=16)
     grader = folder / "grader.py"
     grader.write_text("def even(response, answer):\n    return sum(map(ord, response)) % 2 == 0\n")

@@ -14,7 +14,7 @@ from premem_jax.limits import NATURAL
 GRAM = 4
 
 
-class Greedy(Accuracy):
+class GreedyResponses(Accuracy):
     """Samples and grades one response to each prompt at temperature 0, as the split `SPLIT greedy`; keeps all texts.
 
     Measures: `SPLIT_greedy_length`, mean tokens of a response, and `SPLIT_repeated_4grams`, the mean over responses of
