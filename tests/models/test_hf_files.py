@@ -190,7 +190,8 @@ def test_a_folder_without_a_config_is_refused(ours):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (dict(model_type="qwen2"), ["'qwen2' is not supported"]),
+        (dict(model_type="phi3"), ["'phi3' is not supported"]),
+        (dict(model_type="qwen2"), ["misses model.layers.0.self_attn.k_proj.bias"]),
         (dict(num_hidden_layers=3), ["misses model.layers.2", "and 6 more"]),
         (dict(num_hidden_layers=1), ["has unknown model.layers.1"]),
         (dict(vocab_size=41), ["model.embed_tokens.weight has shape (40, 32)", "(41, 32)"]),
