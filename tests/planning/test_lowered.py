@@ -7,7 +7,7 @@ import pytest
 from configs import plan
 from premem_jax import sharding
 from premem_jax.planning import lowered
-from premem_jax.planning.topology import devices, topology
+from premem_jax.running.topology import devices, topology
 
 pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install -e '.[plan]'")
 PLACE = topology("v5e:2x2")
