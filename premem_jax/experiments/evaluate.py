@@ -68,7 +68,7 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
     # ---- The chunks that are missing --------------------------------------------------------------------------------
     params, values = weights(config, checkpoint, mesh, folder, clock)
     made_of = [checkpoint.headers(), checkpoint.description, checkpoint.eos_ids, values]
-    parts = [made_of, rows.checksum, materials.of_tokenizer(tokenizer.model)]
+    parts = [made_of, rows.checksum, materials.of_tokenizer(tokenizer)]
     processes.agree({"rows, model and tokenizer": materials.digest(parts)})
     chunks = chunks_of(data, config.chunk, folder / "chunks" / materials.digest(parts)[:12])
     absent = processes.once(lambda: [str(path) for path in chunks if not there(path, folder)])

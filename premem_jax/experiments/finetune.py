@@ -120,7 +120,7 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
         tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
     splits = {name: split_of(config.data, name, examples, tokenizer) for name, examples in task.splits.items()}
     checks.finetune(config, mesh, task, splits)
-    made_of = materials.of_examples(task.splits) | materials.of_tokenizer(tokenizer.model)
+    made_of = materials.of_examples(task.splits) | materials.of_tokenizer(tokenizer)
     materials.claim(folder, made_of | materials.of_folder(checkpoint))
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     base = partial(base_parameters, config, model, checkpoint, task, tokenizer, mesh, clock, folder)

@@ -79,12 +79,12 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
             "they do not belong together: set tokenizer.path to the file that came with the model"
         )
     stated = checkpoint.description.get("bos_token_id")
-    if stated not in (None, tokenizer.bos_id):
+    if stated is not None and tokenizer.start_ids and stated not in tokenizer.start_ids:
         log.warning(
-            "%s: config.json has the start marker %s, and the tokenizer %d; do they belong together?",
+            "%s: config.json has the start marker %s, and the tokenizer %s; do they belong together?",
             checkpoint.folder,
             stated,
-            tokenizer.bos_id,
+            ", ".join(map(str, tokenizer.start_ids)),
         )
 
 

@@ -10,6 +10,7 @@ from etils.epath import Path
 
 from premem_jax import sharding
 from premem_jax.data.examples import Example
+from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
 from premem_jax.models.hf_files import Checkpoint
 from premem_jax.running import processes, sealed, workdir
@@ -54,8 +55,8 @@ def of_examples(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
     }
 
 
-def of_tokenizer(model: bytes) -> dict[str, str]:
-    return {"tokenizer": hashlib.sha256(model).hexdigest()}
+def of_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
+    return {"tokenizer": tokenizer.checksum}
 
 
 def of_folder(checkpoint: Checkpoint | None) -> dict[str, str]:

@@ -115,11 +115,10 @@ def test_nothing_is_kept_of_a_bad_path(tmp_path):
         (b"\x0a", "SentencePiece model"),
         (b"\x0a\x0e\x0a\x05<pad>\x15\x00\x00\x00\x00\x18\x03", "without its trainer"),
         (b'{"model": ', "not whole JSON"),
-        ({"bos_token": "<bos>"}, "no byte-pair tokenizer.json.*tokenizer_config.json"),
-        ({"model": None, "added_tokens": []}, "no byte-pair tokenizer.json"),
-        (tiny_json(added_tokens=[]), "markers of neither Llama3 nor Gemma2"),
-        (tiny_json(normalizer={"type": "Lowercase"}), "does not give text back"),
-        (tiny_json(pre_tokenizer=None), "does not give text back"),
+        ({"bos_token": "<bos>"}, "no tokenizer.json.*tokenizer_config.json"),
+        ({"model": None, "added_tokens": []}, "no tokenizer.json"),
+        (tiny_json(added_tokens=[]), "no end of text is named"),
+        (tiny_json(pre_tokenizer=None), "drops characters"),
         (b"IQ== 0\nIg== 1\n", "2 tokens have not the ranks 0 to 127999"),
         (b"IQ== 0\nI 1\n", "line 2 is no token and rank"),
     ],
@@ -164,6 +163,7 @@ def test_a_turned_bit_is_a_refusal_or_a_tokenizer(pieces):
             try:
                 tokenizer = tokenizers._kind(bytes(damaged))(bytes(damaged))
                 tokenizer.encode_pair("3 apples", " and 4")
-                assert len(tokenizer.token_bytes()) == tokenizer.vocab_size
+                table = tokenizer.token_bytes()  # none where the decoder is not known any longer
+                assert table is None or len(table) == tokenizer.vocab_size
             except UserError as error:
                 assert str(error)
