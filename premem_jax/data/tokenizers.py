@@ -87,7 +87,7 @@ class Tokenizer(abc.ABC):
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        return (self.eos_id, *(i for i in self.also_stop if i != self.eos_id))
+        return tuple(dict.fromkeys((self.eos_id, *self.also_stop)))
 
     @property
     def checksum(self) -> str:
@@ -117,6 +117,12 @@ class Tokenizer(abc.ABC):
             beside.unlink()
         write_bytes(kept, tokenizer.model)
         return tokenizer
+
+    def in_turns(self, end: int | None) -> None:
+        """From here on texts are a template's: nothing is put in front, and targets end in `end`, if there is one."""
+        self.start_ids = ()
+        if end is not None:
+            self.also_stop, self.eos_id = (*self.also_stop, self.eos_id), end
 
     def _set_markers(self, vocabulary: Mapping[str, int], known: Sequence[int | None], prefix=None) -> None:
         """Sets bos, eos, pad and start: as the folder says and, where it does not, as `known` (bos, eos, pad)."""
@@ -157,7 +163,8 @@ class Tokenizer(abc.ABC):
             except UnicodeEncodeError as error:
                 shown = text[max(0, error.start - 20) : error.end + 20]
                 raise UserError(f"text with a lone surrogate, which no tokenizer can hold: {shown!r}") from error
-        if spelt := sum(bool(CONTROL.search(text)) for pair in pairs for text in pair):
+        plain = lambda text: markers.PRIVATE.sub("", text)
+        if spelt := sum(bool(CONTROL.search(plain(text))) for pair in pairs for text in pair):
             log.warning(
                 "%d of %d prompts and targets spell control tokens, as <eos> or <|eot_id|>. They are read as text; "
                 "transformers would read them as the tokens, so remove them, or expect other ids there",

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from premem_jax.data.markers import shown
 from premem_jax.evaluators.base import Evaluator, Part, not_finite
 from premem_jax.evaluators.rounds import Batch, Drawn, Rounds, continuing, round_tokens
 from premem_jax.grading.verdict import Verdict
@@ -140,8 +141,8 @@ class Accuracy(Evaluator):
             "step": step,
             "split": self.split.name,
             "example": int(example.id),
-            "prompt": example.prompt,
-            "reference": example.target.strip(),
+            "prompt": shown(example.prompt),
+            "reference": shown(example.target).strip(),
             "responses": responses,
         }
 

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from premem_jax import keys, sharding
 from premem_jax.analysis.conclusion import conclude
 from premem_jax.analysis.trace import NOTHING, evaluation_steps, read_trace
-from premem_jax.data import added
+from premem_jax.data import added, chat
+from premem_jax.data.markers import shown
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
 from premem_jax.data.reader import train_batches
 from premem_jax.data.tokenizers import Tokenizer
@@ -87,11 +88,15 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
         profile=Profile(folder / "profile", **config.profile),
     )
     export(config, folder, clock, made, weights(phase.run(made.base)))
-    return {"steps": steps, "epochs": settings.epochs, "train_examples": len(trained_on)}, made.splits
+    sizes = {"steps": steps, "epochs": settings.epochs, "train_examples": len(trained_on)}
+    return sizes | {"first_example": made.seen}, made.splits
 
 
 class Ready(NamedTuple):
-    """Model, data and tokenizer of a run, before anything is compiled; `base` makes the initial weights."""
+    """Model, data and tokenizer of a run, before anything is compiled; `base` makes the initial weights.
+
+    `seen` is what the model sees of the first training example.
+    """
 
     mesh: Mesh
     checkpoint: Checkpoint | None
@@ -100,6 +105,7 @@ class Ready(NamedTuple):
     grader: Grader
     model: Model
     base: Callable[[], dict]
+    seen: dict
 
 
 def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]) -> Ready:
@@ -118,7 +124,10 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     options = config.tokenizer.to_dict() | dict(path=config.tokenizer.path or config.model.path)
     with processes.leader_first():
         tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
+    template = chat.template_of(config.data.template, tokenizer)
+    task = task._replace(splits=chat.applied(template, tokenizer, task.splits))
     splits = {name: split_of(config.data, name, examples, tokenizer) for name, examples in task.splits.items()}
+    seen = saw(splits["train"], tokenizer, template)
     checks.finetune(config, mesh, task, splits)
     made_of = materials.of_examples(task.splits) | materials.of_tokenizer(tokenizer)
     materials.claim(folder, made_of | materials.of_folder(checkpoint))
@@ -128,7 +137,7 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     workdir.check_room(folder, per_parameter * model.config.parameters)
     lines = "".join(json.dumps(row) + "\n" for row in texts_of(splits))
     processes.once(lambda: write_text(folder / "examples.jsonl", lines))
-    return Ready(mesh, checkpoint, tokenizer, splits, task.grader, model, base)
+    return Ready(mesh, checkpoint, tokenizer, splits, task.grader, model, base, seen)
 
 
 def suite_of(config, folder: Path, clock: Clock, made: Ready, per_epoch: int, steps: int) -> Suite:
@@ -173,6 +182,15 @@ def tokenized(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:
     return split
 
 
+def saw(split: Tokenized, tokenizer: Tokenizer, template: chat.Template | None) -> dict[str, str]:
+    """What the model sees of the first example, control tokens by name; says it."""
+    prompt, target = (tokenizer.shown(ids[0]) for ids in (split.prompts, split.targets))
+    sizes = f"{len(split.prompts[0])} + {len(split.targets[0])} tokens"
+    how = "as the chat template writes it" if template else "without a chat template"
+    progress.say(f"the model sees the first training example {how}, {sizes}: {prompt!r}, and learns {target!r}")
+    return {"prompt": prompt, "target": target, "about": f"{how}, {sizes}"}
+
+
 def known_threshold(config) -> float | None:
     """The memorization threshold on perplexity if the config gives it, else None."""
     return config.perplexity if config.rule == "given" else None
@@ -181,7 +199,7 @@ def known_threshold(config) -> float | None:
 def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
     """Rows {split, example, prompt, reference} of all examples, with the metadata of those that have any."""
     return [
-        {"split": name, "example": e.id, "prompt": e.prompt, "reference": e.target.strip()}
+        {"split": name, "example": e.id, "prompt": shown(e.prompt), "reference": shown(e.target).strip()}
         | ({"metadata": dict(e.metadata)} if e.metadata else {})
         for name, data in splits.items()
         for e in data.examples

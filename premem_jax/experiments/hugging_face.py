@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils.epath import Path
 
 from premem_jax import sharding, strict_json
-from premem_jax.data import tokenizer_export
+from premem_jax.data import chat, tokenizer_export
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import NonFinite, UserError
 from premem_jax.models import architecture as presets
@@ -48,7 +48,7 @@ def model_of(config, checkpoint: Checkpoint | None, tokenizer: Tokenizer, mesh) 
     else:
         shape = checkpoint.config
         check_vocabulary(checkpoint, tokenizer)
-        tokenizer.also_stop = checkpoint.eos_ids
+        tokenizer.also_stop = (*tokenizer.also_stop, *checkpoint.eos_ids)
     return build(shape, dtype=config.compute_dtype, mesh=mesh, **options)
 
 
@@ -103,10 +103,13 @@ def export(
     else:
         description, files = checkpoint.description, checkpoint.companions()
     if config.tokenizer.path or "tokenizer.json" not in files:
-        kept = {name: data for name, data in files.items() if not name.startswith(("tokenizer", "special", "added"))}
+        own = ("tokenizer", "special", "added", "chat_template")
+        kept = {name: data for name, data in files.items() if not name.startswith(own)}
         files = kept | tokenizer_export.files(tokenizer)
     else:
         files |= {tokenizer.file: tokenizer.model}
+    if (template := chat.template_of(config.data.template, tokenizer)) and config.data.template != chat.AUTO:
+        files["chat_template.jinja"] = template.source.encode()
     # Targets ended in the tokenizer's marker, which the folder's config may not name.
     stops = tokenizer.eos_ids
     markers = dict(bos_token_id=tokenizer.bos_id, eos_token_id=list(stops) if len(stops) > 1 else stops[0])

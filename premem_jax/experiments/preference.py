@@ -76,7 +76,7 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
     last = phase("preference", folder, config.train, asked, (before, before + steps), reference_ER=given)
     finetune.export(config, folder, clock, made, weights(last.run(start)))
     sizes = {"steps": before + steps, "sft_steps": before, "epochs": config.sft.epochs + config.train.epochs}
-    return sizes | {"train_pairs": len(made.splits["train"])}, made.splits
+    return sizes | {"train_pairs": len(made.splits["train"]), "first_example": made.seen}, made.splits
 
 
 def evaluation(
