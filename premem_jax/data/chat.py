@@ -124,10 +124,8 @@ def _turn(template: Template, before: Sequence[tuple[str, str]], said: str, ends
     prompt = template.text(before, ask=True)
     whole = template.text((*before, ("assistant", said)), ask=False)
     if not whole.startswith(prompt):
-        raise UserError(
-            f"the chat template writes a conversation in another way once it is answered: {markers.shown(prompt)[-80:]!r}"
-            f" becomes {markers.shown(whole)[max(0, len(prompt) - 80) :][:80]!r}"
-        )
+        asked, there = (markers.shown(text)[max(0, len(prompt) - 80) :][:80] for text in (prompt, whole))
+        raise UserError(f"the chat template writes another prompt once it is answered: {there!r} instead of {asked!r}")
     turn = whole[len(prompt) :]
     at = END.search(turn).start()
     end = markers.PRIVATE.search(turn, at)

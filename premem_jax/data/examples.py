@@ -18,7 +18,7 @@ class Example:
     and begins with a space; `answer` is the final answer alone. `metadata` has further fields of the source (MATH:
     `level` and `type`). `reworded` is a reworded prompt, if the task has one. `rejected` is the worse of two responses
     in a task of preferences, where `target` is the better one. A multiple-choice question has `options`, of which one
-    is `target`. `messages` is a conversation (role, text) before a target that is a turn of it; only a chat template can
+    is `target`. `messages` is a conversation (role, text) of which `target` is the next turn; only a chat template can
     write it.
     """
 
@@ -34,7 +34,7 @@ class Example:
 
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
-        """What comes before the target as turns (role, text): `messages`, dialogues in hh-rlhf's form, or one question."""
+        """The turns (role, text) before the target: `messages`, those of a dialogue in hh-rlhf's form, or one question."""
         parts = TURN.split(self.prompt)
         if not self.messages and parts[-2:] == ["Assistant", ""] and not parts[0]:
             return tuple((ROLES[name], text.strip()) for name, text in zip(parts[1:-2:2], parts[2:-2:2], strict=True))

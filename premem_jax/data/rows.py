@@ -1,8 +1,8 @@
 """People's own rows, from JSON Lines or Parquet: what the model is asked, what it should say, and the final answer.
 
 A row has one of the pairs of fields of `FORMS`, or the fields that two templates name, or a conversation `messages`,
-which a chat template writes. It may also have `answer`, the final answer or a solution with it, and `id`. All that reads
-own rows goes through here.
+which a chat template writes. It may also have `answer`, the final answer or a solution with it, and `id`. All that
+reads own rows goes through here.
 """
 
 from collections.abc import Callable

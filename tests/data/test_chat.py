@@ -28,7 +28,8 @@ TEMPLATES = {
     "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
     "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
-    "llama2": "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+    "llama2": "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] }}"
+    "{{ ' [/INST]' }}"
     "{% elif m['role'] == 'assistant' %}{% generation %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endgeneration %}"
     "{% endif %}{% endfor %}",
     "plain": "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}"
@@ -88,14 +89,10 @@ def test_ids_are_those_of_transformers(folder, name):
     assert tokenizer.control["</s>"] in tokenizer.eos_ids
     for example, mine in zip(talks, examples, strict=True):
         prompt, target = tokenizer.encode_pair(mine.prompt, mine.target)
-        ids = lambda answered, ask: theirs.apply_chat_template(
-            as_messages(example, answered),
-            chat_template=TEMPLATES[name],
-            add_generation_prompt=ask,
-            return_dict=False,
-        )
-        assert prompt.tolist() == ids(False, True)
-        whole = ids(True, False)
+        options = dict(chat_template=TEMPLATES[name], return_dict=False)
+        asked = theirs.apply_chat_template(as_messages(example, False), add_generation_prompt=True, **options)
+        whole = theirs.apply_chat_template(as_messages(example, True), **options)
+        assert prompt.tolist() == asked
         if name == "plain":
             assert [*prompt, *target] == [*whole[:-1], tokenizer.eos_id]  # without the line end behind the turn
         else:
@@ -197,13 +194,12 @@ def test_what_cannot_be_written_is_named(folder, tmp_path):
         chat.applied(None, tokenizer, {"train": [talk("a", "b", id=3)]})
     with pytest.raises(UserError, match="U\\+FDD0"):
         chat.applied(None, tokenizer, {"train": [Example(0, f"a {markers.private('</s>')}", "b", "")]})
-    with pytest.raises(UserError, match="example 0: .*U\\+FDD0"):
+    with pytest.raises(UserError, match=r"example 0: .*U\+FDD0"):
         made(folder, "chatml", [talk(f"a {markers.private('</s>')}", "b")])
     with pytest.raises(UserError, match=r"data.template=\S+: auto, none, or a file \(No such file"):
         chat.template_of(str(tmp_path / "nowhere"), tokenizer)
-    (tmp_path / "two.jinja").write_text(
-        "{{ messages[0].content }}{{ messages[1].content + ('</s>' if messages[1].content == 'b' else '<s>') if messages[1] }}"
-    )
+    end = "messages[1].content + ('</s>' if messages[1].content == 'b' else '<s>')"
+    (tmp_path / "two.jinja").write_text(f"{{{{ messages[0].content }}}}{{{{ {end} if messages[1] }}}}")
     with pytest.raises(UserError, match="ends the model's turns in several ways: </s>, <s>"):
         template = chat.template_of(str(tmp_path / "two.jinja"), tokenizer)
         chat.applied(template, tokenizer, {"train": [talk("a", "b"), talk("a", "c", id=1)]})
