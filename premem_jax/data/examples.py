@@ -34,7 +34,7 @@ class Example:
 
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
-        """The turns (role, text) before the target: `messages`, those of a dialogue in hh-rlhf's form, or one question."""
+        """Turns (role, text) before the target: `messages`, those of a dialogue in hh-rlhf's form, or a question."""
         parts = TURN.split(self.prompt)
         if not self.messages and parts[-2:] == ["Assistant", ""] and not parts[0]:
             return tuple((ROLES[name], text.strip()) for name, text in zip(parts[1:-2:2], parts[2:-2:2], strict=True))
