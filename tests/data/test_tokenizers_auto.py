@@ -166,6 +166,21 @@ def test_tokens_that_only_the_settings_add(tmp_path):
     assert tokenizer.control["<|user|>"] == size and tokenizer.vocab_size == size + 1
 
 
+def test_flags_and_names_of_the_settings_decide(tmp_path):
+    """Against the post-processor, which puts bos in front; and a token that the file alone would take for a word."""
+    folder = folders.byte_level(tmp_path / "flags", TEXTS)
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    for flag, start in ((True, (0,)), (False, ())):
+        (folder / "tokenizer_config.json").write_text(json.dumps(said | {"add_bos_token": flag}))
+        assert check(folder, mixed(50)).start_ids == start
+    folder = folders.qwen(tmp_path / "names", TEXTS)
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    said["additional_special_tokens"] = ["<tool_call>"]
+    assert "<tool_call>" not in load(folder).control
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    assert "<tool_call>" in check(folder, [f"{text}<tool_call> x </tool_call>" for text in mixed(50)]).control
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama2", "llama2_json", "qwen", "byte_level", "llama3", "gemma2", "smollm2"])
 def test_ten_thousand_strings(name, tmp_path):
