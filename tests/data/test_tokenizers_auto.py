@@ -73,7 +73,7 @@ def check(folder, texts) -> Tokenizer:
     for text, (prompt, end), ids in zip(texts, encoded, expected, strict=True):
         ids = ids[: len(ids) - ended]
         if control & {*ids[len(ours.start_ids) :]}:  # theirs makes a marker of a text where its vocabulary has it
-            assert any(name in text for name in NAMES) and not control & {*prompt[len(ours.start_ids) :].tolist()}
+            assert any(name in text for name in ours.control) and not control & {*prompt[len(ours.start_ids) :].tolist()}
             continue
         assert prompt.tolist() == ids, text
         assert end.tolist() == [theirs.eos_token_id]
