@@ -116,14 +116,14 @@ def _bytes(file: Path) -> bytes:
 
 
 def start(said: Mapping, bos_id: int | None, prefix: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The tokens in front of every text: as the flags say, else `prefix`, else bos.
+    """The tokens in front of every text: those of a post-processor, else bos, unless the flags leave it out.
 
     `transformers` 5 does it in this order. Where a folder has a flag for one of bos and eos, the other is off.
     """
-    bos = () if bos_id is None else (bos_id,)
-    if "add_bos_token" in said or "add_eos_token" in said:
-        return bos if said.get("add_bos_token") else ()
-    return bos if prefix is None else prefix
+    if prefix is not None:
+        return prefix
+    flagged = "add_bos_token" in said or "add_eos_token" in said
+    return () if bos_id is None or (flagged and not said.get("add_bos_token")) else (bos_id,)
 
 
 def prefix(processor: Mapping) -> tuple[int, ...]:

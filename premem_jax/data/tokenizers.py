@@ -465,10 +465,8 @@ def _decisive(pieces: Path, spec: Path) -> tuple[Path, dict]:
         spaced = proto.normalizer_spec.add_dummy_prefix and proto.trainer_spec.model_type != proto.trainer_spec.WORD
         if spaced or theirs != {piece.piece: i for i, piece in enumerate(proto.pieces)}:
             return spec, {}
-        told = markers.read(spec.parent)
-        if "add_bos_token" in told or "add_eos_token" in told:
-            return pieces, {}
-        return pieces, dict(add_bos_token=bool(markers.prefix(said["post_processor"])))
+        processor = said.get("post_processor")
+        return pieces, dict(add_bos_token=bool(processor and markers.prefix(processor)))
     except (TypeError, KeyError, ValueError, DecodeError, UserError):
         return spec, {}
 

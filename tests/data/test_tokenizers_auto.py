@@ -73,7 +73,9 @@ def check(folder, texts) -> Tokenizer:
     for text, (prompt, end), ids in zip(texts, encoded, expected, strict=True):
         ids = ids[: len(ids) - ended]
         if control & {*ids[len(ours.start_ids) :]}:  # theirs makes a marker of a text where its vocabulary has it
-            assert any(name in text for name in ours.control) and not control & {*prompt[len(ours.start_ids) :].tolist()}
+            assert any(name in text for name in ours.control) and not control & {
+                *prompt[len(ours.start_ids) :].tolist()
+            }
             continue
         assert prompt.tolist() == ids, text
         assert end.tolist() == [theirs.eos_token_id]
@@ -167,12 +169,14 @@ def test_tokens_that_only_the_settings_add(tmp_path):
 
 
 def test_flags_and_names_of_the_settings_decide(tmp_path):
-    """Against the post-processor, which puts bos in front; and a token that the file alone would take for a word."""
-    folder = folders.byte_level(tmp_path / "flags", TEXTS)
-    said = json.loads((folder / "tokenizer_config.json").read_text())
-    for flag, start in ((True, (0,)), (False, ())):
-        (folder / "tokenizer_config.json").write_text(json.dumps(said | {"add_bos_token": flag}))
-        assert check(folder, mixed(50)).start_ids == start
+    """Whether a text begins with bos, where no post-processor says it; and that a token is no word as in the file."""
+    texts = [text.lstrip() for text in mixed(50)]
+    for kind, starts in ((folders.byte_level, [(0,), (0,)]), (folders.llama2, [(1,), ()])):
+        folder = kind(tmp_path / kind.__name__, TEXTS)
+        said = json.loads((folder / "tokenizer_config.json").read_text())
+        for flag, start in zip((True, False), starts, strict=True):
+            (folder / "tokenizer_config.json").write_text(json.dumps(said | {"add_bos_token": flag}))
+            assert check(folder, texts).start_ids == start
     folder = folders.qwen(tmp_path / "names", TEXTS)
     said = json.loads((folder / "tokenizer_config.json").read_text())
     said["additional_special_tokens"] = ["<tool_call>"]
