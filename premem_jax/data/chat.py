@@ -107,6 +107,7 @@ def _example(template: Template, example: Example, ends: set[str]) -> Example:
         changes = dict(prompt=prompt, target=target)
         if example.rejected:
             changes["rejected"] = _turn(template, before, example.rejected.strip(), ends)[1]
+        changes["options"] = tuple(_turn(template, before, each.strip(), ends)[1] for each in example.options)
         if example.reworded:
             again = dataclasses.replace(example, prompt=example.reworded).conversation
             changes["reworded"] = _turn(template, again, said, ends)[0]

@@ -147,12 +147,16 @@ def test_no_text_writes_a_marker(folder, asked, said, name):
 
 def test_questions_and_dialogues_become_turns(folder):
     dialogue = "\n\nHuman: Hi\n\nAssistant: the\n\nHuman: And?\n\nAssistant:"
-    given = [Example(0, "2 + 2\nAnswer:", " 4", "4", reworded="two and two\nAnswer:"), Example(1, dialogue, " an", "")]
+    given = [
+        Example(0, "2 + 2\nAnswer:", " 4", "4", reworded="two and two\nAnswer:", options=(" 4", " 5")),
+        Example(1, dialogue, " an", ""),
+    ]
     given[1] = dataclasses.replace(given[1], rejected=" no")
     _, (one, two) = made(folder, "llama3", given)
     head = "<|start_header_id|>{}<|end_header_id|>\n\n".format
     assert markers.shown(one.prompt) == f"<s>{head('user')}2 + 2<|eot_id|>{head('assistant')}"
-    assert "two and two<|eot_id|>" in markers.shown(one.reworded) and one.target == "4"
+    assert "two and two<|eot_id|>" in markers.shown(one.reworded)
+    assert one.target == "4" and one.options == ("4", "5")
     assert markers.shown(two.prompt).count("<|eot_id|>") == 3 and (two.target, two.rejected) == ("an", "no")
 
 
