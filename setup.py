@@ -29,6 +29,7 @@ setup(
         "test": [
             "hypothesis",
             "kubernetes-validate",
+            "peft",
             "playwright",
             "pytest",
             "pytest-timeout",

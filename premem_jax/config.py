@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from premem_jax import evaluators
 from premem_jax.errors import UserError
+from premem_jax.models.architecture import MATRICES
 
 
 def finetune() -> ConfigDict:
@@ -40,6 +41,7 @@ def finetune() -> ConfigDict:
     c.train = ConfigDict(
         dict(epochs=3, batch=128, micro_batches=1, length_window=1, learning_rate=2e-5, warmup_steps=20)
     )
+    c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=tuple(f"{name}_proj" for name in MATRICES)))  # 0: no adapters
     c.optimizer = ConfigDict(dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=2.0))
     c.evals = ConfigDict()
     c.threshold = ConfigDict(dict(rule="heldout_quantile", quantile=0.01, split="heldout", perplexity=0.0))
@@ -59,6 +61,9 @@ def preference() -> ConfigDict:
     c.preference = ConfigDict(
         dict(objective="dpo", beta=0.1, label_smoothing=0.0, reference_free=False, delta=1.0, weight=0.1, eta=1.0)
     )
+    c.preference.gate = 0.0
+    c.on_policy = ConfigDict(dict(every=0, samples=8, temperature=1.0, max_new_tokens=512, batch=64))
+    c.influence = ConfigDict(dict(every=0, prompts=8, draws=1))
     c.threshold.rule = "none"
     return c
 
@@ -116,6 +121,15 @@ def analyze() -> ConfigDict:
     c.threshold = ConfigDict(dict(rule="published", quantile=0.01, perplexity=0.0))
     c.release = ConfigDict(dict(train_samples="fewest", test_samples="most", subset="repaired"))
     c.draws = 1000  # bootstrap draws of runs, and of held-out examples
+    return c
+
+
+def audit() -> ConfigDict:
+    """An audit of the examples of finished runs, see `experiments/audit_traces.py`."""
+    c = analyze()
+    c.experiment = "audit_traces"
+    del c["draws"]
+    c.select, c.share, c.rows = "", 0.5, ""
     return c
 
 

@@ -2,17 +2,29 @@
 
 import traceback
 
+MOST_SHOWN = 2000  # characters of a message at either end; names in files of others may be of any length
+
 
 class UserError(Exception):
-    """A mistake that the user can fix: the message names the thing and the fix; `main` prints it and exits with 2."""
+    """A mistake that the user can fix: the message names the thing and the fix; `main` prints it and exits with 2.
+
+    It is one line, whatever the errors of other libraries have, and of limited length.
+    """
+
+    def __str__(self):
+        text = " ".join(super().__str__().splitlines())
+        return text if len(text) <= 2 * MOST_SHOWN else f"{text[:MOST_SHOWN]} … {text[-MOST_SHOWN:]}"
 
 
 class NonFinite(UserError):
     """A result is NaN or infinite; the message says where, and for which examples."""
 
 
-class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, a preemption) and can be resumed. All processes raise it at the same poll."""
+class Stopped(BaseException):
+    """The run was asked to stop (SIGTERM, a preemption) and can be resumed. All processes raise it at the same poll.
+
+    No `Exception`: where a signal raises it in the middle of work, nobody may take it for an error of that work.
+    """
 
 
 def explain(error: BaseException) -> str:

@@ -34,7 +34,7 @@ from premem_jax.limits import (
     word,
 )
 from premem_jax.members import config_of, members_of
-from premem_jax.models.architecture import PRESETS
+from premem_jax.models.architecture import MATRICES, PRESETS
 from premem_jax.tasks import task as tasks
 
 Table = Mapping[str, tuple[Limit, str]]
@@ -114,6 +114,9 @@ FINETUNE: Table = {
     "train.length_window": (integer(1, 10**6), "batches among which examples are sorted by length; 1: no sorting"),
     "train.learning_rate": (number(0, FP32), "highest rate; 0 changes nothing, too high a one stops the run"),
     "train.warmup_steps": (NATURAL, "updates until the highest rate; with more than there are it is not reached"),
+    "lora.rank": (integer(0, 4096), "LoRA: rank of the adapters, which alone are trained; 0: none, all weights are"),
+    "lora.alpha": (number(0, FP32, above=True), "LoRA: what the adapters add is multiplied by alpha / rank"),
+    "lora.targets": (tuple_of(choice(*(f"{name}_proj" for name in MATRICES))), "LoRA: matrices with an adapter"),
     "optimizer.b1": (number(0, 0.999999), "AdamW: decay of the mean of gradients"),
     "optimizer.b2": (number(0, 0.999999), "AdamW: decay of the mean of their squares"),
     "optimizer.eps": (number(1e-30, 1), "AdamW: added to the root of that mean"),
@@ -148,6 +151,21 @@ PREFERENCE: Table = {key: entry for key, entry in FINETUNE.items() if key != "da
     "preference.delta": (number(0, 1e6), "of slic: margin in nats"),
     "preference.weight": (number(0, 1e6), "of slic: weight of supervised finetuning on the chosen response"),
     "preference.eta": (number(0, 1e6), "of sppo: distance between the log-ratios that it aims at"),
+    "preference.gate": (number(0, 1, below=True), "mean token probability below which none is pushed down; 0: no gate"),
+    "on_policy.every": (NATURAL, "updates between pairs sampled by the model itself; 0: the pairs of the data"),
+    "on_policy.samples": (
+        integer(2, 10**4),
+        "responses to each prompt; its pair is the first right and wrong one",
+    ),
+    "on_policy.temperature": (number(1e-6, 1e6), "divides the logits of these"),
+    "on_policy.max_new_tokens": (integer(1, 2**17), "longest of these in tokens"),
+    "on_policy.batch": (ROWS, "prompts that are sampled at a time, over all devices"),
+    "influence.every": (NATURAL, "updates between those that are split by source; 0: none is"),
+    "influence.prompts": (NATURAL, "training prompts whose responses those are seen at, the first; 0: all"),
+    "influence.draws": (
+        integer(0, 10**6),
+        "gradients from which the kernel's norm is estimated; 0: it is not",
+    ),
 }
 FORM = (choice("log_power_law", "power_law"), "how the elbow moves with the data")
 DRAWS = (integer(0, 10**5), "bootstrap draws of whole subsets; 0: none")
@@ -193,6 +211,24 @@ STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),
     "study.member": (NAME, "the one that this launch makes, with what it needs; all: every one"),
 }
+PLAN: Table = {
+    "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4"),
+    "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
+    "plan.search": (flag(), "look for the nearest setting that fits, if the run does not"),
+}
+FINISHED: Table = {
+    "seed": (SEED, "of bootstrap and clusters"),
+    "traces": (NEEDED, "folder or file of the runs to study"),
+    "threshold.rule": (
+        choice("published", "heldout_quantile", "given"),
+        "where each run's threshold comes from; published ones were tuned on test accuracy",
+    ),
+    "threshold.quantile": QUANTILE,
+    "threshold.perplexity": PERPLEXITY,
+    "release.train_samples": (choice("fewest", "most"), "which of several files of the published train answers"),
+    "release.test_samples": (choice("fewest", "most"), "which of several files of the published test answers"),
+    "release.subset": (choice("repaired", "file"), "training examples of published half and quarter runs"),
+}
 TABLES: Mapping[str, Table] = {
     "finetune": FINETUNE,
     "sweep": FINETUNE | STUDY,
@@ -214,13 +250,8 @@ TABLES: Mapping[str, Table] = {
     "preference": PREFERENCE,
     "dynamics": PREFERENCE | STUDY,
     "squeezing_toy": {"seed": (SEED, "of the random trials"), "trials": (integer(1, 10**6), "random trials")},
-    "plan": FINETUNE
-    | {
-        "data.task": (choice(*GRADED), "task of the run that is planned"),
-        "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4"),
-        "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
-        "plan.search": (flag(), "look for the nearest setting that fits, if the run does not"),
-    },
+    "plan": FINETUNE | {"data.task": (choice(*GRADED), "task of the run that is planned")} | PLAN,
+    "plan_preference": PREFERENCE | PLAN,
     "evaluate": {
         **MODEL,
         **MESH,
@@ -238,19 +269,15 @@ TABLES: Mapping[str, Table] = {
         **{f"sampling.{key}": evaluators.find("accuracy").OPTIONS[key] for key in SAMPLING},
         "sampling.samples": (integer(0, 10**4), "responses to each prompt; 0: none"),
     },
-    "analyze": {
-        "seed": (SEED, "of the bootstrap"),
-        "traces": (NEEDED, "folder or file of the runs to study"),
-        "threshold.rule": (
-            choice("published", "heldout_quantile", "given"),
-            "where each run's threshold comes from; published ones were tuned on test accuracy",
+    "analyze": FINISHED | {"draws": (integer(1, 10**6), "bootstrap draws of runs, and of held-out examples")},
+    "audit_traces": FINISHED
+    | {
+        "select": (
+            text(),
+            "examples to write to selected.jsonl: hardest, or a column, with - its highest; empty: none",
         ),
-        "threshold.quantile": QUANTILE,
-        "threshold.perplexity": PERPLEXITY,
-        "release.train_samples": (choice("fewest", "most"), "which of several files of the published train answers"),
-        "release.test_samples": (choice("fewest", "most"), "which of several files of the published test answers"),
-        "release.subset": (choice("repaired", "file"), "training examples of published half and quarter runs"),
-        "draws": (integer(1, 10**6), "bootstrap draws of runs, and of held-out examples"),
+        "share": (number(0, 1, above=True), "of the examples that is selected"),
+        "rows": (text(), "JSON Lines of all examples in the order of their ids; empty: the texts in the runs' folders"),
     },
     "emergence": {
         "seed": (SEED, "of the posterior's chains and the bootstrap"),

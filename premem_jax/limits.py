@@ -61,16 +61,16 @@ def flag() -> Limit:
     return Limit("True or False", lambda value: isinstance(value, bool))
 
 
-def text() -> Limit:
-    """Any text that has UTF-8 and no NUL, so that it can be a path or part of a prompt."""
+def text(most: int = 2**20) -> Limit:
+    """Any text of up to `most` characters that has UTF-8 and no NUL, so that it can be a path or part of a prompt."""
 
     def allows(value):
         try:
-            return isinstance(value, str) and b"\0" not in value.encode()
+            return isinstance(value, str) and len(value) <= most and b"\0" not in value.encode()
         except UnicodeEncodeError:  # half of a surrogate pair, which stands for a byte that is no text
             return False
 
-    return Limit("a text (UTF-8) without NUL characters", allows)
+    return Limit(f"a text (UTF-8) of up to {most:,} characters without NUL", allows)
 
 
 def tuple_of(limit: Limit, *, increasing: bool = False) -> Limit:

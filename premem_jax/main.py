@@ -14,6 +14,7 @@ Installed, the program is also called `premem`, and has the configs with it: the
 
 import importlib
 import os
+import signal
 import sys
 import textwrap
 import traceback
@@ -26,7 +27,7 @@ from premem_jax import keys, recipes
 from premem_jax.errors import Stopped, UserError, explain
 from premem_jax.experiments import ELSEWHERE, POLLING, SEVERAL
 from premem_jax.running import environment, storage
-from premem_jax.running.workdir import default_workdir, disk_is_full, disk_is_read_only, quota_is_used_up
+from premem_jax.running.workdir import default_workdir, fault_of_a_place
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, configs/NAME.py[:key=value,...].", lock_config=True
@@ -121,30 +122,34 @@ def explained(config) -> str:
 def cli() -> None:
     """Runs the program. Its exit status says whether a restart helps.
 
-    2: a mistake, a full disk or an exhausted quota, with one message; people must fix it. 75 (EX_TEMPFAIL): asked to
-    stop (SIGTERM, SIGINT), with the state saved. Others except 0: a fault.
+    2: a mistake, a full disk or a path that cannot be used, with one message; people must fix it. 75 (EX_TEMPFAIL):
+    asked to stop (SIGTERM, SIGINT), with the state saved. Others except 0: a fault.
     """
+    signal.signal(signal.SIGTERM, stop)  # of work that has not begun; later, `processes.stoppable` decides
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no letter ends a run where the locale lacks it
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:
         leave(f"error: {error}", 2)
     except (Stopped, KeyboardInterrupt):
-        progress = importlib.import_module("premem_jax.running.progress")
-        progress.say("stopped as asked, everything is saved; run the same command again to continue")
+        progress = sys.modules.get("premem_jax.running.progress")  # without it nothing has begun, alone or with others
+        say = getattr(progress, "say", print)
+        say("stopped as asked, everything is saved; run the same command again to continue")
         sys.exit(75)
     except Exception as error:
         why = textwrap.shorten(str(error), 250)
-        again = "and run the same command again to continue"
-        if disk_is_full(error):
-            leave(f"error: the disk is full ({why}); free some space {again}", 2)
-        if quota_is_used_up(error):
-            leave(f"error: the disk quota is used up ({why}); free some space, or ask for more, {again}", 2)
-        if disk_is_read_only(error):
-            leave(f"error: the disk is read-only ({why}); repair it {again}", 2)
+        if found := fault_of_a_place(error):
+            what, mend = found
+            leave(f"error: {what} ({why}); {mend}, and run the same command again to continue", 2)
         processes = sys.modules.get("premem_jax.running.processes")
         if processes and processes.lost_another(error):
             leave(f"error: another process is gone ({why}); start all of them again to continue", 1)
         leave(traceback.format_exc(), 1)
+
+
+def stop(signum, frame) -> NoReturn:
+    """Ends the program as asked."""
+    raise Stopped
 
 
 def leave(message: str, status: int) -> NoReturn:

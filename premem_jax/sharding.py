@@ -19,10 +19,12 @@ RULES = (
     (r"embedding$", ("tensor", "fsdp")),  # V D
     (r"head$", ("fsdp", "tensor")),  # D V
     (r"attention/[qkv]$", (None, "fsdp", "tensor", None)),  # L D N H
+    (r"attention/[qkv]_bias$", (None, "tensor", None)),  # L N H
     (r"attention/o$", (None, "tensor", None, "fsdp")),  # L N H D
     (r"mlp/(gate|up)$", (None, "fsdp", "tensor")),  # L D F
     (r"mlp/down$", (None, "tensor", "fsdp")),  # L F D
     (r"scale$", ()),  # L D, or D
+    (r"_[AB]$", ()),  # adapters: each device has all, as they are small
     (r"(count|step|good)$", ()),  # scalars of the train state
 )
 BATCH = P(("data", "fsdp"))

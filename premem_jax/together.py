@@ -1,5 +1,6 @@
 """Rules between settings, as far as the config alone decides."""
 
+import re
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -38,6 +39,8 @@ def on_mesh(config, parts: int, decode_parts: int) -> None:
     batches({"train.batch / train.micro_batches": train.batch / train.micro_batches}, parts)
     if base.steps:
         batches({"base.batch": base.batch}, parts)
+    if (own := config.get("on_policy")) and own.every:
+        batches({"on_policy.batch": own.batch}, decode_parts)
     for name, options in config.evals.items():
         evaluator = find(options.type)
         size = evaluator.batch_at_a_time(options)
@@ -49,6 +52,15 @@ def endless(config) -> None:
     for split in ("train", "test") if tasks.find(config.data.task).SIZES is None else ():
         if not config.data[split]:
             raise UserError(f"data.{split}=0: the task {config.data.task!r} has no end, say how many examples")
+
+
+def on_policy(config) -> None:
+    own = config.data.task == "preferences" and not config.data.grader
+    if config.on_policy.every and (own or config.data.grader == "none"):
+        raise UserError(
+            f"on_policy.every={config.on_policy.every}: sampled responses have to be right or wrong, and nothing here "
+            "grades them; give data.grader, or another data.task"
+        )
 
 
 def ungraded(config) -> None:
@@ -96,6 +108,12 @@ def base(config) -> None:
         raise UserError(
             f"base.steps={config.base.steps}: the weights of model.path are the base model; set base.steps=0"
         )
+
+
+def lora(config) -> None:
+    asked = list(config.lora.targets)
+    if config.lora.rank and len(set(asked)) != max(len(asked), 1):
+        raise UserError(f"lora.targets={tuple(asked)}: name each matrix once, and at least one")
 
 
 def heldout(config) -> None:
@@ -150,10 +168,10 @@ def skipping(config) -> None:
             raise UserError(
                 f"evals.{name}: skip_settled is for the metric, and with an opening or reworded nothing is in it"
             )
-        if config.threshold.rule != "given" or options.split != "train":
+        if config.threshold.rule == "none" or options.split != "train":
             raise UserError(
-                f"evals.{name}.skip_settled: samples are skipped on the split 'train' alone, and with a threshold that "
-                "is known before the run; set threshold.rule=given and threshold.perplexity"
+                f"evals.{name}.skip_settled: samples are skipped on the split 'train' alone, and with a threshold; "
+                "set threshold.rule"
             )
 
 
@@ -175,6 +193,10 @@ def collecting(config) -> None:
     if (study.source == "endpoint") != bool(study.url) or bool(study.url) != bool(study.model):
         raise UserError(
             f"study.url={study.url!r}, study.model={study.model!r}: both go with study.source=endpoint alone"
+        )
+    if study.url and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", study.url):
+        raise UserError(
+            f"study.url={study.url!r}: the address of an endpoint begins with http:// or https:// and a host"
         )
     if study.source == "endpoint" and config.data.task not in ("gsm8k", "math"):
         raise UserError(f"study.source='endpoint': the task {config.data.task!r} has a generator; that is the source")
@@ -234,14 +256,16 @@ def foretold(config) -> None:
         raise UserError(f"study.members: {wrong[0]} is foretold, so it needs all that are not: {weak}")
 
 
-FINETUNE = (endless, ungraded, templates, mesh, buckets, micro_batches, base, heldout, skipping, threshold)
+FINETUNE = (endless, ungraded, templates, mesh, buckets, micro_batches, base, lora, heldout, skipping, threshold)
 RULES = {  # of a study's members: those of the experiment that makes each
     "finetune": FINETUNE,
     "curate": (collecting,),
-    "preference": FINETUNE,
-    "plan": (mesh, buckets, micro_batches, topology),
+    "preference": (*FINETUNE, on_policy),
+    "plan": (mesh, buckets, micro_batches, lora, topology),
+    "plan_preference": (mesh, buckets, micro_batches, lora, on_policy, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
+    "audit_traces": (perplexity,),
     "rungs": (mesh, ladder),
     "ladder": (foretold,),
 }

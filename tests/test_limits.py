@@ -144,7 +144,7 @@ TEXTS = {
 }
 TEXTS |= {"forecast"}
 RATES = {"learning_rate", "prompt_weight", "b1", "b2", "weight_decay", "perplexity", "temperature", "below"}
-RATES |= {"label_smoothing", "delta", "weight", "eta", "zipf", "asked", "prose"}
+RATES |= {"label_smoothing", "delta", "weight", "eta", "gate", "zipf", "asked", "prose"}
 COUNTS = {"seed", "train", "heldout", "test", "steps", "warmup_steps", "decode_tensor", "start", "keep_texts"}
 COUNTS |= {"prompts"}
 # What is allowed nevertheless, by the last part of the key, and where that part does not decide it.
@@ -159,17 +159,21 @@ ALLOWED = {
     "True": FLAGS,
     "False": FLAGS,
 }
+PAIRWISE = ("preference", "dynamics", "plan_preference")
 BESIDE = {("emergence", "draws", "0"), ("evaluate", "sampling.samples", "0"), ("evaluate", "data.task", "''")}
+ZEROS = ("sft.epochs", "on_policy.every", "influence.every", "influence.draws")
 BESIDE |= {("ladder", "study.draws", "0"), ("finetune", "evals.options.shots", "0")}
-BESIDE |= {(experiment, "sft.epochs", "0") for experiment in ("preference", "dynamics")}
-LIKE_FINETUNE = ("plan", "sweep", "curate", "preference", "dynamics")
+BESIDE |= {(experiment, key, "0") for experiment in PAIRWISE for key in ZEROS}
+LIKE_FINETUNE = ("plan", "plan_preference", "sweep", "curate", "preference", "dynamics")
 NOT = {
     *(("finetune", f"data.{split}", "0") for split in ("train", "test")),  # of a task without end
     ("finetune", "data.heldout", "0"),  # the threshold is from there
     ("finetune", "model.path", "'x'"),  # and has a base phase
-    *((experiment, "train.epochs", "()") for experiment in ("finetune", "preference", "dynamics")),
-    *((experiment, "sft.epochs", "()") for experiment in ("preference", "dynamics")),
-    *(("finetune", f"evals.{name}.skip_settled", "True") for name in ("train_accuracy", "test_accuracy")),
+    *((experiment, "train.epochs", "()") for experiment in ("finetune", *PAIRWISE)),
+    ("dynamics", "preference.gate", "0"),  # of a member it is not a whole number
+    *((experiment, "on_policy.temperature", zero) for experiment in PAIRWISE for zero in ("0", "0.0")),
+    *((experiment, "sft.epochs", "()") for experiment in PAIRWISE),
+    ("finetune", "evals.test_accuracy.skip_settled", "True"),
     *(("evaluate", key, "''") for key in ("data.path", "model.path")),
     ("grade", "data.path", "''"),
     *((experiment, "data.grader", "'x'") for experiment in ("finetune", "evaluate")),
@@ -210,12 +214,15 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("finetune", {"evals.variance.micro_batches": 16}, ["evals.variance.micro_batches=16"]),
         ("finetune", {"mesh.tensor": -1}, ["mesh", "at most one may be -1"]),
         ("finetune", {"model.path": "folder"}, ["base.steps=12", "model.path"]),
+        ("finetune", {"lora.rank": 2, "lora.targets": ()}, ["lora.targets=()", "at least one"]),
+        ("finetune", {"lora.rank": 2, "lora.targets": 2 * ("q_proj",)}, ["lora.targets", "once"]),
+        ("finetune", {"lora.targets": ("q",)}, ["lora.targets=('q',)", "'q_proj'"]),
         ("finetune", {"threshold.rule": "given"}, ["threshold.perplexity=0.0"]),
         ("finetune", {"threshold.split": "test"}, ["threshold.split='test'", "heldout, train"]),
         ("finetune", {"data.heldout": 49}, ["data.heldout", "50", "49"]),
         ("finetune", {"data.train": 0}, ["data.train=0", "no end"]),
         ("finetune", {"data.heldout": 0}, ["evals.heldout_likelihood.split", "data.heldout=0"]),
-        ("finetune", {"evals.train_accuracy.skip_settled": True}, ["skip_settled", "threshold.rule=given"]),
+        ("finetune", {"evals.test_accuracy.skip_settled": True}, ["skip_settled", "split 'train' alone"]),
         ("finetune", {"train.lr": 1}, ["no key train.lr"]),
         ("finetune", {"train.batches": 1}, ["no key train.batches", "train.batch?"]),
         ("finetune", {"train": None}, ["train=None", "learning_rate"]),
@@ -243,6 +250,8 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("sweep", {"study.members": (("../a", (), ()),)}, ["study.members", "../a"]),
         ("curate", {"study.members": (("iid-8", (), ()),)}, ["study.members", "'iid-8'", "base-seed0"]),
         ("curate", {"study.members": (("iid+8-seed0", (), ()),)}, ["iid+8-seed0 needs one member of its seed"]),
+        ("preference", {"data.task": "preferences", "on_policy.every": 2}, ["on_policy.every=2", "data.grader"]),
+        ("preference", {"preference.gate": 1.0}, ["preference.gate=1.0", "[0, 1)"]),
         ("curate", {"study.source": "file"}, ["study.pool=''", "study.source=file"]),
         ("rungs", {"planted": (1.0, 2.0)}, ["planted=(1.0, 2.0)", "five"]),
         ("rungs", {"pretrain.first": 13}, ["pretrain.first=13", "12"]),
@@ -253,6 +262,14 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("rungs", {"evaluation.dev": 17}, ["evaluation.dev=17", "64 questions"]),
         ("ladder", {"study.members": (("a", (), ()), ("b", (), ()), ("c", (), ("b",)))}, ["c is foretold", "'a', 'b'"]),
         ("curate", {"data.task": "arithmetic"}, ["study.source='generator'", "'arithmetic'"]),
+        (
+            "curate",
+            {"study.source": "endpoint", "study.url": "file:///etc", "study.model": "m", "data.task": "gsm8k"},
+            ["study.url='file:///etc'", "https://"],
+        ),
+        ("finetune", {"evals.train_accuracy.opening": "o" * 100_000}, ["evals.train_accuracy.opening", "200"]),
+        ("finetune", {"evals.probe.response": "r" * 100_000}, ["evals.probe.response", "100"]),
+        ("plan", {"plan.topology": f"v5e:{'9' * 5000}x4"}, ["topology='v5e:999", "v5e:4x4"]),
     ],
 )
 def test_what_cannot_work_together_is_refused(experiment, changes, words):

@@ -160,6 +160,17 @@ def test_a_base_phase_without_texts_is_refused(tmp_path):
     assert "base.steps" in refused(tmp_path, GSM8K | {"data.path": str(tmp_path)})
 
 
+def test_a_letter_that_the_terminal_lacks_ends_nothing():
+    program = "from premem_jax import main; main.main = lambda argv: print('log \\u03c0'); main.cli()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, b"log \\u03c0\n")
+
+
 def test_a_mistake_leaves_the_folder_free_and_the_exit_status_2(tmp_path):
     """The next command, with the mistake fixed, may use the same folder."""
     workdir = f"--workdir={tmp_path / 'run'}"

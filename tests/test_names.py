@@ -19,7 +19,7 @@ CODE = [path for path in FILES if path.suffix == ".py"]
 PACKAGE = [path for path in CODE if path.parts[0] == "premem_jax"]
 PAGES = [Path("README.md"), *(path for path in FILES if path.suffix == ".md" and path.parts[0] == "docs")]
 SETTINGS = {key for table in (*keys.TABLES.values(), keys.EVALUATOR) for key in table}
-SUFFIXES = {"py", "json", "jsonl", "npz", "html", "png"}
+SUFFIXES = {"py", "json", "jsonl", "npz", "html", "parquet", "png"}
 
 
 @cache

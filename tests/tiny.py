@@ -27,7 +27,8 @@ UPDATES = 12
 
 @functools.cache
 def parameters(config=CONFIG, sharpness=3.0):
-    """Random parameters (on the host) whose norm scales are not all one, and whose predictions are far from uniform."""
+    """Random parameters (on the host) whose norm scales are not all one, whose biases are not zero, and whose
+    predictions are far from uniform."""
     params = jax.tree.map(np.asarray, jax.jit(init, static_argnums=0)(config, jax.random.key(0)))
     rng = np.random.default_rng(0)
 
@@ -35,6 +36,8 @@ def parameters(config=CONFIG, sharpness=3.0):
         return ((scale + config.norm_offset) * factor - config.norm_offset).astype("f")
 
     def rescale(path, x):
+        if path[-1].key.endswith("_bias"):
+            return rng.normal(0, 0.5, x.shape).astype("f")
         return times(x, rng.uniform(0.5, 1.5, x.shape)) if path[-1].key == "scale" else x
 
     params = jax.tree_util.tree_map_with_path(rescale, params)

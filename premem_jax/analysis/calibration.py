@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import norm
 
 from premem_jax.analysis import agreement, premem, threshold
 from premem_jax.analysis.agreement import Points
@@ -25,35 +26,37 @@ FIRST_EPOCH_FRACTION = 0.36
 
 
 def heldout_quantile(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """The default: minimum over evaluations of a run's held-out quantile; runs without one take the lowest of all."""
+    """The default: each evaluation its own held-out quantile; runs without held-out examples take `reference_run`."""
     return [chosen.perplexity for chosen in threshold.of_runs([run.heldout_nll for run in runs], quantile)]
 
 
+def lowest_quantile(runs: Sequence[Run], quantile: float) -> Thresholds:
+    """Each run its lowest held-out quantile over evaluations; runs without held-out examples take the lowest of all."""
+    own = [[np.quantile(row, quantile) for row in threshold.usable(run.heldout_nll).values()] for run in runs]
+    lowest = min(min(row) for row in own if row)
+    return [math.exp(min(row, default=lowest)) for row in own]
+
+
 def median_over_runs(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """One threshold for all: the median over runs of the default rule's."""
-    nlls = [run.heldout_nll for run in runs if threshold.usable(run.heldout_nll)]
-    return [float(np.median([chosen.perplexity for chosen in threshold.of_runs(nlls, quantile)]))] * len(runs)
+    """One threshold for all: the median over runs of `lowest_quantile`."""
+    some = [run for run in runs if threshold.usable(run.heldout_nll)]
+    return [float(np.median(lowest_quantile(some, quantile)))] * len(runs)
 
 
 def reference_run(runs: Sequence[Run], quantile: float) -> Thresholds:
     """One threshold for all: the quantile at the evaluation with the lowest held-out mean of all runs."""
-    rows = (nll_E for run in runs for nll_E in threshold.usable(run.heldout_nll).values())
-    return [math.exp(np.quantile(min(rows, key=np.mean), quantile))] * len(runs)
+    return [math.exp(threshold.reference([run.heldout_nll for run in runs], quantile))] * len(runs)
 
 
-def each_evaluation(runs: Sequence[Run], quantile: float) -> Thresholds:
-    """One threshold per evaluation, its own quantile; runs without held-out examples take that of `reference_run`.
-
-    An evaluation without held-out NLL takes the previous threshold, or else the first.
-    """
-    thresholds = reference_run(runs, quantile)
-    for at, run in enumerate(runs):
-        rows = threshold.usable(run.heldout_nll)
-        if rows:
-            own = np.exp([np.quantile(nll_E, quantile) for nll_E in rows.values()])
-            before_M = np.searchsorted(list(rows), np.arange(len(run.heldout_nll)), side="right") - 1
-            thresholds[at] = own[np.maximum(before_M, 0)]
-    return thresholds
+def heldout_fraction(runs: Sequence[Run], fraction: float) -> Thresholds:
+    """As the default, with a fraction of the median held-out NLL instead of a quantile."""
+    rows = [threshold.usable(run.heldout_nll) for run in runs]
+    reference = math.exp(fraction * np.median(min((x for row in rows for x in row.values()), key=np.mean)))
+    own = [{m: fraction * np.median(nll_E) for m, nll_E in row.items()} for row in rows]
+    some = [
+        np.exp(threshold.kept(row, len(run.trace.steps))) if row else None for run, row in zip(runs, own, strict=True)
+    ]
+    return [reference if mine is None else mine for mine in some]
 
 
 def first_epoch_fraction(runs: Sequence[Run], fraction: float = FIRST_EPOCH_FRACTION) -> Thresholds:
@@ -72,9 +75,9 @@ def first_epoch_fraction(runs: Sequence[Run], fraction: float = FIRST_EPOCH_FRAC
 
 RULES = {
     "heldout_quantile": heldout_quantile,
+    "lowest_quantile": lowest_quantile,
     "median_over_runs": median_over_runs,
     "reference_run": reference_run,
-    "each_evaluation": each_evaluation,
 }
 
 
@@ -108,15 +111,6 @@ class Sensitivity:
         here = np.ones(len(self.y), bool) if runs is None else np.isin(self.run, runs)
         return np.array([statistic(x[here], self.y[here]) for x in self.x_GN])
 
-    def at(self, nll_R: np.ndarray) -> np.ndarray:
-        """Pre-memorization accuracy (N,), each run at its own threshold (mean NLL), interpolated linearly in `GRID`."""
-        place_R = np.interp(np.log(np.maximum(nll_R, self.nll[0])), np.log(self.nll), np.arange(len(self.nll)))
-        place_N = place_R[self.run]
-        below_N = np.minimum(place_N.astype(int), len(self.nll) - 2)
-        points_N = np.arange(len(self.run))
-        low_N, high_N = self.x_GN[below_N, points_N], self.x_GN[below_N + 1, points_N]
-        return low_N + (place_N - below_N) * (high_N - low_N)
-
     def tuned(self, runs: np.ndarray | None = None) -> tuple[float, float]:
         """The threshold (mean NLL) with the best R² of y = x over the runs, and that R²; NaN if undefined.
 
@@ -142,51 +136,55 @@ class Sensitivity:
         return Points(x[known], self.y[known], self.run[known]), chosen
 
 
-def redrawn(runs: Sequence[Run], quantile: float, examples: int, draws: int, seed: int) -> np.ndarray:
-    """Bootstrap of the default rule: thresholds (draws, R) (mean NLL) from `examples` resampled held-out examples.
+TAILS = {
+    "quantile": np.quantile,
+    # Of a normal distribution of log NLL, fitted to all values, or by the deviations below the median.
+    "normal": lambda nll_E, quantile: _normal(np.log(np.maximum(nll_E, 1e-12)), quantile),
+    "lower_normal": lambda nll_E, quantile: _lower_normal(np.log(np.maximum(nll_E, 1e-12)), quantile),
+}
 
-    Shows how the thresholds depend on the choice of held-out examples. Runs with equal numbers of them get the same
-    draws, because the runs of a sweep share them.
+
+def redrawn(
+    runs: Sequence[Run], quantile: float, examples: int, draws: int, seed: int, tail: str = "quantile"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap of the default rule with `examples` resampled held-out examples.
+
+    Shows how much hangs on the choice of held-out examples. Runs with equal numbers of them get the same draws, because
+    the runs of a sweep share them.
+
+    Args:
+      tail: how the quantile is estimated, a name in `TAILS`.
+
+    Returns:
+      (D, M) thresholds (mean NLL), M over the evaluations of all runs with held-out examples, and (D,) R² of y = x.
     """
     rng = np.random.default_rng(seed)
-    by_size: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for at, run in enumerate(runs):
-        for nll_E in threshold.usable(run.heldout_nll).values():
-            by_size.setdefault(len(nll_E), []).append((at, nll_E))
-    stacks = [_Sorted(rows, quantile, examples) for rows in by_size.values()]
-    own_DR = np.full((draws, len(runs)), np.inf)
-    for own_R in own_DR:
-        place = rng.random(examples)
-        for stack in stacks:
-            np.minimum.at(own_R, stack.run_M, stack.quantiles(place))
-    lowest_D1 = own_DR.min(axis=1, keepdims=True)
-    return np.where(np.isinf(own_DR), lowest_D1, own_DR)
+    measured = [(run.train.accuracy_or_skipped, run.train.nll) for run in runs]
+    rows = [threshold.usable(run.heldout_nll) for run in runs]
+    every = [nll_E for row in rows for nll_E in row.values()]
+    reference = min(range(len(every)), key=lambda m: np.mean(every[m]))
+    drawn, r2 = [], []
+    for _ in range(draws):
+        at = {size: rng.integers(size, size=examples) for size in sorted({len(nll_E) for nll_E in every})}
+        nll_M = np.array([TAILS[tail](nll_E[at[len(nll_E)]], quantile) for nll_E in every])
+        left = iter(nll_M)
+        thresholds = [
+            np.exp(threshold.kept({m: next(left) for m in row}, len(run.trace.steps)))
+            if row
+            else math.exp(nll_M[reference])
+            for run, row in zip(runs, rows, strict=True)
+        ]
+        p = _points(runs, measured, thresholds)
+        drawn.append(nll_M)
+        r2.append(agreement.r2_identity(p.x, p.y))
+    return np.array(drawn), np.array(r2)
 
 
-class _Sorted:
-    """Evaluations of E held-out examples each, for quantiles of `examples` of them drawn with replacement.
+def _normal(x_E: np.ndarray, quantile: float) -> float:
+    return math.exp(np.mean(x_E) + np.std(x_E) * norm.ppf(quantile))
 
-    Only the lowest values decide a low quantile; each row keeps as many as nearly all draws need.
-    """
 
-    def __init__(self, rows: list[tuple[int, np.ndarray]], quantile: float, examples: int):
-        self.run_M = np.array([run for run, _ in rows])
-        nll_ME = np.stack([nll_E for _, nll_E in rows])
-        self.order_ME = np.argsort(nll_ME, axis=1, kind="stable")
-        self.nll_ME = np.take_along_axis(nll_ME, self.order_ME, axis=1)
-        place = (examples - 1) * quantile
-        self.below, self.part = int(place), place - int(place)
-        self.above = min(self.below + 1, examples - 1)
-        self.few = 4 * (self.above + 8) * nll_ME.shape[1] // examples + 8
-
-    def quantiles(self, place_N: np.ndarray) -> np.ndarray:
-        """(M,) of the examples at these places, fractions of the way through the row."""
-        M, E = self.nll_ME.shape
-        times_E = np.bincount((place_N * E).astype(int), minlength=E)
-        for kept in (self.few, E):
-            drawn_MK = np.cumsum(times_E[self.order_ME[:, :kept]], axis=1)
-            if np.all(drawn_MK[:, -1] > self.above):
-                break
-        first = lambda rank: self.nll_ME[np.arange(M), np.argmax(drawn_MK > rank, axis=1)]
-        low_M, high_M = first(self.below), first(self.above)
-        return low_M + self.part * (high_M - low_M)
+def _lower_normal(x_E: np.ndarray, quantile: float) -> float:
+    middle = np.median(x_E)
+    below = x_E[x_E < middle] - middle
+    return math.exp(middle + np.sqrt(np.mean(below**2)) * norm.ppf(quantile))

@@ -22,17 +22,26 @@ class Conclusion(NamedTuple):
     curves: dict[str, np.ndarray]
 
 
-def conclude(trace: Trace, *, rule: str, split: str, quantile: float, perplexity: float) -> Conclusion:
-    """The conclusion of a trace by a threshold rule.
+def conclude(trace: Trace, *, split: str, **rule) -> Conclusion:
+    """The conclusion of a trace by a threshold rule: `split` has the held-out examples, `rule` is as below."""
+    chosen = threshold_of(trace.splits[split].nll if split in trace.splits else None, **rule)
+    return Conclusion(chosen, run_curves(trace, chosen))
+
+
+def threshold_of(
+    heldout_nll_ME: np.ndarray | None, *, rule: str, quantile: float, perplexity: float, split: str = ""
+) -> Threshold | None:
+    """The threshold by the settings of a config; None where the rule, or the data, gives none.
 
     Args:
-      rule: `heldout_quantile` takes the threshold from the likelihood of `split`; `given` takes `perplexity`; with
-        `none` there is no threshold, and the metric is not computed.
-      split, quantile, perplexity: what these rules take.
+      heldout_nll_ME: (M, E) target NLL of held-out examples up to now, nats per token; None if there are none.
+      rule: `heldout_quantile` takes the threshold from these; `given` takes `perplexity`; with `none` there is no
+        threshold, and the metric is not computed.
+      quantile, perplexity: what these rules take.
+      split: where the held-out examples are; not used here.
     """
-    chosen = None
     if rule == "given":
-        chosen = threshold.given(perplexity)
-    elif rule == "heldout_quantile" and split in trace.splits and threshold.usable(trace.splits[split].nll):
-        chosen = threshold.heldout_quantile(trace.splits[split].nll, quantile)
-    return Conclusion(chosen, run_curves(trace, chosen))
+        return threshold.given(perplexity)
+    if rule == "heldout_quantile" and threshold.usable(heldout_nll_ME):
+        return threshold.heldout_quantile(heldout_nll_ME, quantile)
+    return None

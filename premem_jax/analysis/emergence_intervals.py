@@ -83,13 +83,9 @@ def posterior(rows: Rows, best: Law, seed: int, *, box: Box | None = None, steps
     at = np.array([*at, best.fewshot_floor - best.floor][: len(box.low)])
     random = np.random.RandomState(seed)
     begin = _begin(problem, box, at, random)
-    sampler = emcee.EnsembleSampler(
-        WALKERS,
-        len(at),
-        lambda theta: log_density(problem, box, theta),
-        vectorize=True,
-        moves=emcee.moves.StretchMove(),
-    )
+    density = lambda theta: log_density(problem, box, theta)
+    sampler = emcee.EnsembleSampler(WALKERS, len(at), density, vectorize=True, moves=emcee.moves.StretchMove())
+    sampler.log_prob_fn = density  # without the wrapper, which prints a traceback of all that ends it, also of a stop
     sampler.random_state = random.get_state()
     sampler.run_mcmc(begin, steps, skip_initial_state_check=True)
     chain_SWP = sampler.get_chain(discard=steps // 5)

@@ -5,8 +5,8 @@ Columns, of JSON lines, CSV or Parquet:
   loss          pretraining loss of the model in nats per token, on one held-out text for all
   amount        finetuning examples; 0: not finetuned, evaluated few-shot
   accuracy      on the task, from -1 to 1 (also a correlation)
-  subset        which draw of the finetuning examples (default: one draw)
-  model         name of the model (default: its loss)
+  subset        which draw of the finetuning examples (default: one draw), up to 100 characters
+  model         name of the model (default: its loss), up to 100 characters
   items         test items of which the accuracy is the mean, as weight (default: as many for all)
   gold_logprob  mean log-likelihood of the right answer in nats, for a baseline
   pass_rate     share of sampled answers that are right, which may be far below one item, for a baseline
@@ -20,6 +20,7 @@ import difflib
 import hashlib
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ NEEDED = ("loss", "amount", "accuracy")
 NUMBERS = ("gold_logprob", "pass_rate", "flops")  # where they were measured
 COLUMNS = (*NEEDED, "subset", "model", "items", *NUMBERS)
 KINDS = (".jsonl", ".csv", ".parquet")
+LONGEST = 100  # characters of a name
+PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)  # a number as text
 
 
 class Rows(NamedTuple):
@@ -212,12 +215,16 @@ def _value(path: Path, row: int, name: str, value):
     if name in ("subset", "model"):
         if empty or isinstance(value, bool) or not isinstance(value, int | float | str):
             raise UserError(f"{where} must be a name or a number, not {value!r:.80}")
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        if len(text) > LONGEST:  # arrays of text have the width of their longest
+            raise UserError(f"{where} is a name of {len(text):,} characters, {text!r:.80}; at most {LONGEST} are read")
+        return text
     says, allows = LIMITS[name]
     if empty and name in NUMBERS:
         return math.nan
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        plain = not isinstance(value, str) or PLAIN.fullmatch(value)  # Python reads 1_000 and other scripts' digits
+        number = float(value) if plain and not isinstance(value, bool | bytes) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or not allows(number):

@@ -1,35 +1,47 @@
 """Estimates of the pre-memorization accuracy of single examples from few samples.
 
 The published value is a running maximum of accuracies from R samples each, so noise biases it upwards. An example that
-is not memorized at the end has no such bias: its value is its accuracy there. For the others, `shrunk` shrinks every
-accuracy towards the mean of its group before taking the maximum. `kept` is the expected published value with fewer
-samples.
+is not memorized has no such bias: its value is its accuracy now. For the others, `shrunk` shrinks every accuracy
+towards the mean of its group before taking the maximum. `kept` is the expected published value with fewer samples, and
+`extrapolated` what it would be with endlessly many.
 
-All arrays are (M, E), M evaluations by E examples; results are (E,), at the last evaluation. Evaluations that did not
-measure an example (no samples, or an NLL of NaN) are skipped; at the last one the result is NaN.
+All arrays are (M, E), M evaluations by E examples. Evaluations that did not measure an example (no samples, or an NLL
+of NaN) are skipped; their own value is NaN. A perplexity is one threshold, or (M,), one per evaluation.
 """
 
 import numpy as np
 from scipy.stats import hypergeom
 
+from premem_jax.analysis import premem
 from premem_jax.analysis.premem import log_threshold
+from premem_jax.analysis.trace import SplitTrace
+
+Perplexity = float | np.ndarray
 
 OVERDISPERSION_OF_ONE = 0.5  # with one sample each it cannot be told from the data
 
 
-def published(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
-    """(E,) min(accuracy at the end, the highest accuracy at any evaluation that had not memorized the example)."""
-    known_ME = np.isfinite(accuracy_ME) & np.isfinite(nll_ME)
-    best_E = _best(accuracy_ME, known_ME & (nll_ME >= log_threshold(perplexity)))
-    return np.where(known_ME[-1], np.minimum(accuracy_ME[-1], best_E), np.nan)
+def of_split(split: SplitTrace, perplexity: Perplexity) -> np.ndarray:
+    """(M, E) shrunk values of a split of a trace."""
+    return shrunk(split.correct, split.samples, split.nll, perplexity, split.skipped_ME)
 
 
-def shrunk(correct_ME: np.ndarray, samples_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
-    """(E,) as `published`, from shrunk accuracies; unshrunk if the example is not memorized at the end."""
+def shrunk(
+    correct_ME: np.ndarray,
+    samples_ME: np.ndarray,
+    nll_ME: np.ndarray,
+    perplexity: Perplexity,
+    skipped_ME: np.ndarray | bool = False,
+) -> np.ndarray:
+    """(M, E) as `premem.pre_memorization_accuracy`, from shrunk accuracies where an example is memorized.
+
+    Where sampling was skipped, the example is memorized and the published value 0; the accuracy is taken for 1, so the
+    value is that of the evaluations before.
+    """
     memorized_ME = nll_ME < log_threshold(perplexity)
-    smooth_ME = shrunk_accuracy(correct_ME, samples_ME, memorized_ME)
-    raw_E = published(_accuracy(correct_ME, samples_ME), nll_ME, perplexity)
-    return np.where(memorized_ME[-1], published(smooth_ME, nll_ME, perplexity), raw_E)
+    smooth_ME = np.where(skipped_ME, 1.0, shrunk_accuracy(correct_ME, samples_ME, memorized_ME))
+    of = lambda accuracy_ME: premem.pre_memorization_accuracy(accuracy_ME, nll_ME, perplexity)
+    return np.where(memorized_ME, of(smooth_ME), of(_accuracy(correct_ME, samples_ME)))
 
 
 def shrunk_accuracy(correct_ME: np.ndarray, samples_ME: np.ndarray, memorized_ME: np.ndarray) -> np.ndarray:
@@ -47,8 +59,10 @@ def shrunk_accuracy(correct_ME: np.ndarray, samples_ME: np.ndarray, memorized_ME
     return smooth_ME
 
 
-def kept(correct_ME: np.ndarray, samples_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float, r: int) -> np.ndarray:
-    """(E,) the exact mean of `published` over all subsets of r samples of each evaluation.
+def kept(
+    correct_ME: np.ndarray, samples_ME: np.ndarray, nll_ME: np.ndarray, perplexity: Perplexity, r: int
+) -> np.ndarray:
+    """(E,) the exact mean of the published value at the last evaluation, over all subsets of r samples of each.
 
     Raises:
       ValueError: r is below 1, or above the number of samples that some evaluation has.
@@ -65,6 +79,33 @@ def kept(correct_ME: np.ndarray, samples_ME: np.ndarray, nll_ME: np.ndarray, per
     return np.where(known_ME[-1], value_E, np.nan)
 
 
+def extrapolation(split: SplitTrace, perplexity: Perplexity) -> float:
+    """Mean over examples of `extrapolated`; NaN with fewer than two samples at some evaluation."""
+    known_ME = (split.samples > 0) & np.isfinite(split.nll)
+    if not known_ME.any() or split.samples[known_ME].min() < 2:
+        return np.nan
+    value_E = extrapolated(split.correct, split.samples, split.nll, perplexity)
+    return float(premem.measured_mean(np.where(split.skipped_ME[-1], 0.0, value_E)[None])[0])
+
+
+def extrapolated(
+    correct_ME: np.ndarray, samples_ME: np.ndarray, nll_ME: np.ndarray, perplexity: Perplexity
+) -> np.ndarray:
+    """(E,) (√R θ_R - √(R-1) θ_{R-1}) / (√R - √(R-1)) at the last evaluation, where θ_r is `kept`.
+
+    This removes a bias that falls with 1 / √R, as that of a maximum of nearly equal accuracies does, and assumes
+    nothing else. R is the lowest number of samples of an evaluation. The values of single examples are of use only in
+    means; they may be outside of 0 to 1.
+
+    Raises:
+      ValueError: an evaluation has fewer than two samples.
+    """
+    known_ME = (samples_ME > 0) & np.isfinite(nll_ME)
+    R = int(samples_ME[known_ME].min(initial=samples_ME.max(initial=0)))
+    theta = lambda r: kept(correct_ME, samples_ME, nll_ME, perplexity, r)
+    return (np.sqrt(R) * theta(R) - np.sqrt(R - 1) * theta(R - 1)) / (np.sqrt(R) - np.sqrt(R - 1))
+
+
 def _posterior_mean(correct_E: np.ndarray, samples: int) -> np.ndarray:
     """Posterior mean of accuracies under a beta prior with mean p and overdispersion rho = 1 / (1 + a + b)."""
     p = correct_E.mean() / samples
@@ -79,8 +120,3 @@ def _posterior_mean(correct_E: np.ndarray, samples: int) -> np.ndarray:
 
 def _accuracy(correct_ME: np.ndarray, samples_ME: np.ndarray) -> np.ndarray:
     return np.divide(correct_ME, samples_ME, out=np.full(samples_ME.shape, np.nan), where=samples_ME > 0)
-
-
-def _best(accuracy_ME: np.ndarray, usable_ME: np.ndarray) -> np.ndarray:
-    """(E,) the highest usable accuracy; 0 where none is."""
-    return np.max(np.where(usable_ME, accuracy_ME, 0.0), axis=0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from premem_jax.analysis import premem
+from premem_jax.analysis import estimate, premem
 from premem_jax.analysis.runs import Run
 
 
@@ -24,6 +24,7 @@ class Predictor:
 
 PREDICTORS = {
     "pre_memorization_accuracy": Predictor("pre-memorization accuracy", True, True),
+    "shrunk_estimate": Predictor("pre-memorization accuracy, shrunk estimate", True, True),
     "without_minimum": Predictor("without the min with current accuracy", True, True),
     "masked_accuracy": Predictor("masked accuracy, no running max", True, True),
     "accuracy_before_memorization": Predictor("last accuracy before memorization", True, True),
@@ -59,6 +60,7 @@ def evaluate(run: Run, perplexity: float | np.ndarray) -> dict[str, np.ndarray]:
     accuracy_M = train.mean_accuracy
     return {
         "pre_memorization_accuracy": mean(premem.pre_memorization_accuracy(accuracy_ME, nll_ME, perplexity)),
+        "shrunk_estimate": mean(estimate.of_split(train, perplexity)),
         "without_minimum": mean(best_ME),
         "masked_accuracy": mean(masked_ME),
         "accuracy_before_memorization": mean(accuracy_before_memorization(accuracy_ME, nll_ME, perplexity)),

@@ -77,6 +77,14 @@ def first_memorized(nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
     return np.where(memorized_ME.any(axis=0), memorized_ME.argmax(axis=0), len(memorized_ME))
 
 
+def standard_error(values_ME: np.ndarray) -> np.ndarray:
+    """(M,) float64: the standard error of `measured_mean` over examples; NaN with fewer than two."""
+    count_M, mean_M = (~np.isnan(values_ME)).sum(axis=1), measured_mean(values_ME)
+    square_M = np.nansum((values_ME - mean_M[:, None]) ** 2, axis=1)
+    variance_M = np.divide(square_M, count_M - 1, out=np.full(len(count_M), np.nan), where=count_M > 1)
+    return np.sqrt(variance_M / np.maximum(count_M, 1))
+
+
 def measured_mean(values_ME: np.ndarray) -> np.ndarray:
     """(M,) float64: the unweighted mean over the measured examples of each evaluation; NaN if there are none."""
     measured_ME = ~np.isnan(values_ME)

@@ -11,6 +11,7 @@ MEASURES = {
     "top_mass": "mass of the likeliest token",
     "falling": "share of tokens that fell",
 }
+SAID = {"greedy_length": "tokens of a greedy response", "repeated_4grams": "4-grams that repeat"}
 
 
 def response_types(trace: Trace, of: str = "train") -> dict[str, SplitTrace]:
@@ -51,10 +52,16 @@ def squeezing(trace: Trace, of: str = "train") -> dict[str, np.ndarray]:
     return {name: values for name, values in found.items() if values is not None}
 
 
+def greedy_responses(trace: Trace, of: str = "test") -> dict[str, np.ndarray]:
+    """The measures of the evaluator `greedy_responses` that the trace has, each (M,)."""
+    found = {name: trace.measures.get(f"{of}_{name}") for name in SAID}
+    return {name: values for name, values in found.items() if values is not None}
+
+
 def summary(trace: Trace, since: int) -> dict[str, float]:
     """Numbers of a run whose preference training began at step `since`: each curve's change from there to the end."""
     curves = {"greedy" if name == GREEDY else name: values for name, values in curves_by_type(trace).items()}
     start = np.flatnonzero(trace.steps == since)
     found = {f"change_{name}": float(values[-1] - values[start[0]]) for name, values in curves.items() if len(start)}
-    found |= {name: float(values[-1]) for name, values in margins(trace, since).items()}
+    found |= {name: float(values[-1]) for name, values in (margins(trace, since) | greedy_responses(trace)).items()}
     return {name.replace(" ", "_"): round(value, 4) for name, value in found.items() if np.isfinite(value)}

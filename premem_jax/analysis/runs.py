@@ -22,6 +22,7 @@ class Run:
     measures: Mapping[str, np.ndarray] = field(default_factory=dict)  # (M,) each: predictors measured while training
     heldout: str = "heldout"  # the split whose target NLL gives the threshold
     published: float | None = None  # the threshold on perplexity that the run's authors used
+    one_data_set: bool = False  # whether ids of `train` and `heldout` are rows of one data set
     notes: tuple[str, ...] = ()  # what was odd about the files, and what was done about it
 
     @property

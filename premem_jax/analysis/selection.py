@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from premem_jax.analysis import estimate
-from premem_jax.analysis.premem import log_threshold
+from premem_jax.analysis.premem import log_threshold, pre_memorization_accuracy
 from premem_jax.analysis.trace import Trace
 from premem_jax.errors import UserError
 
@@ -23,7 +23,7 @@ class Seen:
     """Inputs of a strategy: E training examples, in the order of `example`."""
 
     trace: Trace  # of a run trained on them
-    perplexity: float | None = None  # the memorization threshold
+    perplexity: float | np.ndarray | None = None  # the memorization threshold, or (M,), one per evaluation
     share: float = 0.5  # of the examples is collected around, those with the lowest value...
     below: float | None = None  # ...or all those with a value below this, where it is given
     seed: int = 0
@@ -51,7 +51,7 @@ def pre_memorization(seen: Seen) -> np.ndarray:
 def pre_memorization_published(seen: Seen) -> np.ndarray:
     """The value as Kang et al. compute it."""
     train = seen.trace.split("train")
-    return _low(seen, estimate.published(train.accuracy_or_skipped, train.nll, _threshold(seen)))
+    return _low(seen, pre_memorization_accuracy(train.accuracy_or_skipped, train.nll, _threshold(seen))[-1])
 
 
 def early_accuracy(seen: Seen) -> np.ndarray:
@@ -176,17 +176,15 @@ def values(seen: Seen) -> dict[str, np.ndarray]:
     """Values (E,) to record beside a choice: the first accuracy, and with a threshold the metric."""
     train, out = seen.trace.split("train"), {"early_accuracy": _early(seen)}
     if seen.perplexity is not None:
-        out["published"] = estimate.published(train.accuracy_or_skipped, train.nll, seen.perplexity)
+        out["published"] = pre_memorization_accuracy(train.accuracy_or_skipped, train.nll, seen.perplexity)[-1]
         out["shrunk"] = _shrunk(seen)
     return out
 
 
 def _shrunk(seen: Seen) -> np.ndarray:
     train, perplexity = seen.trace.split("train"), _threshold(seen)
-    value_E = estimate.shrunk(train.correct, train.samples, train.nll, perplexity)
-    value_E = np.where(train.skipped_ME[-1], 0.0, value_E)  # memorized, and never solved before
-    at_once_E = train.nll[_first(seen)] < log_threshold(perplexity)
-    return np.where(at_once_E, _early(seen), value_E)
+    at_once_E = (train.nll < log_threshold(perplexity))[_first(seen)]
+    return np.where(at_once_E, _early(seen), estimate.of_split(train, perplexity)[-1])
 
 
 def _low(seen: Seen, value_E: np.ndarray) -> np.ndarray:
@@ -223,11 +221,11 @@ def _first(seen: Seen) -> int:
 def _early(seen: Seen) -> np.ndarray:
     """(E,) shrunk accuracies at that evaluation."""
     train, first = seen.trace.split("train"), _first(seen)
-    memorized = train.nll[first : first + 1] < (log_threshold(seen.perplexity) if seen.perplexity else -np.inf)
-    return estimate.shrunk_accuracy(train.correct[first : first + 1], train.samples[first : first + 1], memorized)[0]
+    limit = -np.inf if seen.perplexity is None else log_threshold(seen.perplexity)
+    return estimate.shrunk_accuracy(train.correct, train.samples, train.nll < limit)[first]
 
 
-def _threshold(seen: Seen) -> float:
+def _threshold(seen: Seen) -> float | np.ndarray:
     if seen.perplexity is None:
         raise UserError("pre-memorization accuracy needs a threshold: set threshold.rule")
     return seen.perplexity

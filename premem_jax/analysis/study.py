@@ -15,16 +15,17 @@ from premem_jax.analysis.threshold import Threshold
 from premem_jax.errors import UserError
 
 QUANTILES = (0.005, 0.01, 0.02, 0.05)
-HELDOUT_SIZES = (250, 500, 2000)
+HELDOUT_SIZES = (100, 250, 500, 1000)
 
 RULE_TITLES = {
     "published": "the authors', tuned on test accuracy",
     "given": "given by hand",
-    "heldout_quantile": "each run its own, lowest quantile of held-out NLL",
-    "median_over_runs": "median over runs of these",
+    "heldout_quantile": "each evaluation its own quantile of held-out NLL",
+    "lowest_quantile": "each run its lowest of these",
+    "median_over_runs": "median over runs of the lowest",
     "reference_run": "quantile of held-out NLL where its mean is lowest, one for all",
-    "each_evaluation": "each evaluation its own quantile",
     "first_epoch_fraction": f"{calibration.FIRST_EPOCH_FRACTION} x lowest first-epoch median train NLL",
+    "heldout_fraction": "each evaluation a fraction of its median held-out NLL",
     "tuned": "tuned on test accuracy, all runs",
     "tuned_on_other_runs": "tuned on test accuracy, other runs",
 }
@@ -118,24 +119,22 @@ def threshold_table(
     return rows
 
 
-def heldout_error(
-    runs: Sequence[Run], quantile: float, sensitivity: calibration.Sensitivity, draws: int, seed: int
-) -> list[dict]:
-    """Bootstrap over held-out set sizes: variation of the thresholds, and of R² with them.
+def heldout_error(runs: Sequence[Run], quantile: float, draws: int, seed: int, tail: str = "quantile") -> list[dict]:
+    """Bootstrap over held-out set sizes: variation of the default rule's thresholds, and of R² with them.
 
-    The threshold is the median over runs; intervals hold 95 % of the draws. Empty if no run has held-out examples.
+    The threshold is the median over evaluations, `relative_error` the root mean square over evaluations of the
+    standard deviation of its logarithm; intervals hold 95 % of the draws. Empty if no run has held-out examples.
     """
     sizes = [len(nll_E) for run in runs for nll_E in threshold.usable(run.heldout_nll).values()]
     rows = []
     for examples in [*(n for n in HELDOUT_SIZES if n < min(sizes)), min(sizes)] if sizes else []:
-        drawn_DR = calibration.redrawn(runs, quantile, examples, draws, seed)
-        drawn = np.median(drawn_DR, axis=1)
-        r2 = np.array([agreement.r2_identity(sensitivity.at(nll_R), sensitivity.y) for nll_R in drawn_DR])
+        drawn_DM, r2 = calibration.redrawn(runs, quantile, examples, draws, seed, tail)
+        drawn = np.median(drawn_DM, axis=1)
         rows.append(
             {
                 "examples": examples,
                 "nll": float(np.mean(drawn)),
-                "standard_error": float(np.std(drawn)),
+                "relative_error": float(np.sqrt(np.mean(np.var(np.log(drawn_DM), axis=0)))),
                 "nll_interval": np.percentile(drawn, [2.5, 97.5]).tolist(),
                 "r2_identity_median": float(np.median(r2)),
                 "r2_identity_interval": np.percentile(r2, [2.5, 97.5]).tolist(),
@@ -152,7 +151,8 @@ def run_table(runs: Sequence[Run], chosen: Sequence[Threshold]) -> list[dict]:
             "evaluations": len(run.trace.steps),
             "train_examples": len(run.train.example),
             "heldout_examples": 0 if run.heldout_nll is None else run.heldout_nll.shape[1],
-            "threshold": mine.perplexity,
+            "threshold": mine.at_end,
+            "thresholds": np.exp(mine.nll(len(run.trace.steps))).tolist(),
             **{f"threshold_{key}": value for key, value in mine.detail.items()},
             "step": run.trace.steps.tolist(),
             "epoch": run.trace.epochs.tolist(),
@@ -175,8 +175,8 @@ def note_table(runs: Sequence[Run]) -> list[dict]:
 
 
 def median_perplexity(chosen: Sequence[Threshold]) -> float:
-    """The median threshold over runs, to show as one number."""
-    return float(np.median([mine.perplexity for mine in chosen]))
+    """The median over runs of the threshold at the last evaluation, to show as one number."""
+    return float(np.median([mine.at_end for mine in chosen]))
 
 
 def rule_for(runs: Sequence[Run], rule: str) -> str:
@@ -201,8 +201,8 @@ def choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) -
         if np.any(train.skipped_ME & ~settled_ME):
             raise UserError(
                 f"Run {run.name!r} did not sample examples that were memorized by a higher threshold than "
-                f"{mine.perplexity:.4g} ({mine.rule}), so the metric is not known at it. Set threshold.rule=given "
-                "and threshold.perplexity to the one that the run was made with."
+                f"perplexity {mine} ({mine.rule}), so the metric is not known at it. Choose the rule and the quantile, "
+                "or the given threshold, that the run was made with."
             )
     return thresholds
 

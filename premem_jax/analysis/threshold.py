@@ -16,7 +16,7 @@ MIN_EXAMPLES = 50
 class Threshold:
     """A target perplexity below which an example counts as memorized, and the rule that gave it."""
 
-    perplexity: float
+    perplexity: float | np.ndarray  # one, or (M,), one for each evaluation
     rule: str  # one line for people
     detail: Mapping[str, int | float | str]  # what the rule used
     looks_at_test: bool = False  # whether the rule saw test accuracy
@@ -25,9 +25,18 @@ class Threshold:
         premem.log_threshold(self.perplexity)
 
     @property
-    def nll(self) -> float:
-        """The threshold as mean NLL, nats per target token."""
-        return premem.log_threshold(self.perplexity)
+    def at_end(self) -> float:
+        """The perplexity at the last evaluation, to show as one number."""
+        return float(np.ravel(self.perplexity)[-1])
+
+    def nll(self, evaluations: int) -> np.ndarray:
+        """(M,) the threshold at each evaluation as mean NLL, nats per target token."""
+        return np.broadcast_to(np.ravel(premem.log_threshold(self.perplexity)), evaluations)
+
+    def __str__(self) -> str:
+        """The perplexity, or its range over the evaluations, to four digits."""
+        low, high = (f"{value:.4f}" for value in (np.min(self.perplexity), np.max(self.perplexity)))
+        return low if low == high else f"{low} to {high}"
 
 
 def given(perplexity: float) -> Threshold:
@@ -36,10 +45,11 @@ def given(perplexity: float) -> Threshold:
 
 
 def heldout_quantile(nll_ME: np.ndarray, quantile: float = 0.01) -> Threshold:
-    """The minimum over evaluations of the quantile of held-out NLL.
+    """At each evaluation, the quantile of the held-out NLL there.
 
-    So a solution is memorized once it is likelier than all but a share `quantile` of unseen solutions ever were. With
-    few examples a quantile is noisy, and the minimum of noisy quantiles is biased low: hold out a thousand or more.
+    So a solution is memorized while it is likelier than all but a share `quantile` of solutions that the model has not
+    seen. The threshold of an evaluation never changes afterwards: one without held-out values keeps that of the
+    evaluation before. (Evaluations before the first held-out values take the first threshold.)
 
     Args:
       nll_ME: (M, E) mean target NLL of held-out examples, nats per token; NaN where not measured. Evaluations with
@@ -59,15 +69,13 @@ def heldout_quantile(nll_ME: np.ndarray, quantile: float = 0.01) -> Threshold:
             f"evaluation, and there are {most} finite ones. Keep more examples aside with likelihood turned on for "
             "them, or give a perplexity."
         )
-    quantiles = {m: np.quantile(nll_E, quantile) for m, nll_E in rows.items()}
-    m = min(quantiles, key=quantiles.get)
-    detail = {"quantile": quantile, "evaluation": m, "heldout_examples": len(rows[m])}
-    rule = f"lowest {quantile:.3g} quantile of the run's held-out target NLL over its evaluations"
-    return Threshold(math.exp(quantiles[m]), rule, detail)
+    perplexity_M = np.exp(kept({m: np.quantile(nll_E, quantile) for m, nll_E in rows.items()}, len(nll_ME)))
+    detail = {"quantile": quantile, "heldout_examples": min(map(len, rows.values()))}
+    return Threshold(perplexity_M, f"at each evaluation, the {quantile:.3g} quantile of the held-out NLL there", detail)
 
 
 def of_runs(nlls: Sequence[np.ndarray | None], quantile: float = 0.01) -> list[Threshold]:
-    """`heldout_quantile` of each run; runs without held-out data take the lowest of these.
+    """`heldout_quantile` of each run; `reference` for runs without held-out data.
 
     Args:
       nlls: for each run of one task and model, (M, E) as above, or None.
@@ -82,9 +90,15 @@ def of_runs(nlls: Sequence[np.ndarray | None], quantile: float = 0.01) -> list[T
             f"The threshold is taken from held-out examples, and no run has the target NLL of at least {MIN_EXAMPLES} "
             "at some evaluation. Add some (split 'heldout'), or set threshold.rule=given and threshold.perplexity."
         )
-    lowest = min(chosen.perplexity for chosen in own if chosen)
-    other = Threshold(lowest, "for runs with nothing held out, the lowest threshold of the others", {})
+    rule = "for runs with nothing held out, the same at the evaluation of the other runs with the lowest held-out mean"
+    other = Threshold(math.exp(reference(nlls, quantile)), rule, {})
     return [chosen or other for chosen in own]
+
+
+def reference(nlls: Sequence[np.ndarray | None], quantile: float) -> float:
+    """The quantile (mean NLL) at that evaluation of all runs at which the mean held-out NLL is lowest."""
+    rows = [nll_E for nll_ME in nlls for nll_E in usable(nll_ME).values()]
+    return float(np.quantile(min(rows, key=np.mean), quantile))
 
 
 def usable(nll_ME: np.ndarray | None) -> dict[int, np.ndarray]:
@@ -92,3 +106,9 @@ def usable(nll_ME: np.ndarray | None) -> dict[int, np.ndarray]:
     nll_ME = np.asarray([] if nll_ME is None else nll_ME, np.float64)
     rows = {m: nll_E[np.isfinite(nll_E)] for m, nll_E in enumerate(nll_ME)}
     return {m: nll_E for m, nll_E in rows.items() if len(nll_E) >= MIN_EXAMPLES}
+
+
+def kept(values: Mapping[int, float], evaluations: int) -> np.ndarray:
+    """(M,) the value of each evaluation, or else of the last one before it, or else of the first."""
+    before_M = np.searchsorted(list(values), np.arange(evaluations), side="right") - 1
+    return np.array(list(values.values()))[np.maximum(before_M, 0)]

@@ -29,7 +29,7 @@ from premem_jax.errors import UserError
 from premem_jax.running import atomic
 from premem_jax.running.sealed import Damaged
 
-FORMAT = b"6"
+FORMAT = b"7"
 _FORMAT_KEY = b"premem_jax.trace.format"
 _MEASURES_KEY = b"premem_jax.trace.measures"
 _ABOUT_KEY = b"premem_jax.trace.about"
@@ -38,6 +38,7 @@ _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
 _VALUES = ("target_nll", "log_confidence")  # NaN where not measured
 _COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host", "skipped")
 Key = str | tuple[str, str]  # a name, or of a stack of members (member, name)
+_HASHES = pa.list_(pa.field("element", pa.uint32(), nullable=False))  # Parquet's own name for what is in a list
 _SCHEMA = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
@@ -53,6 +54,7 @@ _SCHEMA = pa.schema(
         pa.field("decided_on_host", pa.int32(), nullable=False),
         pa.field("skipped", pa.int32(), nullable=False),
         pa.field("log_confidence", pa.float32()),
+        pa.field("answers", _HASHES, nullable=False),
     ],
     metadata={_FORMAT_KEY: FORMAT},
 )
@@ -71,6 +73,7 @@ class SplitTrace:
     decided_on_host: np.ndarray | int = 0  # (M, E) int64, responses that the device could not decide exactly
     skipped: np.ndarray | int = 0  # (M, E) int64, responses not sampled since the metric is 0 whatever they say
     log_confidence: np.ndarray | None = None  # (M, E) float64, log-probability of the greedy response, nats; NaN: no
+    answers: np.ndarray | None = None  # (M, E, R) uint32, `verdict.answer_hash` of each sample; 0: no sample
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -156,8 +159,9 @@ def write_evaluation(
       epoch: passes over the training data so far.
       splits: split name to columns of one length (E,): `example` (unique ids) and any of `target_nll` (mean nats per
         target token, NaN where not run), `target_tokens`, `samples`, `correct`, `unparsed`, `decided_on_host`,
-        `skipped` (0 where left out), `log_confidence` (log-probability of the greedy response, NaN where not run). Of
-        a stack of members trained together, the keys are (member, split name).
+        `skipped` (0 where left out), `log_confidence` (log-probability of the greedy response, NaN where not run),
+        `answers` (E, R) (`grading.verdict.answer_hash` of each sample). Of a stack of members trained together, the
+        keys are (member, split name).
       measures: values of the whole run at this step, such as `gradient_variance`; of a stack, keys as for `splits`.
       due: the steps of all evaluations of the run, so that a reader knows of one that is lost.
       texts: the SHA-256 of the file of the texts that were sampled.
@@ -275,12 +279,15 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | 
     shape = (len(parts), len(example))
     values = {key: np.full(shape, np.nan) for key in _VALUES}
     counts = {key: np.zeros(shape, np.int64) for key in _COUNTS}
+    hashed = [np.asarray(part.get("answers", np.zeros((len(part["example"]), 0))), np.uint32) for part in parts]
+    answers = np.zeros((*shape, max(x.shape[1] for x in hashed)), np.uint32)
     for m, part in enumerate(parts):
         at = np.searchsorted(example, part["example"])
         for key, value in values.items():
             value[m, at] = part.get(key, np.nan)
         for key, count in counts.items():
             count[m, at] = part.get(key, 0)
+        answers[m, at, : hashed[m].shape[1]] = hashed[m]
     tokens_ME = counts["target_tokens"]
     tokens = tokens_ME.max(axis=0, initial=0)
     odd = np.any((tokens_ME != tokens) & (tokens_ME != 0), axis=0)
@@ -290,7 +297,8 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | 
             "evaluations: it mixes runs with different data or tokenizers. Keep one run per folder."
         )
     del counts["target_tokens"]
-    return SplitTrace(example, values["target_nll"], tokens, **counts, log_confidence=values["log_confidence"])
+    known = dict(log_confidence=values["log_confidence"], answers=answers)
+    return SplitTrace(example, values["target_nll"], tokens, **counts, **known)
 
 
 def _key(key: Key) -> tuple[str, str]:
@@ -299,11 +307,12 @@ def _key(key: Key) -> tuple[str, str]:
 
 def _split_table(step: int, epoch: float, member: str, name: str, columns: Mapping[str, np.ndarray]) -> pa.Table:
     arrays = {key: np.asarray(value) for key, value in columns.items()}
+    answers = arrays.pop("answers", np.zeros((len(arrays.get("example", ())), 0), np.uint32))
     unknown = set(arrays) - {"example", *_VALUES, *_COUNTS}
     if unknown or "example" not in arrays:
         raise ValueError(f"Split {name!r}: unknown columns {sorted(unknown)}, or no column 'example'.")
     shape = arrays["example"].shape
-    shapes = {key: array.shape for key, array in arrays.items()}
+    shapes = {key: array.shape for key, array in arrays.items()} | {"answers": answers.shape[:1]}
     if len(shape) != 1 or set(shapes.values()) != {shape}:
         raise ValueError(f"Split {name!r}: the columns are not of one length: {shapes}.")
     order = np.argsort(arrays["example"], kind="stable")
@@ -318,7 +327,8 @@ def _split_table(step: int, epoch: float, member: str, name: str, columns: Mappi
         raise ValueError(f"Split {name!r}: an example has more verdicts (correct, unparsed; decided) than samples.")
     if np.any((counts["skipped"] > 0) & (counts["samples"] > 0)):
         raise ValueError(f"Split {name!r}: an example is both sampled and skipped.")
-    rows = len(example)
+    rows, each = answers.shape
+    offsets = np.arange(0, rows * each + 1, each, np.int32) if each else np.zeros(rows + 1, np.int32)
     columns = {
         "step": pa.array(np.full(rows, step, np.int32)),
         "epoch": pa.array(np.full(rows, epoch, np.float32)),
@@ -327,6 +337,7 @@ def _split_table(step: int, epoch: float, member: str, name: str, columns: Mappi
         "example": pa.array(example),
         **{key: pa.array(value, mask=np.isnan(value)) for key, value in values.items()},
         **{key: pa.array(count) for key, count in counts.items()},
+        "answers": pa.ListArray.from_arrays(offsets, answers[order].astype(np.uint32).ravel(), type=_HASHES),
     }
     return pa.table(columns, schema=_SCHEMA)
 
@@ -363,6 +374,9 @@ def _digest(table: pa.Table) -> bytes:
             column = column.cast(pa.string()).combine_chunks().dictionary_encode()
             texts = dict(enumerate(map(json.dumps, column.dictionary.to_pylist())))
             values = ", ".join([texts[i] for i in column.indices.to_pylist()])
+        elif name == "answers":
+            lengths, flat = pc.list_value_length(column), pc.list_flatten(column)
+            values = ", ".join(f'"{each.to_numpy().tobytes().hex()}"' for each in (lengths, flat))
         else:
             values = f'"{column.to_numpy().tobytes().hex()}"'
         # The JSON of [name, type, values], without a parser's look at every digit.
@@ -387,6 +401,10 @@ def _read_evaluation(path: Path) -> pa.Table:
 def _by_split(table: pa.Table) -> dict[str, dict[str, np.ndarray]]:
     """The columns of each split of one evaluation."""
     columns = {key: table[key].to_numpy() for key in ("example", *_VALUES, *_COUNTS)}
+    lengths = pc.list_value_length(table["answers"]).to_numpy()
+    hashed_NR = np.zeros((len(lengths), lengths.max(initial=0)), np.uint32)
+    hashed_NR[np.arange(hashed_NR.shape[1]) < lengths[:, None]] = pc.list_flatten(table["answers"]).to_numpy()
+    columns["answers"] = hashed_NR
     encoded = table["split"].cast(pa.string()).combine_chunks().dictionary_encode()
     split_N = encoded.indices.to_numpy()
     names = encoded.dictionary.to_pylist()

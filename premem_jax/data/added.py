@@ -33,4 +33,7 @@ def read(path: Path) -> list[Example]:
         lines = sealed.read(path).decode().splitlines()
     except FileNotFoundError as error:
         raise UserError(f"data.added={path}: there is no such file") from error
+    except sealed.Damaged as error:
+        mend = "in a curation, remove members/NAME and runs/NAME of its member, and the next launch makes both again"
+        raise sealed.Damaged(error.what, mend) from error
     return [Example(**json.loads(line)) for line in lines]

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from premem_jax.data.rewriting import Rewriter
 from premem_jax.data.rows import Answer
 from premem_jax.data.sources import fields, jsonl
 from premem_jax.errors import UserError
+from premem_jax.running import storage
 
 MOST_TRIES = 10_000  # candidates for one original that are looked at in a round
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve"
@@ -60,13 +60,15 @@ def pool(path: str, answer_of: Answer) -> Source:
       UserError: an unreadable file, or a row that is malformed or has no such answer; names the line.
     """
     try:
-        rows = jsonl(Path(path).read_bytes(), path).items
+        rows = jsonl(storage.path(path).read_bytes(), path).items
     except OSError as error:
         raise UserError(f"study.pool={path} cannot be read: {error.strerror or error}") from error
+    if not rows:
+        raise UserError(f"study.pool={path}: the file is empty")
     of: dict[int, list[Example]] = {}
     for where, text in rows:
         row = fields(where, text, ("original", "prompt", "target", "answer"))
-        if not isinstance(row["original"], int) or not all(isinstance(row[key], str) for key in ("prompt", "target")):
+        if type(row["original"]) is not int or not all(isinstance(row[key], str) for key in ("prompt", "target")):
             raise UserError(f"{where}: original must be an id, prompt and target texts")
         answer = answer_of(where, row["target"], row["answer"])
         of.setdefault(row["original"], []).append(Example(0, row["prompt"], row["target"], answer))

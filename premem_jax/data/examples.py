@@ -1,8 +1,10 @@
 """The example, the common type of all tasks."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 
 CUE = "\nAnswer:"  # asks a model for the answer where no chat template does
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -39,6 +41,18 @@ class Example:
         if not self.messages and parts[-2:] == ["Assistant", ""] and not parts[0]:
             return tuple((ROLES[name], text.strip()) for name, text in zip(parts[1:-2:2], parts[2:-2:2], strict=True))
         return self.messages or (("user", self.prompt.removesuffix(CUE).strip()),)
+
+
+def number_text(value: int | float) -> str:
+    """A number of a row as text, without a decimal point where it is integral, never as 1e-05.
+
+    Raises ValueError for NaN and infinities.
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no number")
+        return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
+    return str(value)
 
 
 def worked(id: int, row: Mapping[str, str]) -> Example:

@@ -91,6 +91,9 @@ def _marked(file: str, read: Mapping) -> dict:
             said[name] = said[name].get("content")
         if not isinstance(said.get(name), str | None):
             raise UserError(f"{file}: {name}={repr(said[name])[:80]} must be a text, or a token with `content`")
+    for id, token in (said.get("added_tokens_decoder") or {}).items():
+        if not id.isdecimal() or not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise UserError(f"{file} has no object of added tokens and their ids: {id!r:.20} is {token!r:.60}")
     more = [read[key] for key in ("additional_special_tokens", "extra_special_tokens") if read.get(key)]
     each = [token for tokens in more for token in (tokens.values() if isinstance(tokens, dict) else tokens)]
     names = [token.get("content") if isinstance(token, dict) else token for token in each]

@@ -89,6 +89,11 @@ def answers(data: Tokenized, rejected: bool) -> Tokenized:
     return dataclasses.replace(data, targets=data.rejected) if rejected else data
 
 
+def pair_lengths(data: Tokenized, responses: int = 2) -> np.ndarray:
+    """(E,) tokens of the prompt and the longer of the first `responses` of each pair."""
+    return np.max([answers(data, bool(r)).lengths for r in range(responses)], axis=0)
+
+
 def collate_pairs(
     data: Tokenized,
     rows: Sequence[int],
@@ -125,6 +130,6 @@ def pair_batches(
 
     `order` has its `seed`, `buckets` and `window`.
     """
-    lengths = np.max([answers(data, bool(r)).lengths for r in range(responses)], axis=0)
+    lengths = pair_lengths(data, responses)
     make = partial(collate_pairs, data, batch=batch, responses=responses, reference_ER=reference_ER, here=here)
     return read_ahead(make, data.ids, lengths, start, stop, batch=batch, **order)

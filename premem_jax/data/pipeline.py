@@ -34,6 +34,10 @@ class Tokenized:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def first(self, count: int) -> "Tokenized":
+        """The first `count` rows, all of them if it is 0."""
+        return Tokenized(*(getattr(self, field.name)[: count or None] for field in dataclasses.fields(self)))
+
 
 def tokenize(
     name: str, examples: Sequence[Example], tokenizer: "Tokenizer", *, context: int, drop_long: bool

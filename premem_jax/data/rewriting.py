@@ -86,22 +86,31 @@ class Endpoint:
                 self._hold(error.headers.get("Retry-After", ""))
             except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
                 why = f"{type(error).__name__}: {error}"  # no connection, a timeout, or half a reply
+            except RecursionError:
+                why = "a reply that is nested too deeply"
         raise UserError(f"the endpoint {self.url} gives no reply ({why}); what it replied before is kept")
 
     def _once(self, body: bytes) -> str:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {key}"
+        headers, keys = {"Content-Type": "application/json"}, {}
+        if key := os.environ.get(KEY, "").strip():
+            if not re.fullmatch("[!-~]+", key):  # the library would name it in its error
+                raise UserError(
+                    f"the environment variable {KEY} holds what no key does: a space, or a letter beyond ASCII"
+                )
+            keys["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", body, headers)
+        request.unredirected_hdrs |= keys  # not to where it may refer
         with urllib.request.urlopen(request, timeout=self.timeout) as response:
             document = json.loads(response.read())
         text = document["choices"][0]["message"]["content"]
         if not isinstance(text, str):
             raise ValueError("the reply has no text")
+        usage = document.get("usage")
         with self._lock:
             self.spent["requests"] += 1
             for name in ("prompt_tokens", "completion_tokens"):
-                self.spent[name] += int((document.get("usage") or {}).get(name) or 0)
+                count = usage.get(name) if isinstance(usage, dict) else None
+                self.spent[name] += count if isinstance(count, int) else 0
         return text
 
     def _wait_for_turn(self) -> None:

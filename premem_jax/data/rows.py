@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from premem_jax import strict_json
-from premem_jax.data.examples import CUE, FIELD, Example
+from premem_jax.data.examples import CUE, FIELD, Example, number_text
 from premem_jax.data.sources import jsonl, sha256
 from premem_jax.errors import UserError
 from premem_jax.running import storage
@@ -86,7 +86,7 @@ def _json(where: str, text: bytes) -> object:
 
 def _parquet(path: str, data: bytes) -> list[dict]:
     try:
-        return pq.read_table(pa.BufferReader(data)).to_pylist()
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise UserError(f"data.path={path}: not a whole Parquet file ({error})") from error
 
@@ -133,4 +133,7 @@ def _text(where: str, name: str, value) -> str:
         return value
     if name in FORMS[0].fields or isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{where}: {name} must be a string, not {value!r:.80}")
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    try:
+        return number_text(value)
+    except ValueError as error:  # as an empty cell becomes NaN
+        raise UserError(f"{where}: {name} is empty or no number ({error})") from error

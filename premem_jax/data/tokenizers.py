@@ -212,6 +212,10 @@ class Tokenizer(abc.ABC):
     def _table(self) -> list[bytes] | None:
         return self._token_bytes()
 
+    def pieces(self) -> dict[str, int] | None:
+        """The id of each token by its name; None where tokens are bytes and have none."""
+        return None
+
     @abc.abstractmethod
     def _token_bytes(self) -> list[bytes] | None: ...
 
@@ -273,6 +277,9 @@ class SentencePiece(Tokenizer):
 
     def decode(self, ids) -> str:
         return self._pieces.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
+
+    def pieces(self):
+        return {self._pieces.id_to_piece(i): i for i in range(self.vocab_size)}
 
     def _token_bytes(self):
         pieces = self._pieces
@@ -407,6 +414,11 @@ class HuggingFace(Tokenizer):
         offsets = self._bpe.encode(prompt + target, add_special_tokens=False).offsets
         return _before([end for _, end in offsets], len(prompt))
 
+    def pieces(self):
+        return {piece: i for piece, i in self._vocabulary.items() if i not in self.control.values()} | dict(
+            self.control
+        )
+
     def _token_bytes(self):
         if self._kind is None:
             return None
@@ -446,9 +458,31 @@ def load(path: str | Path) -> Tokenizer:
         raise UserError(f"tokenizer.path={path}: cannot be read ({error.strerror or error})") from error
     try:
         said = markers.read(file.parent) | said
-        return _kind(model)(model, said)
+        made = _kind(model)(model, said)
+        if file.name == made.file:
+            _check_added(file.parent, made)
+        return made
     except UserError as error:
         raise UserError(f"{path} is no tokenizer to work with: {error}") from error
+
+
+def _check_added(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raises UserError if a file beside it adds a token that the tokenizer lacks: `transformers` would know it."""
+    for name in ("added_tokens.json", markers.SETTINGS):
+        if not (folder / name).is_file() or (pieces := tokenizer.pieces()) is None:
+            continue
+        said = strict_json.loads((folder / name).read_bytes(), name)
+        try:
+            if name == markers.SETTINGS:
+                said = {token["content"]: int(i) for i, token in (said.get("added_tokens_decoder") or {}).items()}
+            said = dict(said.items())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{name} has no object of added tokens and their ids") from error
+        if other := [token for token, i in said.items() if pieces.get(token) != i]:
+            raise UserError(
+                f"{name} says that {other[0]!r:.80} is token {said[other[0]]!r:.20}, and {tokenizer.file} "
+                f"{pieces.get(other[0], 'has none')}; keep the files of one tokenizer"
+            )
 
 
 def _decisive(pieces: Path, spec: Path) -> tuple[Path, dict]:

@@ -10,7 +10,7 @@ import numpy as np
 from premem_jax.data.markers import shown
 from premem_jax.evaluators.base import Evaluator, Part, not_finite
 from premem_jax.evaluators.rounds import Batch, Drawn, Rounds, continuing, round_tokens
-from premem_jax.grading.verdict import Verdict
+from premem_jax.grading.verdict import Verdict, answer_hash
 from premem_jax.limits import NATURAL, ROWS, TOKENS, either, flag, integer, number, text
 
 
@@ -21,7 +21,7 @@ class Accuracy(Evaluator):
     """
 
     phase, layout, planned = "sample", "decode", "sample"
-    columns = ("samples", "correct", "unparsed", "decided_on_host")
+    columns = ("samples", "correct", "unparsed", "decided_on_host", "answers")
     OPTIONS: ClassVar = {
         "batch": (ROWS, "prompts that are sampled at a time, over all devices"),
         "samples": (integer(1, 10**4), "responses to each prompt"),
@@ -31,7 +31,7 @@ class Accuracy(Evaluator):
         "top_p": (number(1e-6, 1), "nucleus mass; 1: the full distribution"),
         "keep_texts": (NATURAL, "examples whose responses are kept for the report"),
         "skip_settled": (flag(), "leave out training examples whose metric is 0 whatever is sampled"),
-        "opening": (text(), "text with which every response is made to begin"),
+        "opening": (text(200), "text with which every response is made to begin"),
         "reworded": (flag(), "ask in other words, where the task has them"),
     }
 
@@ -75,7 +75,8 @@ class Accuracy(Evaluator):
         ]
 
     def measure(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
-        """Counts `samples`, `correct`, `unparsed` and `decided_on_host` of the rows `only` (default: all).
+        """Counts `samples`, `correct`, `unparsed` and `decided_on_host` of the rows `only` (default: all), and
+        `answers`, the hash of each sample's answer where the grader tells it.
 
         Yields rows as they complete, with the texts to keep. Raises UserError if a Python grader fails.
         """
@@ -111,6 +112,7 @@ class Accuracy(Evaluator):
             "correct": np.sum(np.equal(verdicts, Verdict.CORRECT), axis=1, dtype=np.int32),
             "unparsed": np.sum(np.equal(verdicts, Verdict.UNPARSED), axis=1, dtype=np.int32),
             "decided_on_host": np.array(asked, np.int32),
+            "answers": np.array([*map(self._hashes, drawn, verdicts)], np.uint32),
         }
         kept = [b for b, row in enumerate(rows) if row < self._keep]
         return Part(rows, columns, [self._text(step, rows[b], drawn[b], verdicts[b]) for b in kept])
@@ -130,6 +132,13 @@ class Accuracy(Evaluator):
         every = lambda: [of_row(*each) for each in zip(rows, drawn, strict=True)]
         # Our rules agree in every process; a user's function may not.
         return self.run.once(every) if grader.rules is None else every()
+
+    def _hashes(self, drawn: Drawn, verdict_R: Sequence[int]) -> list[int]:
+        if (answer := self.split.grader.answer) is None:
+            return [0] * self.samples
+        text = lambda tokens: b"".join(self._token_bytes[i] for i in tokens if i < len(self._token_bytes))
+        each = zip(drawn.tokens, drawn.length, verdict_R, strict=True)
+        return [answer_hash(answer(text(tokens[:length])), verdict) for tokens, length, verdict in each]
 
     def _text(self, step: int, row: int, drawn: Drawn, verdict_R: Sequence[int]) -> dict:
         example, decode = self.split.data.examples[row], self.run.tokenizer.decode

@@ -102,7 +102,8 @@ class Collected:
 
     def add(self, part: Part) -> None:
         for name, values in part.columns.items():
-            self.columns.setdefault(name, np.zeros(len(self.done), values.dtype))[part.rows] = values
+            nothing = np.zeros((len(self.done), *values.shape[1:]), values.dtype)
+            self.columns.setdefault(name, nothing)[part.rows] = values
         self.done[part.rows] = True
         self.texts += part.texts
         self.measures |= part.measures

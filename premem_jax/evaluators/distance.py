@@ -22,7 +22,7 @@ class Distance(Evaluator):
         super().__init__(split, run)
         if run.base is None:
             raise UserError("distance: the weights that the run began with are not known")
-        self._program = run.program(squared_distance)
+        self._program = run.program(squared_distance, run.model.config)
 
     def measure(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
         """The measure `distance_from_initialization`; no columns."""

@@ -10,7 +10,8 @@ from premem_jax.limits import ROWS, integer
 
 
 class GradientVariance(Evaluator):
-    """Variance over `batches` gradients of the mean loss of `batch` examples, averaged over all parameters.
+    """Variance over `batches` gradients of the mean loss of `batch` examples, averaged over all parameters that are
+    trained.
 
     Takes the first examples of the split, and fewer batches if the split is too small. `batch=1` is the variance over
     examples. The baseline of Kang et al. (arXiv 2411.07681, development code) has 5 batches of 128.
@@ -52,13 +53,14 @@ class GradientVariance(Evaluator):
             yield Part(rows)
         count, _, squares = seen
         variance = float(squares) / (float(count) - 1)
-        yield Part((), measures={"gradient_variance": variance / run.model.config.parameters})
+        yield Part((), measures={"gradient_variance": variance / run.model.config.trained})
 
     def _compiled(self, params) -> tuple:
+        from premem_jax.models.adapters import split
         from premem_jax.training.measures import add_gradient, no_gradients
 
         if self._programs is None:
-            run, layout = self.run, (self.run.everywhere, self.run.layout(params), self.run.everywhere)
+            run, layout = self.run, (self.run.everywhere, self.run.layout(split(params)[0]), self.run.everywhere)
             self._programs = (
                 run.program(no_gradients, out_shardings=layout),
                 run.program(add_gradient, run.model, self._micro_batches, out_shardings=layout, donate_argnums=(0,)),

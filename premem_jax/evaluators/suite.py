@@ -27,7 +27,7 @@ def scheduled_steps(epochs, steps_per_epoch: int, steps: int) -> tuple[int, ...]
     )
 
 
-def everything(evaluator: Evaluator, columns: Mapping[str, np.ndarray], step: int, member: str) -> np.ndarray:
+def everything(evaluator: Evaluator, splits: Mapping[str, Mapping], step: int, member: str) -> np.ndarray:
     """All rows of the evaluator's split (E,)."""
     return np.ones(len(evaluator.split.data), bool)
 
@@ -43,12 +43,12 @@ class Suite:
         steps_per_epoch: int,
         steps: int,
         workdir: Path,
-        wanted: Callable[[Evaluator, Mapping[str, np.ndarray], int, str], np.ndarray] = everything,
+        wanted: Callable[[Evaluator, Mapping[str, Mapping], int, str], np.ndarray] = everything,
     ):
         """`configs`: name → {type, split, epochs, **options}; `splits`: the data by name.
 
-        `wanted(evaluator, columns, step, member)` selects the rows (E,) of an evaluator, given the columns of earlier
-        evaluators on the split.
+        `wanted(evaluator, splits, step, member)` selects the rows (E,) of an evaluator, given the columns of the
+        evaluators before it, by split.
 
         Raises:
           UserError: an unknown type, option or split.
@@ -97,7 +97,7 @@ class Suite:
         for name in due:
             evaluator, found = self.evaluators[name], unfinished.of[f"{member}/{name}"]
             columns = splits.setdefault(evaluator.split.name, {"example": evaluator.split.data.ids})
-            wanted = self._wanted(evaluator, columns, step, member)
+            wanted = self._wanted(evaluator, splits, step, member)
             if not found.finished:
                 layout = evaluator.layout
                 if layout not in layouts:

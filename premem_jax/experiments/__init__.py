@@ -3,4 +3,4 @@
 # Run by several processes, and stop when asked to.
 SEVERAL = ("curate", "dynamics", "evaluate", "finetune", "ladder", "preference", "rungs", "sweep")
 POLLING = (*SEVERAL, "grade")  # look now and then whether they were asked to stop
-ELSEWHERE = ("plan",)  # compile for devices that are not here
+ELSEWHERE = ("plan", "plan_preference")  # compile for devices that are not here

@@ -42,7 +42,8 @@ def studied(config, folder: Path, by_task: dict[str, list[Run]], chosen: dict[st
         for task, runs in by_task.items():
             tasks[task] = study_task(runs, chosen[task], config)
             bar.update()
-            figures[task] = draw(runs, chosen[task], tasks[task], folder / "figures", task)
+            name = f"{len(figures) + 1}_{drawing.shown(task)}" if len(by_task) > 1 else drawing.shown(task)
+            figures[task] = draw(runs, chosen[task], tasks[task], folder / "figures", name)
             bar.update()
 
     summary = {
@@ -67,18 +68,19 @@ def study_task(runs: Sequence[Run], chosen: Sequence[Threshold], config) -> dict
     """All results on the runs of one task."""
     sensitivity = calibration.Sensitivity(runs)
     perplexities = [mine.perplexity for mine in chosen]
+    every = np.concatenate([np.ravel(perplexity) for perplexity in perplexities])
     return {
         "runs": len(runs),
         "threshold": study.median_perplexity(chosen),
-        "threshold_lowest": min(perplexities),
-        "threshold_highest": max(perplexities),
+        "threshold_lowest": float(every.min()),
+        "threshold_highest": float(every.max()),
         "threshold_rule": "; ".join(dict.fromkeys(mine.rule for mine in chosen)),
         "threshold_name": study.rule_for(runs, config.threshold.rule),
         "threshold_looks_at_test": any(mine.looks_at_test for mine in chosen),
         "threshold_quantile": config.threshold.quantile,
         "predictors": study.predictor_table(runs, chosen, config.draws, config.seed),
         "thresholds": study.threshold_table(runs, chosen, sensitivity),
-        "heldout_error": study.heldout_error(runs, config.threshold.quantile, sensitivity, config.draws, config.seed),
+        "heldout_error": study.heldout_error(runs, config.threshold.quantile, 1 + config.draws // 5, config.seed),
         "sensitivity": {
             "nll": sensitivity.nll.tolist(),
             "r2_identity": sensitivity.r2().tolist(),
@@ -90,12 +92,12 @@ def study_task(runs: Sequence[Run], chosen: Sequence[Threshold], config) -> dict
     }
 
 
-def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder: Path, task: str) -> dict[str, Path]:
-    """The figures of one task, as far as it has the numbers: kind to PNG."""
+def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder: Path, name: str) -> dict[str, Path]:
+    """The figures of one task, as far as it has the numbers: kind to PNG, `name` with the kind behind it."""
     paths = {}
 
     def path(kind: str) -> Path:
-        paths[kind] = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '-', drawing.shown(task))}_{kind}.png"
+        paths[kind] = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}_{kind}.png"
         return paths[kind]
 
     if result["predictors"]:
@@ -106,12 +108,9 @@ def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder:
         study_figures.sensitivity_figure(
             result["sensitivity"], result["thresholds"], result["heldout_error"], path("sensitivity"), quantile
         )
-    heldout_E, at, m = None, -1, -1
-    if result["heldout_error"]:
-        own = threshold.of_runs([one.heldout_nll for one in runs], result["threshold_quantile"])
-        at = min((i for i, mine in enumerate(own) if mine.detail), key=lambda i: own[i].perplexity)
-        m = own[at].detail["evaluation"]
-        heldout_E = threshold.usable(runs[at].heldout_nll)[m]
+    kept_aside = [threshold.usable(one.heldout_nll) for one in runs]
+    at = max(range(len(runs)), key=lambda i: len(kept_aside[i]))
+    m, heldout_E = max(kept_aside[at].items(), default=(-1, None))
     shown = runs[at]
     epochs, nll_ME = shown.trace.epochs, shown.train.nll
     train = {f"trained on, epoch {epochs[i]:.3g}": nll_ME[i] for i in sorted({m % len(epochs), len(epochs) - 1})}
@@ -120,7 +119,8 @@ def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder:
         title = f"Target likelihood in run {drawing.label(study_figures.short_names([one.name for one in runs])[at])}"
         if heldout_E is not None:
             title += f" (held out: epoch {epochs[m]:.3g})"
-        study_figures.likelihood_figure(heldout_E, train, chosen[at].nll, title, path("likelihood"))
+        limit = float(chosen[at].nll(len(epochs))[m])
+        study_figures.likelihood_figure(heldout_E, train, limit, title, path("likelihood"))
     return paths
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from etils.epath import Path
 
 from premem_jax import keys
-from premem_jax.analysis import curation, selection
+from premem_jax.analysis import conclusion, curation, selection
 from premem_jax.analysis.jobs import BASE, job_of
 from premem_jax.analysis.selection import STRATEGIES, Seen
 from premem_jax.analysis.trace import Trace, read_trace
@@ -24,13 +24,13 @@ from premem_jax.data import added, collection
 from premem_jax.data.examples import Example
 from premem_jax.data.rewriting import Endpoint, Rewriter
 from premem_jax.evaluators.suite import sampled_texts
-from premem_jax.experiments import studies
+from premem_jax.experiments import materials, studies
 from premem_jax.experiments.analyze import without_nan
 from premem_jax.members import Member, config_of, members_of
-from premem_jax.running import progress, sealed
+from premem_jax.running import progress, sealed, storage
 from premem_jax.tasks import task as tasks
 
-COLUMNS = dict(train_examples="d", pre_memorization_accuracy=".1%", test_accuracy=".1%")
+COLUMNS = dict(train_examples="d", estimate=".1%", test_accuracy=".1%")
 
 
 def run(config, folder: Path) -> dict | None:
@@ -40,6 +40,8 @@ def run(config, folder: Path) -> dict | None:
       UserError: as finetunes do; a strategy without its inputs; a source with too few examples.
     """
     keys.check(config)
+    if config.study.pool:  # a mistake in it is told before members are trained
+        collection.pool(config.study.pool, partial(tasks.answer_of_target, config.data.task))
     give, end = partial(choose, config), lambda rows, failed: conclude(config, folder, rows)
     return studies.run(config, folder, columns=COLUMNS, give=give, conclude=end)
 
@@ -53,10 +55,14 @@ def choose(config, member: Member, earlier: Mapping[str, Path], files: Path) -> 
     splits = _splits(_data(config, member))
     by_id = {example.id: example for example in splits["train"]}
     originals = [by_id[id] for id in trace.split("train").example]
-    seen = _seen(config, job, trace, sealed.read_json(run / "summary.json")["threshold"], originals, splits["test"])
+    chosen = conclusion.conclude(trace, **config_of(config, member).threshold).threshold
+    seen = _seen(config, job, trace, chosen and chosen.perplexity, originals, splits["test"])
     weights_E = STRATEGIES[job.strategy](seen)
     endpoint = Endpoint(config.study.url, config.study.model, Path(config.cache) / "replies", config.study.per_minute)
     source = _source(config, job, trace, run, endpoint)
+    if config.study.pool:  # all members are given of one file
+        digest = sealed.digest(storage.path(config.study.pool).read_bytes())
+        materials.claim(files.parent.parent, {"pool (study.pool)": digest})
     collector = collection.Collector(source, splits["test"], [*splits["train"], *there])
     counts_E = selection.allocate(
         weights_E,
@@ -97,7 +103,9 @@ def conclude(config, folder: Path, rows: Mapping[str, Mapping]) -> dict:
         seconds[job_of(name)[:2]] += row["seconds_total"]
     for point in points:
         point["seconds"] = seconds[point["strategy"], point["added"]]
-    selections = {name: _read(folder, name) for name in rows if job_of(name).added}
+    read = lambda name: sealed.unless_damaged(sealed.read_json, _record(folder, name), folder, "the page is without it")
+    selections = {name: read(name) for name in rows if job_of(name).added}
+    selections = {name: chosen for name, chosen in selections.items() if chosen is not None}
     base = float(np.mean(found.base)) if found.seeds else None
     curve = curation.iid_curve(found, originals, np.arange(len(found.seeds))) if found.seeds else ([], [])
     result = {"seeds": found.seeds, "base_accuracy": base, "originals": originals, "points": points}
@@ -108,7 +116,9 @@ def conclude(config, folder: Path, rows: Mapping[str, Mapping]) -> dict:
     return result | {"report": str(page)}
 
 
-def _seen(config, job, trace: Trace, perplexity, originals: list[Example], test: list[Example]) -> Seen:
+def _seen(
+    config, job, trace: Trace, perplexity: float | np.ndarray | None, originals: list[Example], test: list[Example]
+) -> Seen:
     hard = [example.metadata.get("difficulty") or example.metadata.get("level") for example in originals]
     kinds = [example.metadata.get("type") for example in originals]
     return Seen(
@@ -165,8 +175,8 @@ def _splits(data: tuple) -> dict[str, list[Example]]:
     return tasks.load(settings.pop("task"), **settings, cache=cache).splits
 
 
-def _read(folder: Path, name: str) -> dict:
-    return sealed.read_json(folder / "members" / name / "selection.json")
+def _record(folder: Path, name: str) -> Path:
+    return folder / "members" / name / "selection.json"
 
 
 def _shown(config, folder: Path, selections: Mapping[str, Mapping], most: int = 3) -> dict[str, list[tuple[str, str]]]:
@@ -177,7 +187,10 @@ def _shown(config, folder: Path, selections: Mapping[str, Mapping], most: int = 
         if (strategy := job_of(name).strategy) in shown:
             continue
         prompts = {example.id: example.prompt for example in _splits(_data(config, members[name]))["train"]}
-        new = added.read(folder / "members" / name / "added.jsonl")[-len(chosen["originals"]) :]
+        path = folder / "members" / name / "added.jsonl"
+        if (new := sealed.unless_damaged(added.read, path, folder, "the page is without it")) is None:
+            continue
+        new = new[-len(chosen["originals"]) :]
         pairs = list(zip(chosen["originals"], new, strict=True))[:: max(1, len(new) // most)]
         shown[strategy] = [(prompts[id], f"{example.prompt}{example.target}") for id, example in pairs[:most]]
     return shown

@@ -57,21 +57,33 @@ def forecast_once(folder: Path, rows: Rows, asked: Asked) -> dict:
     """The forecast of a folder, made only where there is none and the truth has not been opened.
 
     Raises:
-      UserError: it is of other rows, or comes too late.
+      UserError: it is of other rows, is damaged, or comes too late.
     """
-    path = folder / "forecast.json"
-    if path.exists():
-        found = sealed.read_json(path)
+    path, opened = folder / "forecast.json", (folder / TRUTH).exists()
+    if found := _read(path, folder, opened):
         if found["rows_sha256"] != checksum(rows):
             raise UserError(f"{path} was made from other rows than the table has now; use another --workdir")
         return found
-    if (folder / TRUTH).exists():
+    if opened:
         raise UserError(f"{folder}: the truth has been opened, and {path.name} is gone; a forecast now would be none")
     with progress.bar(asked.draws, "bootstrap", "draw") as bar:
         found = forecast(rows, *asked, bar.update)
     found = {"made_by": workdir.facts()["git_commit"], "seed": asked.seed, "draws": asked.draws} | found
     sealed.write_json(path, without_nan(found))
     return sealed.read_json(path)
+
+
+def _read(path: Path, folder: Path, opened: bool) -> dict | None:
+    """The forecast that is there. A damaged one is set aside, to be made again, unless the truth has been opened."""
+    if not opened:
+        return sealed.unless_damaged(sealed.read_json, path, folder, "it is made again")
+    try:
+        return sealed.read_json(path)
+    except FileNotFoundError:
+        return None
+    except sealed.Damaged as error:
+        fix = "the truth has been opened, so another would be no forecast; put a copy of it back"
+        raise sealed.Damaged(error.what, fix) from error
 
 
 def open_truth(folder: Path) -> str:

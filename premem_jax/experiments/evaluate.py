@@ -56,7 +56,7 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
 
     # ---- Model and rows ---------------------------------------------------------------------------------------------
     checkpoint = hugging_face.checkpoint_of(config)
-    tokenizer = tokenizers.load(config.tokenizer.path or config.model.path)
+    tokenizer = tokenizers.load(hugging_face.tokenizer_of(config, checkpoint))
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     templates = dict(prompt=config.data.prompt, target=config.data.target)
     rows = files.read(config.data.path, answers(config.data.task, config.data.grader), **templates)
@@ -73,7 +73,8 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
     params, values = weights(config, checkpoint, mesh, folder, clock)
     made_of = [checkpoint.headers(), checkpoint.description, checkpoint.eos_ids, values]
     parts = [made_of, rows.checksum, template and template.source, materials.of_tokenizer(tokenizer)]
-    processes.agree({"rows, model and tokenizer": materials.digest(parts)})
+    parts.append(materials.of_grader(config.data.grader))
+    processes.agree({"rows, model, tokenizer and grader": materials.digest(parts)})
     chunks = chunks_of(data, config.chunk, folder / "chunks" / materials.digest(parts)[:12])
     absent = processes.once(lambda: [str(path) for path in chunks if not there(path, folder)])
     missing = {path: numbers for path, numbers in chunks.items() if str(path) in absent}

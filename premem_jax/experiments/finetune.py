@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,8 +12,11 @@ from etils.epath import Path
 from jax.sharding import Mesh
 
 from premem_jax import keys, sharding
+from premem_jax.analysis import audit, estimate
 from premem_jax.analysis.conclusion import conclude
-from premem_jax.analysis.trace import NOTHING, evaluation_steps, read_trace
+from premem_jax.analysis.curves import INTERVALS, NAMES, interval
+from premem_jax.analysis.threshold import Threshold
+from premem_jax.analysis.trace import NOTHING, Trace, evaluation_steps, read_trace
 from premem_jax.data import added, chat
 from premem_jax.data.markers import shown
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
@@ -28,7 +31,7 @@ from premem_jax.experiments.base_model import base_parameters
 from premem_jax.grading.grader import Grader
 from premem_jax.models.decoder import Model
 from premem_jax.models.hf_files import Checkpoint
-from premem_jax.running import processes, progress, sealed, workdir
+from premem_jax.running import processes, progress, sealed, storage, workdir
 from premem_jax.running.atomic import write_text
 from premem_jax.running.goodput import Goodput
 from premem_jax.running.lease import opened
@@ -119,9 +122,9 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     with processes.leader_first():
         task = tasks.load(config.data.task, **asked, cache=config.cache)
     if path := config.data.get("added"):
-        task = task._replace(splits=task.splits | {added.SPLIT: added.read(Path(path))})
+        task = task._replace(splits=task.splits | {added.SPLIT: added.read(storage.path(path))})
     checkpoint = hugging_face.checkpoint_of(config)
-    options = config.tokenizer.to_dict() | dict(path=config.tokenizer.path or config.model.path)
+    options = config.tokenizer.to_dict() | dict(path=hugging_face.tokenizer_of(config, checkpoint))
     with processes.leader_first():
         tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
     template = chat.template_of(config.data.template, tokenizer)
@@ -129,23 +132,29 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     splits = {name: split_of(config.data, name, examples, tokenizer) for name, examples in task.splits.items()}
     seen = saw(splits["train"], tokenizer, template)
     checks.finetune(config, mesh, task, splits)
-    made_of = materials.of_examples(task.splits) | materials.of_tokenizer(tokenizer)
-    materials.claim(folder, made_of | materials.of_folder(checkpoint))
+    made_of = materials.of_examples(task.splits) | materials.of_grader(config.data.grader)
+    made_of |= materials.of_tokenizer(tokenizer) | materials.of_folder(checkpoint)
+    materials.claim(folder, made_of)
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     base = partial(base_parameters, config, model, checkpoint, task, tokenizer, mesh, clock, folder)
-    per_parameter = 12 * (config.checkpoint.keep + 1) + (4 if config.checkpoint.export else 0)
-    workdir.check_room(folder, per_parameter * model.config.parameters)
+    exported = 4 * model.config.parameters if config.checkpoint.export else 0
+    workdir.check_room(folder, 12 * (config.checkpoint.keep + 1) * model.config.trained + exported)
     lines = "".join(json.dumps(row) + "\n" for row in texts_of(splits))
     processes.once(lambda: write_text(folder / "examples.jsonl", lines))
     return Ready(mesh, checkpoint, tokenizer, splits, task.grader, model, base, seen)
 
 
+def run_of(config, clock: Clock, made: Ready) -> Run:
+    """What evaluators share."""
+    buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
+    return Run(made.tokenizer, made.model, made.mesh, clock, config.seed, buckets, decode_tensor, made.base)
+
+
 def suite_of(config, folder: Path, clock: Clock, made: Ready, per_epoch: int, steps: int) -> Suite:
     """The evaluators of a run with this many updates."""
     measured_on = {name: Split(name, data, made.grader) for name, data in made.splits.items()}
-    buckets, decode_tensor = tuple(config.data.buckets), config.mesh.decode_tensor
-    on = Run(made.tokenizer, made.model, made.mesh, clock, config.seed, buckets, decode_tensor, made.base)
-    wanted = Unsettled(folder / "trace", known_threshold(config.threshold), processes.once)
+    on = run_of(config, clock, made)
+    wanted = Unsettled(folder / "trace", config.threshold, processes.once)
     return Suite(config.evals.to_dict(), measured_on, on, per_epoch, steps, folder, wanted)
 
 
@@ -167,7 +176,7 @@ def evaluation(config, folder: Path, suite: Suite, goodput: Goodput) -> Callable
             return None
         goodput.keep()
         found = conclude(read_trace(folder / "trace", up_to=step), **config.threshold)
-        row = {name: float(found.curves[name][-1]) for name in progress.COLUMNS}
+        row = {name: float(values[-1]) for name, values in found.curves.items() if name not in ("step", "threshold")}
         table.line(row)
         return row
 
@@ -191,36 +200,50 @@ def saw(split: Tokenized, tokenizer: Tokenizer, template: chat.Template | None) 
     return {"prompt": prompt, "target": target, "about": f"{how}, {sizes}"}
 
 
-def known_threshold(config) -> float | None:
-    """The memorization threshold on perplexity if the config gives it, else None."""
-    return config.perplexity if config.rule == "given" else None
-
-
 def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
-    """Rows {split, example, prompt, reference} of all examples, with the metadata of those that have any."""
+    """Rows {split, example, prompt, reference} of all examples, with `rejected` and `metadata` where there are any."""
     return [
         {"split": name, "example": e.id, "prompt": shown(e.prompt), "reference": shown(e.target).strip()}
+        | ({"rejected": shown(e.rejected).strip()} if e.rejected else {})
         | ({"metadata": dict(e.metadata)} if e.metadata else {})
         for name, data in splits.items()
         for e in data.examples
     ]
 
 
-def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[str, Tokenized]) -> dict:
-    """Writes analysis, report and `summary.json` of a finished run, from its trace, its sampled texts and its data."""
-    from premem_jax.report.page import headline, write_report  # matplotlib, which a run does without until here
+def texts_sampled(folder: Path, trace: Trace) -> list[dict]:
+    """The rows of all sampled texts of a run."""
+    return [row for step, digest in trace.texts.items() for row in sampled_texts(folder, step, digest) or ()]
+
+
+def report(
+    config,
+    folder: Path,
+    goodput: Goodput,
+    trained: dict,
+    splits: dict[str, Tokenized],
+    pairs: Mapping[str, Mapping[int, float]] | None = None,
+) -> dict:
+    """Writes analysis, report and `summary.json` of a finished run, from its trace, its sampled texts and its data.
+
+    `pairs`: further columns of the page's table of pairs, by example.
+    """
+    # Matplotlib, which a run does without until here.
+    from premem_jax.report.audit_page import write_table
+    from premem_jax.report.page import headline, write_report
 
     steps = evaluation_steps(folder / "trace")
     trace = read_trace(folder / "trace") if steps else NOTHING
     chosen, curves = conclude(trace, **config.threshold)
-    last = {name: float(x[-1]) if len(x) and math.isfinite(x[-1]) else None for name, x in curves.items()}
     limits = {"threshold": None, "threshold_rule": "none"}
     if chosen:
-        limits = {"threshold": chosen.perplexity, "threshold_rule": chosen.rule}
+        limits = {"threshold": chosen.at_end, "threshold_rule": chosen.rule}
         limits |= {f"threshold_{name}": value for name, value in chosen.detail.items()}
     summary = {
         "experiment": config.experiment,
-        **{name: last[name] for name in progress.COLUMNS if name != "epoch"},
+        "task": config.data.task,
+        **last_values(curves),
+        "extrapolation": extrapolation(trace, chosen),
         **limits,
         **trained,
         "decided_on_host": int(sum(np.sum(split.decided_on_host) for split in trace.splits.values())),
@@ -232,9 +255,30 @@ def report(config, folder: Path, goodput: Goodput, trained: dict, splits: dict[s
         "report": str(folder / "report.html"),
         **workdir.facts(),
     }
-    samples = [row for step, digest in trace.texts.items() for row in sampled_texts(folder, step, digest) or ()]
-    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples)
+    samples = texts_sampled(folder, trace)
+    audited = audit.audit(trace, chosen) if np.isfinite(curves["estimate"]).any() else None
+    if audited:
+        write_table(folder / "audit.parquet", audited)
+    write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples, audited=audited, pairs=pairs)
     sealed.write_json(folder / "summary.json", summary)
     goodput.keep(finished=True)
-    progress.say(f"\n{headline(curves)}\nLook at {summary['report']}")
+    progress.say(f"\n{headline(curves, summary)}\nLook at {summary['report']}")
     return summary
+
+
+def last_values(curves: dict[str, np.ndarray]) -> dict[str, float | list[float] | None]:
+    """The last value of each curve, and the 95 % interval of those with a standard error; None where it is unknown."""
+    known = lambda x: float(x[-1]) if len(x) and math.isfinite(x[-1]) else None
+    values: dict[str, float | list[float] | None] = {name: known(curves[name]) for name in NAMES}
+    for name in INTERVALS:
+        value, error = values[name], known(curves[f"{name}_error"])
+        values[f"{name}_interval"] = None if value is None or error is None else list(interval(value, error))
+    return values
+
+
+def extrapolation(trace, chosen: Threshold | None) -> float | None:
+    """`estimate.extrapolation` of the training examples; None where it is unknown."""
+    if chosen is None or "train" not in trace.splits:
+        return None
+    value = estimate.extrapolation(trace.splits["train"], chosen.perplexity)
+    return None if math.isnan(value) else value

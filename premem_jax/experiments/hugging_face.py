@@ -1,21 +1,25 @@
 """Import and export of Hugging Face folders as a config asks for them."""
 
+import dataclasses
 import json
 import logging
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils.epath import Path
+from flax.traverse_util import flatten_dict
 
 from premem_jax import sharding, strict_json
 from premem_jax.data import chat, tokenizer_export
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import NonFinite, UserError
+from premem_jax.models import adapters, peft
 from premem_jax.models import architecture as presets
 from premem_jax.models.decoder import Model, build
 from premem_jax.models.hf_config import to_hf_config
 from premem_jax.models.hf_files import CONFIG, GENERATION, Checkpoint, save
-from premem_jax.running import processes, progress
+from premem_jax.running import atomic, processes, progress
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,11 @@ def checkpoint_of(config) -> Checkpoint | None:
       UserError: as `Checkpoint`.
     """
     return Checkpoint(config.model.path) if config.model.path else None
+
+
+def tokenizer_of(config, checkpoint: Checkpoint | None) -> str:
+    """The path of the tokenizer that the config names, or of the folder with the weights; empty without one."""
+    return config.tokenizer.path or (str(checkpoint.folder) if checkpoint else "")
 
 
 def model_of(config, checkpoint: Checkpoint | None, tokenizer: Tokenizer, mesh) -> Model:
@@ -49,6 +58,7 @@ def model_of(config, checkpoint: Checkpoint | None, tokenizer: Tokenizer, mesh) 
         shape = checkpoint.config
         check_vocabulary(checkpoint, tokenizer)
         tokenizer.also_stop = (*tokenizer.also_stop, *checkpoint.eos_ids)
+    shape = dataclasses.replace(shape, lora=presets.lora_of(**config.lora) if "lora" in config else None)
     return build(shape, dtype=config.compute_dtype, mesh=mesh, **options)
 
 
@@ -93,9 +103,12 @@ def export(
 ) -> None:
     """Writes the trained model as a Hugging Face folder, unless the folder exists.
 
-    A model from a folder keeps its `config.json` and the files beside its weights, with two exceptions: the markers are
-    those of training, and a tokenizer from elsewhere replaces the folder's.
+    Adapters are merged there, and beside it the folder `adapter` has them as `peft` reads them. A model from a folder
+    keeps its `config.json` and the files beside its weights, with two exceptions: the markers are those of training,
+    and a tokenizer from elsewhere replaces the folder's.
     """
+    if model.config.lora:
+        _export_adapter(folder.parent / "adapter", params, model, checkpoint, mesh)
     if processes.once(lambda: (folder / CONFIG).exists()):
         return
     if checkpoint is None:
@@ -119,3 +132,19 @@ def export(
     dtype = config.checkpoint.export_dtype
     save(folder, params, model.config, mesh, description=description, files=files, dtype=dtype)
     progress.say(f"exported the model to {folder}")
+
+
+def _export_adapter(folder: Path, params, model: Model, checkpoint: Checkpoint | None, mesh) -> None:
+    """Writes the adapters alone in fp32, with the path of their base model if it is a folder as it is."""
+    base = str(checkpoint.folder.absolute()) if checkpoint and not checkpoint.adapter else None
+    trained, _ = adapters.split(params)
+    trained = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))(trained)
+    arrays = {path: np.asarray(x) for path, x in flatten_dict(trained).items()}
+
+    def write():
+        if not (folder / peft.CONFIG).exists():
+            with atomic.whole_folder(folder) as unfinished:
+                for name, data in peft.files(arrays, model.config, base).items():
+                    (unfinished / name).write_bytes(data)
+
+    processes.once(write)

@@ -12,6 +12,7 @@ from premem_jax import sharding
 from premem_jax.data.examples import Example
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
+from premem_jax.grading import named
 from premem_jax.models.hf_files import Checkpoint
 from premem_jax.running import processes, sealed, workdir
 from premem_jax.training.checkpoints import checksums
@@ -53,6 +54,12 @@ def of_examples(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
         f"data (split {name}, {len(examples)} examples)": digest([said(example) for example in examples])
         for name, examples in splits.items()
     }
+
+
+def of_grader(name: str) -> dict[str, str]:
+    """A digest of the file of a python grader; nothing for the others, which are our own code."""
+    code = named.code(name)
+    return {"grader (its file)": hashlib.sha256(code).hexdigest()} if code else {}
 
 
 def of_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from premem_jax import keys
 from premem_jax.models import costs
 from premem_jax.planning import search
-from premem_jax.planning.lowered import evaluators_of, largest
+from premem_jax.planning.lowered import evaluators_of, largest, names_of
 from premem_jax.planning.worker import compile_apart
 from premem_jax.running import progress, sealed, workdir
 from premem_jax.running.lease import opened
@@ -36,7 +36,7 @@ def planned(config, folder: Path, place: Topology) -> dict:
     """The compiled programs, and their total cost."""
     progress.say(f"{config.model.preset} on {place}: {place.chips} chips of {place.chip.hbm} GiB")
     programs, nearest = {}, {}
-    names = ("train", *evaluators_of(config))
+    names = names_of(config)
     with progress.bar(len(names), "compiling", "program") as bar:
         for name in names:
             programs[name] = result = _compile(config, folder, place, name, {})
@@ -88,11 +88,18 @@ def _peak(result: dict) -> int:
 
 def _price(config, place: Topology, programs: dict) -> dict:
     """Calls of each program in the whole run, and chip-hours by the roofline, every batch at the planned length."""
-    train, test = tasks.find(config.data.task).SIZES
+    train, test = tasks.find(config.data.task).SIZES or (config.data.train, config.data.test)
     train = config.data.train or train
     evaluations = max(len(e.epochs) for e in config.evals.values())
     evaluated = train + test
-    calls = {"train": config.train.epochs * -(-train // config.train.batch)}
+    per_epoch = -(-train // config.train.batch)
+    calls = {"train": config.train.epochs * per_epoch}
+    if "preference" in config:
+        updates = (config.sft.epochs + config.train.epochs) * per_epoch  # of sft, as if they had both responses
+        splits = updates // config.influence.every if config.influence.every else 0
+        types = sum(e.type == "probe" for e in config.evals.values())
+        calls = {"train": updates, "reference": per_epoch, "sources": splits, "probe": splits * types}
+        calls = {name: calls[name] for name in calls if name in programs}
     for name, evaluator in evaluators_of(config).items():
         calls[name] = evaluations * -(-evaluated // largest(config, evaluator)["batch"])
     hours = {n: calls[n] * programs[n]["roofline_seconds"] * place.chips / 3600 for n in calls}

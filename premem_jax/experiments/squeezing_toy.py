@@ -5,14 +5,20 @@ from etils.epath import Path
 from premem_jax import keys
 from premem_jax.analysis import squeezing_theorem
 from premem_jax.running import progress, sealed, workdir
+from premem_jax.running.lease import opened
 
 
 def run(config, folder: Path) -> dict:
     """Checks the claims in `config.trials` trials, draws the panels to `folder`, and returns the summary."""
+    keys.check(config)
+    with opened(folder, config.to_dict()):
+        return checked(config, folder)
+
+
+def checked(config, folder: Path) -> dict:
+    """The counts of violations, the panels and the summary."""
     from premem_jax.report.squeezing_figure import panels_figure  # matplotlib
 
-    keys.check(config)
-    workdir.claim(folder, config.to_dict())
     failed = squeezing_theorem.check(config.trials, config.seed)
     panels = squeezing_theorem.panels()
     panels_figure(panels, folder / "squeezing.png")

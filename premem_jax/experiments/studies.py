@@ -3,7 +3,8 @@
 The folder of a study holds
 
   runs/NAME/        the run of each member, as if started alone; `failed.json` if its loss was not finite
-  members/NAME/     the lease of the member, and its inputs from earlier members: `given.json` and the files it names
+  members/NAME/     the lease of the member, and its inputs from earlier members: `given.json` and the files that it
+                    names with their checksums
   overview.json     the progress of each member, rewritten with every change
   summary.json      the conclusion, once all members are done
 """
@@ -19,9 +20,10 @@ from etils.epath import Path
 
 from premem_jax.errors import NonFinite
 from premem_jax.members import Member, chosen, config_of, members_of
-from premem_jax.running import processes, progress, sealed, workdir
+from premem_jax.running import atomic, processes, progress, sealed, workdir
 from premem_jax.running.atomic import write_text
 from premem_jax.running.lease import InUse, lease
+from premem_jax.running.workdir import HOLDING
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ def run(config, folder: Path, *, columns: Mapping[str, str], conclude: Conclude,
     processes.once(lambda: workdir.check(folder, settings))
     with lease(folder, wait=True):  # for as long as it takes to write config.json; members have leases of their own
         workdir.claim(folder, settings)
+        processes.once(lambda: atomic.remove_leftovers(folder, seconds=3600))
     study.make(mine)
     done, failed = processes.once(study.state)
     left = [name for name in study.members if name not in done and name not in failed]
@@ -164,15 +167,18 @@ class Study:
             processes.once(lambda: sealed.write_json(self._run(member.name) / "failed.json", why))
 
     def _given(self, member: Member) -> dict[str, Any]:
-        """The result of `give` for a member; called once."""
+        """The result of `give` for a member; called once, and again if one of the files that it made is damaged."""
         files = self._folder / "members" / member.name
         earlier = {need: self._run(need) for need in member.needs}
 
         def ask() -> dict[str, Any]:
-            if found := _read(files / "given.json"):
+            found = _read(files / "given.json")
+            if found and all(_whole(files / name, digest) for name, digest in found["files"].items()):
                 return found["settings"]
             settings = self._give(member, earlier, files)
-            sealed.write_json(files / "given.json", {"needs": list(member.needs), "settings": settings})
+            made = {name: sealed.digest((files / name).read_bytes()) for name in _names(files)}
+            given = {"needs": list(member.needs), "settings": settings, "files": made}
+            sealed.write_json(files / "given.json", given)
             return settings
 
         return processes.once(ask)
@@ -217,3 +223,19 @@ class Study:
 
 def _read(path: Path) -> dict | None:
     return sealed.unless_damaged(sealed.read_json, path, path.parent, "it is made again")
+
+
+def _names(files: Path) -> list[str]:
+    """The files beside `given.json`, without those of the lease."""
+    return [path.name for path in files.iterdir() if path.is_file() and not path.name.startswith((*HOLDING, "given."))]
+
+
+def _whole(path: Path, digest: str) -> bool:
+    """Whether a file that was given to a member is what it was; a damaged one is set aside."""
+
+    def read(path: Path) -> bool:
+        if sealed.digest(path.read_bytes()) != digest:
+            raise sealed.Damaged(f"{path} is damaged: its checksum is another")
+        return True
+
+    return sealed.unless_damaged(read, path, path.parent, "it is made again") is not None

@@ -6,7 +6,7 @@ from premem_jax import config as defaults
 from premem_jax import keys
 from premem_jax.experiments import analyze, studies
 
-COLUMNS = dict(train_accuracy=".1%", pre_memorization_accuracy=".1%", test_accuracy=".1%", threshold=".3f")
+COLUMNS = dict(train_accuracy=".1%", estimate=".1%", test_accuracy=".1%", threshold=".3f")
 
 
 def run(config, folder: Path) -> dict | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from premem_jax.errors import UserError
-from premem_jax.grading.reference import grade_bytes
+from premem_jax.grading.reference import grade_bytes, normalised
 from premem_jax.grading.rules import Rules, rules_of
 from premem_jax.grading.verdict import Verdict
 
@@ -18,12 +18,14 @@ class Grader(NamedTuple):
     """A grader; made by `by_rules` or `by_function`.
 
     The device grades by `rules` (`answers.py`); without rules, every response is UNDECIDED. `host` decides the
-    UNDECIDED ones: (bytes of a response, its answer) -> verdict.
+    UNDECIDED ones: (bytes of a response, its answer) -> verdict. `answer` gives the normalised answer in the bytes of a
+    response, None if it has none; it is None for a function that only judges.
     """
 
     name: str
     host: Callable[[bytes, str | bytes | None], Verdict]
     rules: str | Rules | None = None
+    answer: Callable[[bytes], bytes | None] | None = None
 
     def resolve(
         self,
@@ -69,7 +71,8 @@ def by_rules(rules: str | Rules) -> Grader:
     rules_of(rules)
     as_bytes = lambda answer: answer.encode() if isinstance(answer, str) else answer
     name = rules if isinstance(rules, str) else "rules"
-    return Grader(name, lambda response, answer: grade_bytes(response, as_bytes(answer), rules), rules)
+    host = lambda response, answer: grade_bytes(response, as_bytes(answer), rules)
+    return Grader(name, host, rules, lambda response: normalised(response, rules))
 
 
 def by_function(function: Callable[[str, str], Verdict | bool]) -> Grader:

@@ -16,6 +16,7 @@
 
 import importlib.util
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -68,7 +69,13 @@ def find(name: str) -> Named:
             return Verdict.UNPARSED
         return Verdict.CORRECT if same(found, answer) else Verdict.WRONG
 
-    return Named(name, by_function(grade)._replace(name=name), extract)
+    def answer(response: bytes) -> bytes | None:
+        found = extract(response.decode(errors="replace"))
+        if kind == "number" and found is not None and (value := _value(found)) is not None:
+            found = str(value)  # 0.50 is 1/2
+        return None if found is None else found.encode()
+
+    return Named(name, by_function(grade)._replace(name=name, answer=answer), extract)
 
 
 def guess(targets: Sequence[str]) -> str:
@@ -119,7 +126,7 @@ def _value(text: str) -> Fraction | None:
     number = _number(text)
     try:
         return None if number is None else Fraction(number)
-    except ZeroDivisionError:
+    except (ZeroDivisionError, ValueError):  # the latter of thousands of digits, which Python does not convert
         return None
 
 
@@ -153,17 +160,29 @@ def _matching(name: str, pattern: str) -> Callable[[str], str | None]:
     return extract
 
 
-def _function(name: str, argument: str) -> Callable:
+def code(name: str) -> bytes:
+    """What a grader does beside our own code: the file of a python grader; empty for the others."""
+    kind, _, argument = name.partition(":")
+    return _place(name, argument)[0].read_bytes() if kind == "python" else b""
+
+
+def _place(name: str, argument: str) -> tuple[Path, str]:
+    """The file and the function of a python grader."""
     file, _, function = argument.rpartition(":")
-    path = Path(file).expanduser()
+    path = Path(os.path.expanduser(file))
     if not file or not path.is_file():
         raise UserError(f"data.grader={name!r}: no file {file!r}; it is python:FILE.py:FUNCTION")
+    return path, function
+
+
+def _function(name: str, argument: str) -> Callable:
+    path, function = _place(name, argument)
     spec = importlib.util.spec_from_file_location(f"grader_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"data.grader={name!r}: {path} fails to load ({type(error).__name__}: {error})") from error
     if not callable(found := getattr(module, function, None)):
         raise UserError(f"data.grader={name!r}: {path} has no function {function!r}")

@@ -98,6 +98,13 @@ def clean(answer: bytes, rules: str | Rules) -> bytes:
     return answer.translate(None, delete=rules_of(rules).drop)
 
 
+def normalised(text: bytes, rules: str | Rules) -> bytes | None:
+    """The answer in a text by its normal form, or as it is where it has none; None if there is no answer."""
+    answer = find_answer(text, rules)
+    form = None if answer is None else normal_form(answer)
+    return answer if form is None else form
+
+
 def equal(one: bytes | None, other: bytes | None) -> bool:
     """Whether two answers are equal; two missing ones are."""
     if one is None or other is None:

@@ -7,6 +7,7 @@ it is killed. Needs `pip install 'premem_jax[verify]'`; source: github.com/huggi
 import importlib.util
 import logging
 import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
 
 from premem_jax.errors import UserError
@@ -54,7 +55,11 @@ def _next(results) -> bool | None:
 
 
 def _prepare() -> None:
-    """Imports math-verify before the first deadline starts, and silences its warning about disabled timeouts."""
+    """Imports math-verify before the first deadline starts, and silences its warning about disabled timeouts.
+
+    Ctrl-C reaches all processes of a terminal, and is for the one that started this one.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.WARNING)
     importlib.import_module("math_verify")
 

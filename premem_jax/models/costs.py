@@ -31,6 +31,10 @@ class Cost(NamedTuple):
     ici_bytes: float
     dcn_bytes: float = 0.0
 
+    def times(self, count: float) -> "Cost":
+        """Of so many calls."""
+        return Cost(*(count * x for x in self))
+
     def seconds(self, topology: Topology) -> float:
         """The roofline: the longest of compute, memory and network time at the published rates."""
         chip = topology.chip
@@ -67,16 +71,18 @@ def cache_bytes(config: ModelConfig, tokens: float) -> float:
 def train(config: ModelConfig, layout: Layout, slices: int, *, B: int, T: int, micro_batches: int) -> Cost:
     """One update: weights gathered in bf16 forward and backward for every micro-batch, gradients scattered once each.
 
-    HBM: fp32 weights, both moments and the gradient are read and written once, gathered weights are read twice.
+    HBM: fp32 weights, both moments and the gradient are read and written once, gathered weights are read twice. With
+    adapters there is no gradient of the gathered weights; the adapters themselves are on every chip.
     """
-    whole = config.parameters * HALF / layout.tensor
-    own = config.parameters / (layout.fsdp * layout.tensor)
+    whole, lora = config.parameters * HALF / layout.tensor, config.lora
+    own = config.trained / (1 if lora else layout.fsdp * layout.tensor)
     activations = B / (layout.data * layout.fsdp) * T * config.D * HALF
-    ici = 3 * micro_batches * whole * _others(layout.fsdp)
+    ici = (2 if lora else 3) * micro_batches * whole * _others(layout.fsdp)
     ici += 6 * config.L * 2 * activations * _others(layout.tensor)
-    within = layout.data // slices
+    within = layout.data // slices * (layout.fsdp if lora else 1)  # chips that sum a gradient that each has whole
+    frozen = 2 * B * T * (matrices(config) - 3 * config.trained) if lora else 0
     return Cost(
-        flops=3 * forward_flops(config, B, T),
+        flops=3 * forward_flops(config, B, T) - frozen,
         hbm_bytes=32 * own + 2 * micro_batches * whole + 16 * config.L * activations,
         ici_bytes=ici + 2 * 4 * own * _others(within),
         dcn_bytes=2 * 4 * own * _others(slices),

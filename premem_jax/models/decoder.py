@@ -1,4 +1,4 @@
-"""The decoder of both families: NNX modules with layers that are stacked and scanned, or unstacked for decoding.
+"""The decoder of all families: NNX modules with layers that are stacked and scanned, or unstacked for decoding.
 
 Shapes use the letters of `docs/architecture.md`: B batch, T query length, S key length, N query heads, K key/value
 heads, H head width, D model width, F MLP width, V vocabulary, L layers.
@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from premem_jax import sharding
 from premem_jax.errors import UserError
-from premem_jax.models import rope
+from premem_jax.models import adapters, rope
 from premem_jax.models.architecture import ModelConfig
 from premem_jax.models.attention import attend_with_prompt, softcap, within
 from premem_jax.models.backends import REFERENCE, SelfAttention
@@ -52,31 +52,59 @@ class Cache(NamedTuple):
 class Norm(nnx.Module):
     """Root-mean-square normalisation in fp32 (Zhang & Sennrich, arXiv 1910.07467)."""
 
-    def __init__(self, config: ModelConfig):
-        self.scale = nnx.Param(jnp.full((config.D,), 1 - config.norm_offset, jnp.float32))
+    def __init__(self, config: ModelConfig, width: int):
+        self.scale = nnx.Param(jnp.full((width,), 1 - config.norm_offset, jnp.float32))
         self.eps, self.offset = config.norm_eps, config.norm_offset
 
     def __call__(self, x):
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * (self.offset + self.scale[...])).astype(x.dtype)
+        return (x32 * (self.offset + self.scale[...].astype(jnp.float32))).astype(x.dtype)
 
 
-class Attention(nnx.Module):
+class Matrices(nnx.Module):
+    """Some matrices of a layer by name; beside `q` may stand a bias, `q_bias`, and an adapter, `q_A` and `q_B`."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, **fan_in: int):
+        """`fan_in` names the matrices; a random one has a standard deviation of fan_in**-0.5."""
+        self.config = config
+        for name, size in fan_in.items():
+            inputs, outputs = config.matrices[name]
+            setattr(self, name, weight(rngs, inputs + outputs, size))
+            if name in config.biases:
+                setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(outputs, jnp.float32)))
+            if config.lora and name in config.lora.targets:
+                a, b = f"{name}{adapters.A}", f"{name}{adapters.B}"
+                for key, array in zip((a, b), adapters.random(rngs, config.lora, inputs, outputs), strict=True):
+                    setattr(self, key, nnx.Param(array))
+
+    def times(self, x, name: str):
+        """`x`, whose last axes are the inputs of the matrix `name`, times that matrix, and its bias added."""
+        axes = len(self.config.matrices[name][0])
+        y = linear(x, getattr(self, name), axes)
+        if name in self.config.biases:
+            y += getattr(self, f"{name}_bias")[...].astype(y.dtype)
+        if (lora := self.config.lora) and name in lora.targets:
+            inner = linear(x, getattr(self, f"{name}{adapters.A}"), axes)
+            y += lora.scale * linear(inner, getattr(self, f"{name}{adapters.B}"))
+        return y
+
+
+class Attention(Matrices):
     """Grouped-query attention with rotary positions."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        D, N, K, H = config.D, config.N, config.K, config.H
-        self.q = weight(rngs, (D, N, H), fan_in=D)
-        self.k = weight(rngs, (D, K, H), fan_in=D)
-        self.v = weight(rngs, (D, K, H), fan_in=D)
-        self.o = weight(rngs, (N, H, D), fan_in=N * H * 2 * config.L)
-        self.config = config
+        D = config.D
+        super().__init__(config, rngs, q=D, k=D, v=D, o=config.N * config.H * 2 * config.L)
+        if config.head_norms:
+            self.q_norm, self.k_norm = Norm(config, config.H), Norm(config, config.H)
 
     def project(self, x_BTD, positions_BT):
         """Rotated queries and keys, and values: (B, T, N, H), (B, K, T, H), (B, K, T, H)."""
-        q = linear(x_BTD, self.q)
-        k, v = linear(x_BTD, self.k).swapaxes(1, 2), linear(x_BTD, self.v).swapaxes(1, 2)
+        q, k, v = (self.times(x_BTD, name) for name in "qkv")
+        if self.config.head_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         frequency = rope.frequencies(self.config)
         return rope.rotary(q, positions_BT[:, :, None], frequency), rope.rotary(k, positions_BT[:, None], frequency), v
 
@@ -86,36 +114,33 @@ class Attention(nnx.Module):
         return dict(scale=self.config.attention_scale, cap=self.config.attention_softcap)
 
     def combine(self, out_BTNH):
-        return linear(out_BTNH, self.o, axes=2)
+        return self.times(out_BTNH, "o")
 
 
-class Mlp(nnx.Module):
+class Mlp(Matrices):
     """Gated MLP: SwiGLU or GeGLU (Shazeer, arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        D, F = config.D, config.F
-        self.gate = weight(rngs, (D, F), fan_in=D)
-        self.up = weight(rngs, (D, F), fan_in=D)
-        self.down = weight(rngs, (F, D), fan_in=F * 2 * config.L)
+        super().__init__(config, rngs, gate=config.D, up=config.D, down=config.F * 2 * config.L)
         self.activation = config.activation
 
     def __call__(self, x):
         activate = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}[self.activation]
-        return linear(activate(linear(x, self.gate)) * linear(x, self.up), self.down)
+        return self.times(activate(self.times(x, "gate")) * self.times(x, "up"), "down")
 
 
 class Layer(nnx.Module):
     """One pre-norm residual block; with post-norms, the output of each branch is normalised too."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.attention_norm = Norm(config)
+        self.attention_norm = Norm(config, config.D)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = Norm(config)
+        self.mlp_norm = Norm(config, config.D)
         self.mlp = Mlp(config, rngs)
         self.post_norms = config.post_norms
         if config.post_norms:
-            self.attention_post_norm = Norm(config)
-            self.mlp_post_norm = Norm(config)
+            self.attention_post_norm = Norm(config, config.D)
+            self.mlp_post_norm = Norm(config, config.D)
 
     def forward(self, x, positions_BT, self_attention: SelfAttention, window: int | None):
         """A forward pass over whole sequences; also returns their keys and values."""
@@ -139,7 +164,7 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A Llama3 or Gemma2 decoder. `layers` is one layer with parameters stacked along L, or a list of L layers."""
+    """The decoder. `layers` is one layer with parameters stacked along L, or a list of L layers."""
 
     def __init__(
         self,
@@ -160,7 +185,7 @@ class Decoder(nnx.Module):
             self.layers = nnx.vmap(lambda r: Layer(config, r))(rngs.split(config.L))
         else:
             self.layers = nnx.List(Layer(config, rngs) for _ in range(config.L))
-        self.final_norm = Norm(config)
+        self.final_norm = Norm(config, config.D)
         if not config.tied_embedding:
             self.head = weight(rngs, (config.D, config.V), fan_in=config.D)
 
@@ -315,7 +340,7 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
 class Model(NamedTuple):
     """A decoder without its parameters: `bind(params)` is the module, `params` a nested dict of arrays.
 
-    `on(mesh=other)` is the same model for arrays on another mesh.
+    `on(mesh=other)` is the same model for arrays on another mesh, `on(config=other, mesh=...)` one of another shape.
     """
 
     config: ModelConfig
@@ -358,10 +383,10 @@ def build(
     dtype, self_attention = jnp.dtype(dtype), SelfAttention(attention, mesh)
     make = partial(Decoder, config, dtype, remat, vocab_chunks, self_attention)
     graphdef = lambda stacked: nnx.split(nnx.eval_shape(lambda: make(stacked, rngs=nnx.Rngs(0))))[0]
-    on = partial(build, config, dtype=dtype, remat=remat, vocab_chunks=vocab_chunks, attention=attention)
+    on = partial(build, config=config, dtype=dtype, remat=remat, vocab_chunks=vocab_chunks, attention=attention)
     return Model(config, graphdef(stacked=True), graphdef(stacked=False), dtype, on)
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict:
-    """Random fp32 parameters as a nested dict."""
+    """Random fp32 parameters as a nested dict. Adapters begin as ones that add nothing."""
     return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key))))

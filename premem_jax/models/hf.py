@@ -1,4 +1,4 @@
-"""Names and layouts of Hugging Face tensors for both families."""
+"""Names and layouts of Hugging Face tensors for all families."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -25,8 +25,10 @@ class Tensor(NamedTuple):
 
     def theirs(self, ours: np.ndarray) -> np.ndarray:
         """Converts an array, or a part of one, from our layout to theirs; a view if `ours` is contiguous."""
+        if not self.inputs:
+            return ours.reshape(-1) if len(self.shape) == 1 else ours  # a bias has one axis there
         columns = int(np.prod(ours.shape[: self.inputs]))
-        return ours.reshape(columns, -1).T if self.inputs else ours
+        return ours.reshape(columns, -1).T
 
     def load(self, theirs: np.ndarray) -> np.ndarray:
         """Converts their whole array to our layout; a view if possible."""
@@ -38,6 +40,8 @@ class Tensor(NamedTuple):
         Raises:
           ValueError: the part is not contiguous there, for example half of the width of several heads.
         """
+        if len(self.shape) == 1:
+            return (_block(index, self.ours),)
         if not self.inputs:
             return tuple(slice(*part.indices(size)) for part, size in zip(index, self.ours, strict=True))
         return _block(index[self.inputs :], self.ours[self.inputs :]), _block(
@@ -70,14 +74,17 @@ def shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def _layer(config: ModelConfig, layer: int) -> Iterable[Tensor]:
-    D, N, K, H, F = config.D, config.N, config.K, config.H, config.F
+    D, H = config.D, config.H
     prefix = f"model.layers.{layer}."
-    for letter, heads in ("q", N), ("k", K), ("v", K):
-        name = f"{prefix}self_attn.{letter}_proj.weight"
-        yield _matrix(name, ("layers", "attention", letter), (D,), (heads, H), layer)
-    yield _matrix(f"{prefix}self_attn.o_proj.weight", ("layers", "attention", "o"), (N, H), (D,), layer)
-    for part, into, out in ("gate", D, F), ("up", D, F), ("down", F, D):
-        yield _matrix(f"{prefix}mlp.{part}_proj.weight", ("layers", "mlp", part), (into,), (out,), layer)
+    for name, (inputs, outputs) in config.matrices.items():
+        ours, theirs = ("attention", "self_attn") if name in "qkvo" else ("mlp", "mlp")
+        path, stem = ("layers", ours, name), f"{prefix}{theirs}.{name}_proj"
+        yield _matrix(f"{stem}.weight", path, inputs, outputs, layer)
+        if name in config.biases:
+            size = int(np.prod(outputs))
+            yield Tensor(f"{stem}.bias", (size,), (*path[:-1], f"{name}_bias"), layer, outputs)
+    for name in ("q_norm", "k_norm") if config.head_norms else ():
+        yield _plain(f"{prefix}self_attn.{name}.weight", (H,), ("layers", "attention", name, "scale"), layer)
     # A trap: Llama's name for the norm before the MLP is Gemma2's name for the norm after attention.
     norms = {"attention_norm": "input", "mlp_norm": "post_attention"}
     if config.post_norms:

@@ -1,18 +1,17 @@
-"""Conversion between Hugging Face's `config.json` and our shape, for both families. Every number is checked."""
+"""Conversion between Hugging Face's `config.json` and our shape, for all families. Every number is checked."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from premem_jax.errors import UserError
 from premem_jax.models.architecture import ModelConfig, RopeScaling
 
-FAMILIES = ("llama", "gemma2")
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 # Settings that would change the computation or the layout of the weights; they must be unset.
 UNSUPPORTED = (
     *("attention_bias", "mlp_bias", "use_bidirectional_attention", "quantization_config", "transformers_weights"),
-    *("partial_rotary_factor",),
+    *("partial_rotary_factor", "use_mrope"),
 )
 REQUIRED = object()
 
@@ -38,15 +37,21 @@ NUMBERS = dict(
     rms_norm_eps=Number(float, 1e-12, 1.0, 1e-6),
     max_position_embeddings=Number(int, 1, 2**31, None),
 )
+HEADS = dict(num_key_value_heads=Number(*COUNT, None, True), head_dim=Number(*WIDTH, None, True))
+SLIDING = dict(sliding_window=Number(int, 1, 2**31, 4096, True))
+QWEN = SLIDING | dict(max_window_layers=Number(int, 0, 1024, 28))
 FAMILY_NUMBERS = dict(
-    llama=dict(num_key_value_heads=Number(*COUNT, None, True), head_dim=Number(*WIDTH, None, True)),
+    llama=HEADS,
+    mistral=HEADS | SLIDING | dict(num_key_value_heads=Number(*COUNT, 8, True)),
+    qwen2=HEADS | QWEN | dict(num_key_value_heads=Number(*COUNT, 32, True)),
+    qwen3=HEADS | QWEN | dict(num_key_value_heads=Number(*COUNT, 32, True), head_dim=Number(*WIDTH, 128)),
     gemma2=dict(
         num_key_value_heads=Number(*COUNT, 4),
         head_dim=Number(*WIDTH, 256),
         query_pre_attn_scalar=Number(*POSITIVE, 256),
         attn_logit_softcapping=Number(*POSITIVE, 50.0, True),
         final_logit_softcapping=Number(*POSITIVE, 30.0, True),
-        sliding_window=Number(int, 1, 2**31, 4096, True),
+        **SLIDING,
     ),
 )
 ROPE_NUMBERS = dict(
@@ -68,7 +73,7 @@ SIZES = dict(
 
 
 def from_hf_config(config: Mapping) -> ModelConfig:
-    """Converts the `config.json` of a Llama or Gemma2 model to our shape.
+    """Converts the `config.json` of a model of one of the families to our shape.
 
     Missing keys have the defaults of `transformers`. Both spellings of rotary settings are read: `rope_theta` with
     `rope_scaling`, and `rope_parameters` of transformers 5.
@@ -78,7 +83,7 @@ def from_hf_config(config: Mapping) -> ModelConfig:
         settings; the message names the key.
     """
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if family not in [*FAMILIES]:
         raise UserError(
             f"config.json: model_type {repr(family)[:80]} is not supported (there are: {', '.join(FAMILIES)})"
         )
@@ -103,7 +108,7 @@ def from_hf_config(config: Mapping) -> ModelConfig:
         norm_eps=own["rms_norm_eps"],
         tied_embedding=own["tie_word_embeddings"],
     )
-    return ModelConfig(**shape, **_rope(config, own), **(_llama if family == "llama" else _gemma2)(config, own))
+    return ModelConfig(**shape, **_rope(config, own), **FAMILIES[family].read(config, own))
 
 
 def _number(where: str, values: Mapping, key: str, number: Number):
@@ -122,7 +127,7 @@ def _number(where: str, values: Mapping, key: str, number: Number):
     return value
 
 
-def _llama(config: Mapping, own: Mapping) -> dict:
+def _plain(config: Mapping, own: Mapping) -> dict:
     N, D = own["num_attention_heads"], own["hidden_size"]
     if own["head_dim"] is None and D % N:
         raise UserError(f"config.json: hidden_size={D} does not divide into num_attention_heads={N}, and no head_dim")
@@ -131,6 +136,28 @@ def _llama(config: Mapping, own: Mapping) -> dict:
         H=own["head_dim"] or D // N,
         activation=_activation(config, "hidden_act", "silu"),
     )
+
+
+def _mistral(config: Mapping, own: Mapping) -> dict:
+    return _plain(config, own) | dict(windows=(own["sliding_window"],))
+
+
+def _qwen2(config: Mapping, own: Mapping) -> dict:
+    return _plain(config, own) | dict(windows=_late_windows(config, own), biases=("q", "k", "v"))
+
+
+def _qwen3(config: Mapping, own: Mapping) -> dict:
+    return _plain(config, own) | dict(windows=_late_windows(config, own), head_norms=True)
+
+
+def _late_windows(config: Mapping, own: Mapping) -> tuple[int | None, ...]:
+    """The windows of Qwen: none, or those of all layers after the first `max_window_layers`."""
+    use, L = config.get("use_sliding_window", False), own["num_hidden_layers"]
+    if not isinstance(use, bool):
+        raise UserError(f"config.json: use_sliding_window={repr(use)[:80]} must be true or false")
+    local = own["sliding_window"] if use else None
+    first = L if local is None else own["max_window_layers"]
+    return _windows(config, local, ["full_attention" if i < first else "sliding_attention" for i in range(L)])
 
 
 def _gemma2(config: Mapping, own: Mapping) -> dict:
@@ -144,16 +171,19 @@ def _gemma2(config: Mapping, own: Mapping) -> dict:
         query_scale=None if scale == H**-0.5 else scale,
         attention_softcap=own["attn_logit_softcapping"],
         final_softcap=own["final_logit_softcapping"],
-        windows=_windows(config, own["sliding_window"], own["num_hidden_layers"]),
+        windows=_windows(
+            config,
+            own["sliding_window"],
+            ["full_attention" if i % 2 else "sliding_attention" for i in range(own["num_hidden_layers"])],
+        ),
         scaled_embedding=True,
     )
 
 
-def _windows(config: Mapping, local: int | None, L: int) -> tuple[int | None, ...]:
-    """The shortest pattern that, repeated, gives the window of each layer."""
-    kinds = config.get("layer_types")
-    if kinds is None:
-        kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(L)]
+def _windows(config: Mapping, local: int | None, otherwise: list[str]) -> tuple[int | None, ...]:
+    """The shortest pattern that, repeated, gives the window of each layer; `otherwise` are the kinds by default."""
+    kinds, L = config.get("layer_types"), len(otherwise)
+    kinds = otherwise if kinds is None else kinds
     known = ("sliding_attention", "full_attention")
     if not isinstance(kinds, list) or len(kinds) != L or any(kind not in known for kind in kinds):
         raise UserError(f"config.json: layer_types must name {' or '.join(known)} for each of {L} layers")
@@ -218,27 +248,45 @@ def _plain_rope(rope: Mapping) -> str:
 
 
 def to_hf_config(config: ModelConfig) -> dict:
-    """Converts a shape to the content of `config.json`; the inverse of `from_hf_config`.
+    """Converts a shape, without adapters, to the content of `config.json`; the inverse of `from_hf_config`.
 
-    Its context length is that of the published models, or the scaled one; nothing here depends on it. Rotary settings
-    are in the older spelling, which all versions of `transformers` read.
+    The family is the first that has such a shape. The context length is that of the published models, or the scaled
+    one; nothing here depends on it. Rotary settings are in the older spelling, which all versions of `transformers`
+    read.
 
     Raises:
-      UserError: neither family has this combination of fields.
+      UserError: no family has this combination of fields.
     """
-    scaling, windows = config.rope_scaling, config.windows * (config.L // len(config.windows))
+    config, windows = _normal(dataclasses.replace(config, lora=None))
+    for name, family in FAMILIES.items():
+        out = (
+            dict(architectures=[family.architecture], model_type=name) | _common(config) | family.write(config, windows)
+        )
+        try:
+            if _normal(from_hf_config(out)) == (config, windows):
+                return out
+        except UserError:
+            continue
+    raise UserError(f"no family ({', '.join(FAMILIES)}) has a model of this shape, so it has no config.json: {config}")
+
+
+def _normal(config: ModelConfig) -> tuple[ModelConfig, tuple[int | None, ...]]:
+    """A shape with the windows of all its layers spelt out, and these windows."""
+    windows = config.windows * (config.L // len(config.windows))
+    return dataclasses.replace(config, windows=windows), windows
+
+
+def _common(config: ModelConfig) -> dict:
+    """What config.json says in every family."""
     out = dict(
-        architectures=["Gemma2ForCausalLM" if config.post_norms else "LlamaForCausalLM"],
-        model_type="gemma2" if config.post_norms else "llama",
         **{key: getattr(config, letter) for key, letter in SIZES.items()},
         rms_norm_eps=config.norm_eps,
         rope_theta=config.rope_theta,
         max_position_embeddings=8192,
         tie_word_embeddings=config.tied_embedding,
+        hidden_act={ours: theirs for theirs, ours in ACTIVATIONS.items()}[config.activation],
     )
-    activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[config.activation]
-    out |= dict(hidden_activation=activation) if config.post_norms else dict(hidden_act=activation)
-    if scaling:
+    if scaling := config.rope_scaling:
         out["rope_scaling"] = dict(
             rope_type="llama3",
             factor=scaling.factor,
@@ -247,18 +295,50 @@ def to_hf_config(config: ModelConfig) -> dict:
             original_max_position_embeddings=scaling.original_context,
         )
         out["max_position_embeddings"] = int(scaling.factor * scaling.original_context)
-    if config.post_norms:
-        whole = round(config.attention_scale**-2)  # as published, where rounding is all that keeps it from that
-        out |= dict(
-            query_pre_attn_scalar=whole if whole**-0.5 == config.attention_scale else config.attention_scale**-2,
-            attn_logit_softcapping=config.attention_softcap,
-            final_logit_softcapping=config.final_softcap,
-            sliding_window=next((window for window in windows if window), 4096),
-            layer_types=["sliding_attention" if window else "full_attention" for window in windows],
-        )
-    back = from_hf_config(out)
-    if dataclasses.replace(back, windows=windows) != dataclasses.replace(config, windows=windows) or (
-        back.windows * (config.L // len(back.windows)) != windows
-    ):
-        raise UserError(f"this model is neither a Llama nor a Gemma2 and has no config.json: {config}")
     return out
+
+
+Windows = tuple[int | None, ...]  # of all layers
+
+
+def _write_qwen(config: ModelConfig, windows: Windows) -> dict:
+    local = next((window for window in windows if window), None)
+    return dict(
+        use_sliding_window=local is not None,
+        sliding_window=local,
+        max_window_layers=windows.index(local) if local else config.L,
+        layer_types=_kinds(windows),
+    )
+
+
+def _write_gemma2(config: ModelConfig, windows: Windows) -> dict:
+    whole = round(config.attention_scale**-2)  # as published, where rounding is all that keeps it from that
+    return dict(
+        hidden_activation={ours: theirs for theirs, ours in ACTIVATIONS.items()}[config.activation],
+        query_pre_attn_scalar=whole if whole**-0.5 == config.attention_scale else config.attention_scale**-2,
+        attn_logit_softcapping=config.attention_softcap,
+        final_logit_softcapping=config.final_softcap,
+        sliding_window=next((window for window in windows if window), 4096),
+        layer_types=_kinds(windows),
+    )
+
+
+def _kinds(windows: Windows) -> list[str]:
+    return ["sliding_attention" if window else "full_attention" for window in windows]
+
+
+class Family(NamedTuple):
+    """Class in `transformers`; fields of our shape from a config.json and its numbers; what it says of them."""
+
+    architecture: str
+    read: Callable[[Mapping, Mapping], dict]
+    write: Callable[[ModelConfig, Windows], dict]
+
+
+FAMILIES = dict(
+    llama=Family("LlamaForCausalLM", _plain, lambda config, windows: {}),
+    mistral=Family("MistralForCausalLM", _mistral, lambda config, windows: dict(sliding_window=windows[0])),
+    qwen2=Family("Qwen2ForCausalLM", _qwen2, _write_qwen),
+    qwen3=Family("Qwen3ForCausalLM", _qwen3, _write_qwen),
+    gemma2=Family("Gemma2ForCausalLM", _gemma2, _write_gemma2),
+)

@@ -17,14 +17,13 @@ from safetensors import SafetensorError, safe_open
 
 from premem_jax import sharding, strict_json
 from premem_jax.errors import UserError
-from premem_jax.models import hf
+from premem_jax.models import adapters, hf, peft
 from premem_jax.models.architecture import ModelConfig
 from premem_jax.models.hf_config import from_hf_config
 from premem_jax.running import atomic, progress, storage
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
-ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -36,8 +35,12 @@ SHARD_BYTES = 5 * 10**9
 class Checkpoint:
     """A folder with `config.json` and safetensors. Every header has been checked; no array has been read.
 
+    An adapter folder of `peft` stands for its base model with the adapter merged into it. The adapter has been read.
+
     Attributes:
-      folder: its path.
+      folder: its path; of an adapter, that of its base.
+      adapter: the adapter that is merged into the weights, or None.
+      files: the files that the weights are read from.
       description: the content of config.json.
       config: the shape that this describes.
       eos_ids: stop markers of config.json and generation_config.json, sorted.
@@ -52,15 +55,14 @@ class Checkpoint:
         """
         if storage.in_bucket(folder):
             raise UserError(f"model.path={folder}: weights are read from a disk; gcloud storage cp -r {folder} DIR")
-        self.folder = folder = Path(folder)
+        self.folder = folder = Path(os.path.expanduser(folder))
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise UserError(f"model.path={folder} {what}; give the folder that holds config.json and *.safetensors")
-        if adapters := [name for name in ADAPTERS if (folder / name).exists()]:
-            raise UserError(
-                f"{folder}: {adapters[0]} is of an adapter, which would be left out here; merge it into the weights "
-                "with merge_and_unload() of peft, or move its files away"
-            )
+        self.adapter = None
+        if any((folder / name).exists() for name in (peft.CONFIG, peft.WEIGHTS, peft.PICKLED)):
+            self.adapter = peft.Adapter(folder)
+            self.folder = folder = self.adapter.base
         self.description = _json(folder / CONFIG)
         self.files, placed = _shards(folder)
         self._file_of, dtypes, shapes = {}, {}, {}
@@ -86,6 +88,9 @@ class Checkpoint:
 
         if self.config.tied_embedding and HEAD in shapes:
             self._check_tied(dtypes, shapes)
+        if self.adapter:
+            self.adapter.check(self.config)
+            self.files += self.adapter.files
 
     def _check_tied(self, dtypes: Mapping[str, str], shapes: Mapping[str, tuple]) -> None:
         """Refuses a tied model with a head that differs: transformers 4 follows the config, 5 the head."""
@@ -105,8 +110,8 @@ class Checkpoint:
         found = []
         for file in self.files:
             with open(file, "rb") as stream:
-                size = stream.read(8)  # safetensors: the length of the header, then the header
-                header = stream.read(int.from_bytes(size, "little"))
+                size = stream.read(8)  # safetensors: the length of the header, then the header; JSON is read whole
+                header = stream.read(-1 if file.suffix == ".json" else int.from_bytes(size, "little"))
             found.append((file.name, os.stat(file).st_size, hashlib.sha256(size + header).hexdigest()))
         return found
 
@@ -165,7 +170,10 @@ class Checkpoint:
         out = np.empty([len(range(*s.indices(n))) for s, n in zip(index, tensor.ours, strict=True)], jnp.dtype(dtype))
         theirs = tensor.theirs(out)
         for piece in _pieces(rows.start, rows.stop, tensor.shape):
-            theirs[piece.start - rows.start : piece.stop - rows.start] = self._stored(tensor.name, (piece, *columns))
+            part = self._stored(tensor.name, (piece, *columns))
+            if self.adapter and columns:
+                part = part.astype(np.float32) + self.adapter.added(tensor.name, piece, *columns)
+            theirs[piece.start - rows.start : piece.stop - rows.start] = part
         return out
 
     def _stored(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
@@ -272,6 +280,8 @@ def save(
 ) -> None:
     """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads. It appears only once it is complete.
 
+    Adapters are merged into the weights.
+
     All processes must call it; process 0 writes. It holds one layer, or one other tensor, at a time, because the
     tensors of a shard are written one by one.
 
@@ -290,13 +300,19 @@ def save(
         raise UserError(f"{folder} exists already; move it away, or choose another folder")
     leaves, table, size = flatten_dict(params), hf.tensors(config), jnp.dtype(dtype).itemsize
     shards = _divide(table, size, shard_bytes)
-    here = lambda tree, i: {path: (x if i is None else x[i]).astype(dtype) for path, x in tree.items()}
+
+    def here(tree, i):
+        own = {path: x if i is None else x[i] for path, x in tree.items()}
+        return jax.tree.map(lambda x: x.astype(dtype), flatten_dict(adapters.merged(config.lora, unflatten_dict(own))))
+
     take = jax.jit(here, out_shardings=sharding.replicated(mesh))
+    beside = lambda path: [(*path[:-1], f"{path[-1]}{side}") for side in ("", adapters.A, adapters.B)]
 
     def arrays(tensors, bar):
         for layer, group in itertools.groupby(tensors, lambda tensor: tensor.layer):
             group = list(group)
-            taken = take({t.path: leaves[t.path] for t in group}, None if layer is None else np.int32(layer))
+            wanted = {path: leaves[path] for t in group for path in beside(t.path) if path in leaves}
+            taken = take(wanted, None if layer is None else np.int32(layer))
             for tensor in group:
                 yield tensor.theirs(np.asarray(taken.pop(tensor.path)))
                 bar.update()

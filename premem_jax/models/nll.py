@@ -8,10 +8,21 @@ from premem_jax.models.decoder import Model
 
 def token_nll(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
     """Negative log-likelihood of each token given the previous ones: (B, T) fp32 nats, 0 at the first position."""
-    decoder = model.bind(params)
-    hidden, _ = decoder(tokens_BT)  # the last position is computed for nothing, which keeps T a round number
-    nll_BT = decoder.next_token_nll(hidden, jnp.roll(tokens_BT, -1, axis=1))
+    hidden_BTD, _ = model.bind(params)(tokens_BT)  # the last position is computed for nothing, which keeps T round
+    return nll_of(model, params, hidden_BTD, tokens_BT)
+
+
+def nll_of(model: Model, params, hidden_BTD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """`token_nll` of final hidden states that are there already."""
+    nll_BT = model.bind(params).next_token_nll(hidden_BTD, jnp.roll(tokens_BT, -1, axis=1))
     return jnp.pad(nll_BT[:, :-1], [(0, 0), (1, 0)])
+
+
+def next_token_logits(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
+    """(B, T - 1, V) fp32: the logits from which each token but the first is predicted."""
+    decoder = model.bind(params)
+    hidden, _ = decoder(tokens_BT)
+    return decoder.logits(hidden)[:, :-1]
 
 
 def log_likelihood(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> jax.Array:

@@ -1,9 +1,11 @@
-"""The programs of `finetune`, lowered for given devices from shapes alone.
+"""The programs of `finetune` and `preference`, lowered for given devices from shapes alone.
 
-They are the update, `train`, and the largest program of each type of evaluator that is `planned`.
+They are the update, `train`, and the largest program of each type of evaluator that is `planned`. Preference training
+has some of its own (`OWN`): the reference pass, and the split of an update by source, `sources` and `probe`.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +17,21 @@ from premem_jax.evaluators.base import Evaluator
 from premem_jax.evaluators.planned import Planned
 from premem_jax.grading.grader import grader_of
 from premem_jax.models import costs
-from premem_jax.models.architecture import preset
-from premem_jax.models.decoder import build
+from premem_jax.models.architecture import ModelConfig, lora_of, preset
+from premem_jax.models.decoder import Model, build
 from premem_jax.running.programs import Clock
 from premem_jax.running.topology import Topology
 from premem_jax.sampling.sampler import to_decode
 from premem_jax.tasks import task as tasks
+from premem_jax.training import influence
+from premem_jax.training.losses import NEXT_TOKEN
+from premem_jax.training.measures import pair_measures
+from premem_jax.training.objectives import Responses, objective
+from premem_jax.training.step import weights
 from premem_jax.training.trainer import Trainer
+
+OWN = ("reference", "sources", "probe")
+RESPONSES = 2  # of a pair
 
 
 def evaluators_of(config) -> dict[str, type[Evaluator]]:
@@ -30,10 +40,21 @@ def evaluators_of(config) -> dict[str, type[Evaluator]]:
     return {kind.planned: kind for kind in kinds if kind.planned}
 
 
+def names_of(config) -> tuple[str, ...]:
+    """The programs of `config`, by name."""
+    own = () if "preference" not in config else OWN if config.influence.every else OWN[:1]
+    return ("train", *own, *evaluators_of(config))
+
+
 def largest(config, evaluator: type[Evaluator]) -> dict:
     """The options of the evaluator of a type that has the largest arrays."""
     mine = [options.to_dict() for options in config.evals.values() if find(options.type) is evaluator]
     return max(mine, key=evaluator.size)
+
+
+def shape_of(config) -> ModelConfig:
+    """The shape of the model, with its adapters."""
+    return preset(config.model.preset, lora=lora_of(**config.lora))
 
 
 def longest(config) -> int:
@@ -43,7 +64,8 @@ def longest(config) -> int:
 
 def mesh_of(config, mesh: Mesh, name: str) -> Mesh:
     """The mesh of the program `name`."""
-    decodes = name != "train" and evaluators_of(config)[name].layout == "decode"
+    evaluator = evaluators_of(config).get(name)
+    decodes = evaluator is not None and evaluator.layout == "decode"
     return sharding.decode_mesh(mesh, config.mesh.decode_tensor) if decodes else mesh
 
 
@@ -55,10 +77,17 @@ def parts(config, mesh: Mesh, name: str) -> int:
 def cost(config, topology: Topology, mesh: Mesh, name: str) -> costs.Cost:
     """Cost of one call of the program `name`."""
     layout = costs.Layout(*(mesh_of(config, mesh, name).shape[axis] for axis in sharding.AXES))
-    shape, T = preset(config.model.preset), longest(config)
+    shape, T = shape_of(config), longest(config)
+    B = config.train.batch * (RESPONSES if "preference" in config else 1)
+    update = costs.train(shape, layout, topology.slices, B=B, T=T, micro_batches=config.train.micro_batches)
     if name == "train":
-        sizes = dict(B=config.train.batch, T=T, micro_batches=config.train.micro_batches)
-        return costs.train(shape, layout, topology.slices, **sizes)
+        return update
+    if name == "sources":
+        return update.times(RESPONSES)
+    if name == "reference":
+        return costs.score(shape, layout, B=B, T=T)
+    if name == "probe":
+        return costs.score(shape, layout, B=_probed(config, mesh), T=T).times(PASSES)
     evaluator = evaluators_of(config)[name]
     return evaluator.cost(largest(config, evaluator), shape, layout, T)
 
@@ -71,16 +100,24 @@ def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     """
     options = config.model.to_dict()
     options = {key: options[key] for key in ("remat", "vocab_chunks", "attention")}
-    shape, T = preset(config.model.preset), longest(config)
+    shape, T = shape_of(config), longest(config)
     model = build(shape, dtype=config.compute_dtype, mesh=mesh, **options)
-    trainer = Trainer(model, mesh, Clock(), config.optimizer.to_dict(), config.train.micro_batches)
+    loss, shapes = NEXT_TOKEN, {"tokens": (T,), "weights": (T,)}
+    if "preference" in config:
+        asked = objective(config.preference.objective, config.preference.to_dict())
+        loss = Responses(asked, gate=config.preference.gate)
+        shapes = {"tokens": (RESPONSES, T), "weights": (RESPONSES, T), "reference": (RESPONSES,)}
+    trainer = Trainer(model, mesh, Clock(), config.optimizer.to_dict(), config.train.micro_batches, loss)
     state = sharding.abstract(mesh, trainer.abstract_state)
+    dtype = lambda key: jnp.int32 if key == "tokens" else jnp.float32
+    batch = lambda B, shapes: {k: sharding.abstract_batch(mesh, (B, *own), dtype(k)) for k, own in shapes.items()}
+    text = batch(config.train.batch, {key: shapes[key] for key in loss.keys})
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
     if name == "train":
-        types = {"tokens": jnp.int32, "weights": jnp.float32}
-        text = {key: sharding.abstract_batch(mesh, (config.train.batch, T), dtype) for key, dtype in types.items()}
-        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
         return _lower(trainer.program.jitted, (state, text, rate)), 0
-    evaluator, params, beside = evaluators_of(config)[name], state["params"], _bytes(state)
+    if name in OWN:
+        return _own(config, mesh, name, model, loss, state, text, rate, batch)
+    evaluator, params, beside = evaluators_of(config)[name], weights(state), _bytes(state)
     if evaluator.layout == "decode":
         mesh = mesh_of(config, mesh, name)
         model = model.on(mesh=mesh)
@@ -90,6 +127,32 @@ def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     planned = Planned(shape, T, mesh, model, params, grader_of(tasks.find(config.data.task).GRADER))
     function, args = evaluator.program(largest(config, evaluator), planned)
     return _lower(jax.jit(function), args), beside
+
+
+PASSES = 10  # forward passes of a probe: one, two for each of four sources, and one for what happens
+
+
+def _probed(config, mesh: Mesh) -> int:
+    """Responses of a probe, to which the batch is filled up."""
+    return -(-(config.influence.prompts or config.data.train) // sharding.parts(mesh)) * sharding.parts(mesh)
+
+
+def _own(config, mesh: Mesh, name: str, model: Model, loss, state, text, rate, batch) -> tuple[jax.stages.Lowered, int]:
+    """`lower` for a program of preference training."""
+    params, trained = weights(state), state["params"]
+    moments = _bytes(state) - _bytes(params)
+    if name == "reference":
+        return _lower(jax.jit(partial(pair_measures, model)), (params, text["tokens"], text["weights"])), moments
+    model = influence.with_forward_mode(model, mesh)
+    split = partial(influence.next_update, model, loss, config.train.micro_batches, **config.optimizer.to_dict())
+    layout = jax.tree.map(lambda x: x.sharding, trained)
+    sources = dict.fromkeys((*influence.SOURCES, "momentum", "decay"), layout)
+    if name == "sources":
+        return _lower(jax.jit(split, out_shardings=sources), (state, text, rate)), 0
+    half = lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype, sharding=x.sharding)
+    directions = {source: jax.tree.map(half, trained) for source in sources}
+    seen = batch(_probed(config, mesh), {"tokens": (longest(config),), "weights": (longest(config),)})
+    return _lower(jax.jit(partial(influence.effects, model)), (params, directions, *seen.values())), moments
 
 
 def _lower(jitted, args) -> jax.stages.Lowered:

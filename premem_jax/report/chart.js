@@ -52,8 +52,8 @@ function epochAxis(svg, epochs, x) {
   draw(svg, "text", { x: (PANEL.left + PANEL.width) / 2, y: PANEL.height - 2, class: "tick middle" }, "epochs");
 }
 
-/** `curves`: arrays over the evaluations, `accuracy`, `premem`, `nll`; NaN where not measured. `threshold`: an NLL, or null. */
-function chart(epochs, curves, threshold) {
+/** `curves`: arrays over the evaluations, `accuracy`, `premem`, `nll`; NaN where not measured. `thresholds`: an NLL for each evaluation, or null. */
+function chart(epochs, curves, thresholds) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${PANEL.width} ${PANEL.height}`);
   svg.setAttribute("class", "chart");
@@ -62,7 +62,7 @@ function chart(epochs, curves, threshold) {
   const [first, last] = [epochs[0], epochs[epochs.length - 1]];
   const span = PANEL.width - PANEL.left - PANEL.right - 12;
   const x = (m) => PANEL.left + 6 + (last > first ? ((epochs[m] - first) / (last - first)) * span : span / 2);
-  const memorized = (m) => threshold !== null && curves.nll[m] < threshold;
+  const memorized = (m) => thresholds !== null && curves.nll[m] < thresholds[m];
   const note = (m) => (memorized(m) ? ", memorized" : "");
 
   const [top, bottom] = PANEL.tops;
@@ -77,15 +77,21 @@ function chart(epochs, curves, threshold) {
   const nll = curves.nll.map((value) => Math.max(value, floor));
   const known = nll.filter(Number.isFinite);
   if (known.length) {
-    const shown = threshold === null ? known : [...known, threshold];
+    const shown = [...known, ...(thresholds ?? [])];
     const [low, high] = [Math.min(...shown) / 1.25, Math.max(...shown) * 1.25];
     const nllY = (value) => bottom + (Math.log(high / value) / Math.log(high / low)) * PANEL.heights[1];
     const floorY = bottom + PANEL.heights[1];
-    const box = { x: PANEL.left, y: threshold === null ? floorY : nllY(threshold), width: PANEL.width - PANEL.left - PANEL.right };
-    if (threshold !== null) draw(svg, "rect", { ...box, class: "below", height: floorY - box.y });
+    const [left, right] = [PANEL.left, PANEL.width - PANEL.right];
+    const edge = (thresholds ?? []).map((limit, m) => `${x(m)},${nllY(limit)}`);
+    if (thresholds) {
+      edge.unshift(`${left},${nllY(thresholds[0])}`);
+      edge.push(`${right},${nllY(thresholds[thresholds.length - 1])}`);
+      draw(svg, "polygon", { class: "below", points: [...edge, `${right},${floorY}`, `${left},${floorY}`].join(" ") });
+    }
     for (const tick of logTicks(low, high)) gridline(svg, nllY(tick), Number(tick.toPrecision(1)));
-    const line = { x1: box.x, x2: box.x + box.width, y1: box.y, y2: box.y };
-    if (threshold !== null) draw(draw(svg, "line", { ...line, class: "threshold" }), "title", {}, `threshold: NLL ${threshold.toPrecision(4)}`);
+    const limits = (thresholds ?? []).map((limit) => limit.toPrecision(4)).filter((limit, m, all) => limit !== all[m - 1]);
+    const words = `threshold: NLL ${limits.join(", ")}`;
+    if (thresholds) draw(draw(svg, "polyline", { class: "line threshold", points: edge.join(" ") }), "title", {}, words);
     series(svg, "nll", nll, x, nllY, memorized, (m) => `epoch ${epochs[m]}: NLL ${curves.nll[m].toPrecision(4)}${note(m)}`);
   }
   epochAxis(svg, epochs, x);

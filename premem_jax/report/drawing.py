@@ -5,12 +5,17 @@ Drawn on `Figure` objects without pyplot, so there is no global state and no dis
 
 import io
 import os
+import sys
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from premem_jax.running import atomic
+
+if "matplotlib.pyplot" not in sys.modules:  # not in a notebook: what a matplotlibrc says, as that LaTeX sets the text
+    matplotlib.rcdefaults()
 
 TRAIN, PREMEM, TEST, MEMORIZED = "#8a94a3", "#0b6e99", "#d1622b", "#c2185b"
 INK, FAINT, UNKNOWN = "#22272e", "#d7dce2", "#eceff2"

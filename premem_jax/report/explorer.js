@@ -10,6 +10,8 @@ const COLUMNS = [
   { key: "nll", title: "NLL", hint: "of the target at the last evaluation, mean nats per token" },
   { key: "memorized", title: "memorized at epoch", hint: "the first evaluation at which the target is below the threshold" },
   { key: "tokens", title: "tokens", hint: "of the target" },
+  { key: "ches", title: "CHES", hint: "how alike the pair was to the model before training on pairs", some: true },
+  { key: "change", title: "change of log π", hint: "of the chosen response since then, in nats", some: true },
 ];
 
 const percent = (value) => (Number.isFinite(value) ? `${Number((100 * value).toFixed(1))} %` : "–");
@@ -17,6 +19,7 @@ const short = (value) => {
   if (!Number.isFinite(value)) return "–";
   return value === 0 || value >= 1e-3 ? value.toPrecision(3) : value.toExponential(1);
 };
+const signed = (value) => (Number.isFinite(value) ? `${value < 0 ? "−" : ""}${Number(Math.abs(value).toPrecision(3))}` : "–");
 const byId = (id) => document.getElementById(id);
 
 /** A new element with a class and children; strings become text, never markup. */
@@ -37,6 +40,7 @@ function unpackedSplit(split) {
     ...split,
     prompt: unpacked(split.prompt),
     reference: unpacked(split.reference),
+    rejected: unpacked(split.rejected),
     columns: { ...all(split.columns), example: split.example },
     curves: all(split.curves),
     groups: split.groups.map((group) => ({ ...group, members: unpacked(group.members) })),
@@ -51,7 +55,6 @@ class Explorer {
     this.sort = { key: "example", down: false };
     this.query = "";
     this.searchable = [];
-    this.head();
     const names = data.splits.map((split) => split.name);
     byId("split").replaceChildren(...names.map((name) => element("option", "", name)));
     byId("split").onchange = (event) => this.show(names.indexOf(event.target.value));
@@ -75,8 +78,10 @@ class Explorer {
     return true;
   }
 
+  /** The head of the columns that the split has. */
   head() {
-    const cells = COLUMNS.map((column) => {
+    this.columns = COLUMNS.filter(({ key, some }) => !some || key in this.split.columns);
+    const cells = this.columns.map((column) => {
       const button = element("button", "", column.title);
       button.title = column.hint ?? "";
       button.onclick = () => this.sortBy(column.key);
@@ -91,6 +96,8 @@ class Explorer {
   show(index) {
     this.split = unpackedSplit(this.data.splits[index]);
     this.group = this.split.groups[0];
+    this.head();
+    if (!this.columns.some(({ key }) => key === this.sort.key)) this.sort = { key: "example", down: false };
     this.query = byId("search").value = "";
     byId("split").value = this.split.name;
     const buttons = this.split.groups.map((group) => {
@@ -122,7 +129,7 @@ class Explorer {
     [...byId("groups").children].forEach((button, i) => button.setAttribute("aria-pressed", groups[i] === this.group));
     [...byId("head").children].forEach((cell, i) => {
       const direction = this.sort.down ? "descending" : "ascending";
-      cell.setAttribute("aria-sort", COLUMNS[i].key === this.sort.key ? direction : "none");
+      cell.setAttribute("aria-sort", this.columns[i].key === this.sort.key ? direction : "none");
     });
     byId("found").textContent = `${rows.length.toLocaleString("en")} of ${example.length.toLocaleString("en")}`;
     byId("means").textContent = `${this.group.name}: ${this.group.means}.`;
@@ -172,7 +179,7 @@ class Explorer {
     const last = Math.min(this.order.length, first + Math.ceil(this.box.clientHeight / ROW) + 16);
     const space = (rows) => {
       const cell = element("td", "");
-      cell.colSpan = COLUMNS.length;
+      cell.colSpan = this.columns.length;
       const line = element("tr", "space", cell);
       line.style.height = `${rows * ROW}px`;
       line.ariaHidden = "true";
@@ -200,6 +207,7 @@ class Explorer {
       element("td", "nll", short(columns.nll[row])),
       element("td", "memorized", epoch === undefined ? "–" : String(epoch)),
       element("td", "tokens", columns.tokens[row] ? String(columns.tokens[row]) : "–"),
+      ...this.columns.filter(({ some }) => some).map(({ key }) => element("td", key, signed(columns[key][row]))),
     );
     line.onclick = () => this.select(row);
     return line;
@@ -229,7 +237,7 @@ class Explorer {
   }
 
   detail(row) {
-    const { name, example, curves, groups, prompt, reference } = this.split;
+    const { name, example, curves, groups, prompt, reference, rejected } = this.split;
     const count = this.data.steps.length;
     const over = (key) => Array.from({ length: count }, (_, m) => curves[key][m * example.length + row]);
     const [samples, correct] = [over("samples"), over("correct")];
@@ -245,7 +253,8 @@ class Explorer {
       chart(epochs, { accuracy, premem: over("premem"), nll: over("nll") }, nll),
       element("p", "legend", ...keys),
       ...this.passage("prompt", prompt[row]),
-      ...this.passage("reference solution", reference[row]),
+      ...this.passage(rejected[row] ? "chosen response" : "reference solution", reference[row]),
+      ...this.passage("rejected response", rejected[row]),
       element("p", "label", "sampled answers"),
       ...this.answers(row, samples, correct, over("unparsed")),
     ];

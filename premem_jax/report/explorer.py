@@ -23,31 +23,45 @@ SCRIPTS = ("chart.js", "explorer.js")
 
 
 def explorer(
-    trace: Trace, threshold: Threshold | None, examples: Iterable[Mapping], samples: Iterable[Mapping], train: str
+    trace: Trace,
+    threshold: Threshold | None,
+    examples: Iterable[Mapping],
+    samples: Iterable[Mapping],
+    train: str,
+    pairs: Mapping[str, Mapping[int, float]] | None = None,
 ) -> dict:
     """The explorer's parts of `page.html`: `data` (a JSON text), `script`, and `digest` of the script for the CSP.
 
     Args:
       trace: the run's trace.
       threshold: the memorization threshold on perplexity; None: nothing counts as memorized.
-      examples: rows {split, example, prompt, reference}; an example without one is shown without texts.
+      examples: rows {split, example, prompt, reference}, and `rejected` of a pair; an example without one is shown
+        without texts. A split that looks at the prompts of another, and begins with its name, has the texts of that.
       samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `VERDICTS`.
       train: the training split, shown first.
+      pairs: further columns of the chosen responses to the training prompts: `ches` or `change`, by example.
 
     Raises:
       ValueError: an unknown verdict.
     """
     texts = Texts()
-    shown = {(row["split"], row["example"]): (texts[row["prompt"]], texts[row["reference"]]) for row in examples}
+    shown = {
+        (row["split"], row["example"]): [texts[row.get(key, "")] for key in ("prompt", "reference", "rejected")]
+        for row in examples
+    }
     kept = _responses(samples, texts)
     order = sorted(trace.splits, key=lambda name: (name != train, not trace.splits[name].samples.any(), name))
+    split = lambda name: _split(name, trace, threshold, shown, kept, texts, name == train)
+    splits = {name: split(name) for name in order}
+    for key, values in (pairs or {}).items():
+        if of := splits.get(f"{train} chosen"):
+            of["columns"][key] = packed(np.array([values.get(id, np.nan) for id in of["example"]], np.float64))
     data = {
         "steps": trace.steps.tolist(),
         "epochs": [float(f"{epoch:.4g}") for epoch in trace.epochs],
-        "nll": threshold and threshold.nll,
-        "perplexity": threshold and threshold.perplexity,
+        "nll": threshold and threshold.nll(len(trace.steps)).tolist(),
         "verdicts": VERDICTS,
-        "splits": [_split(name, trace, threshold, shown, kept, texts, name == train) for name in order],
+        "splits": list(splits.values()),
         "texts": list(texts),
     }
     script = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -83,12 +97,13 @@ def packed(values: np.ndarray) -> list[str]:
 
 def groups(split: SplitTrace, premem_E: np.ndarray, threshold: Threshold | None) -> list[dict]:
     """The useful filters of a split: name, explanation, and `members` (E,) bool."""
-    nll_E, accuracy_E = last_known(split.nll), last_known(split.accuracy)
+    accuracy_E = last_known(split.accuracy)
     solved_E = split.correct.sum(axis=0) > 0
     found = [("all", "every example of the split", np.ones(len(split.example), bool))]
-    if threshold and np.isfinite(nll_E).any():
-        means = f"the target's last perplexity is below the threshold, {threshold.perplexity:.4g}"
-        found.append(("memorized", means, nll_E < threshold.nll))
+    if threshold and np.isfinite(split.nll).any():
+        means = f"the target's last perplexity is below the threshold, {threshold.at_end:.4g} at the end"
+        below_ME = np.where(np.isnan(split.nll), np.nan, split.nll < premem.log_threshold(threshold.perplexity))
+        found.append(("memorized", means, last_known(below_ME) == 1))
     if np.isfinite(premem_E).any():
         means = "solved in two of three samples or more at the end, in one of three or fewer before memorization"
         fragile_E = (accuracy_E > HIGH - 1e-9) & (premem_E < LOW + 1e-9)
@@ -115,7 +130,9 @@ def _split(
         if trained:
             premem_ME = premem.pre_memorization_accuracy(split.accuracy, split.nll, threshold.perplexity)
     premem_E = last_known(premem_ME)
-    pairs = [shown.get((name, int(id)), (0, 0)) for id in split.example]
+    bases = {base for base, _ in shown if name == base or name.startswith(f"{base} ")}
+    of = max(bases, key=len, default=name)
+    said = np.array([shown.get((of, int(id)), (0, 0, 0)) for id in split.example], int).reshape(-1, 3)
     at = {int(step): m for m, step in enumerate(trace.steps)}
     row = {int(id): e for e, id in enumerate(split.example)}
     responses: dict[int, dict[int, list]] = {}
@@ -126,8 +143,7 @@ def _split(
         "name": name,
         "trained": trained,
         "example": split.example.tolist(),
-        "prompt": packed(np.array([pair[0] for pair in pairs], int)),
-        "reference": packed(np.array([pair[1] for pair in pairs], int)),
+        **{key: packed(said[:, i]) for i, key in enumerate(("prompt", "reference", "rejected"))},
         "columns": {
             "premem": packed(premem_E),
             "accuracy": packed(last_known(split.accuracy)),

@@ -18,19 +18,23 @@ from premem_jax.report.drawing import INK, MEMORIZED, PREMEM, TEST, TRAIN, UNKNO
 
 
 def curves_figure(curves: dict[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Writes a PNG of train, pre-memorization and test accuracy against epochs, above the fraction memorized.
+    """Writes a PNG of train accuracy, the shrunk estimate and test accuracy against epochs, above the share memorized.
 
-    `curves` is the result of `analysis.curves.run_curves`; NaNs are left out of the lines.
+    `curves` is the result of `analysis.curves.run_curves`; NaNs are left out of the lines. Bands are 95 % intervals.
     """
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     lines = (
         ("train_accuracy", "train accuracy", TRAIN, "o", "-"),
-        ("pre_memorization_accuracy", "pre-memorization accuracy (train)", PREMEM, "s", "-"),
+        ("estimate", "before memorization (train), estimate", PREMEM, "s", "-"),
         ("test_accuracy", "test accuracy", TEST, "D", "--"),
     )
     for name, label, color, marker, style in lines:
         _line(top, curves["epoch"], curves[name], label, color, marker, style)
+        if f"{name}_error" in curves:
+            epoch, low = _measured(curves["epoch"], curves[name] - 1.96 * curves[f"{name}_error"])
+            _, high = _measured(curves["epoch"], curves[name] + 1.96 * curves[f"{name}_error"])
+            top.fill_between(epoch, low, high, color=color, alpha=0.15, linewidth=0)
     drawing.style(top, "Accuracy before memorization, against accuracy on the test set")
     top.set(ylabel="accuracy (mean over examples)", ylim=(0, 1.02))
     top.legend(frameon=False, loc="best")
@@ -48,7 +52,8 @@ def examples_figure(trace: Trace, threshold: Threshold, path: str | os.PathLike,
 
     Left, one row per example and one column per evaluation: the sample accuracy, the step at which the target crosses
     the threshold, and in a strip of its own the pre-memorization accuracy that results. Right, the target NLL at each
-    evaluation with the threshold, and how many examples end at which accuracy with and without the memorized part.
+    evaluation with the threshold at the last, and how many examples end at which accuracy with and without the
+    memorized part.
 
     Raises a UserError when no evaluation measured both likelihood and samples on that split.
     """
@@ -137,14 +142,15 @@ def _nll_histogram(axes: Axes, nll_ME: np.ndarray, epochs: np.ndarray, threshold
     measured = [m for m in range(len(nll_ME)) if np.isfinite(nll_ME[m]).any()]
     shown = [measured[i] for i in _thinned(len(measured), 6)]
     values = [np.maximum(nll_ME[m][np.isfinite(nll_ME[m])], floor) for m in shown]
-    everything = np.concatenate([*values, [threshold.nll]])
+    limit_M = threshold.nll(len(nll_ME))
+    everything = np.concatenate([*values, limit_M])
     bins = np.geomspace(max(everything.min(), floor) * 0.9, everything.max() * 1.1, 50)
     shades = colormaps["Blues"](np.linspace(0.3, 0.95, len(shown)))
     for m, value, shade in zip(shown, values, shades, strict=True):
         axes.hist(value, bins, histtype="step", color=shade, linewidth=1.8, label=f"epoch {epochs[m]:.3g}")
-    label = f"perplexity {threshold.perplexity:.4g}"
-    axes.axvline(threshold.nll, color=MEMORIZED, linewidth=1.8, label=label)
-    axes.axvspan(bins[0], threshold.nll, color=MEMORIZED, alpha=0.06, linewidth=0)
+    label = f"perplexity {threshold.at_end:.4g}"
+    axes.axvline(limit_M[-1], color=MEMORIZED, linewidth=1.8, label=label)
+    axes.axvspan(bins[0], limit_M[-1], color=MEMORIZED, alpha=0.06, linewidth=0)
     axes.set_xscale("log")
     axes.set(xlim=(bins[0], bins[-1]), xlabel="target NLL (mean nats per token)", ylabel="examples")
     drawing.style(axes, "Target likelihood (shaded: memorized)")

@@ -3,15 +3,17 @@
 import base64
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import jinja2
 import numpy as np
 from etils.epath import Path
 
-from premem_jax.analysis import response_curves
+from premem_jax.analysis import audit, record, response_curves
+from premem_jax.analysis.curves import interval
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import Trace
-from premem_jax.report import dynamics_figures, figures
+from premem_jax.report import audit_page, dynamics_figures, figures, influence_figure
 from premem_jax.report.explorer import explorer
 from premem_jax.running import atomic
 
@@ -19,15 +21,19 @@ _COLUMNS = (
     ("epoch", "epoch", "{:.4g}"),
     ("step", "step", "{:,}"),
     ("train_nll", "train NLL", "{:.4f}"),
+    ("threshold", "threshold", "{:.4f}"),
     ("fraction_memorized", "memorized", "{:.3f}"),
     ("train_accuracy", "train accuracy", "{:.4f}"),
-    ("pre_memorization_accuracy", "pre-memorization accuracy", "{:.4f}"),
+    ("estimate", "before memorization, estimate", "{:.4f}"),
+    ("pre_memorization_accuracy", "as published", "{:.4f}"),
     ("test_accuracy", "test accuracy", "{:.4f}"),
 )
+MOST_LEFT = 0.01  # by which more samples may be expected to change the published value, without a warning
 _CAPTIONS = {
-    "curves.png": "The claim to check by eye: the pre-memorization accuracy of the training examples follows the test "
-    "accuracy, while the train accuracy leaves both behind as examples are memorized.",
+    "curves.png": "The claim to check by eye: the accuracy of the training examples before they are memorized follows "
+    "the test accuracy, while the train accuracy leaves both behind. Bands: 95 % intervals over examples.",
     "responses.png": dynamics_figures.CAPTION,
+    "influence.png": influence_figure.CAPTION,
     "examples.png": "Each row on the left is a training example. At its red line its reference solution is memorized, "
     "and while it stays so, samples no longer speak for what was learned and cannot raise its score.",
 }
@@ -42,11 +48,13 @@ def write_report(
     examples: Iterable[Mapping],
     samples: Iterable[Mapping],
     train: str = "train",
+    audited: Mapping[str, np.ndarray] | None = None,
+    pairs: Mapping[str, Mapping[int, float]] | None = None,
 ) -> Path:
     """Writes a self-contained `report.html`, and the figures in it to `figures/`; returns the path of the page.
 
     `curves.png` needs a measurement of train or test, `examples.png` the pre-memorization accuracy, the explorer any
-    measured example; parts without data are omitted.
+    measured example, `map.png` the audit; parts without data are omitted.
 
     Args:
       workdir: the run's folder.
@@ -57,11 +65,14 @@ def write_report(
       examples: rows {split, example, prompt, reference}, the texts of the examples.
       samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `explorer.VERDICTS`.
       train: the training split.
+      audited: the result of `analysis.audit.audit`, if there is one.
+      pairs: further columns of the chosen responses, see `explorer`.
 
     Raises:
       ValueError: an unknown verdict.
     """
-    explored = explorer(trace, threshold, examples, samples, train) if trace.splits else None
+    examples = list(examples)
+    explored = explorer(trace, threshold, examples, samples, train, pairs) if trace.splits else None
     drawn, folder = [], workdir / "figures"
     if any(np.isfinite(values).any() for name, values in curves.items() if name not in ("step", "epoch")):
         figures.curves_figure(curves, folder / "curves.png")
@@ -73,15 +84,29 @@ def write_report(
         since = {"": int(summary.get("sft_steps", 0))}
         dynamics_figures.responses_figure({"": trace}, since, folder / "responses.png")
         drawn.append("responses.png")
+    if documents := influence_figure.documents(workdir):
+        influence_figure.influence_figure(documents, folder / "influence.png")
+        drawn.append("influence.png")
+    looked_at = {}
+    if audited is not None:
+        audit_page.map_figure(audited, folder / "map.png")
+        texts = {row["example"]: (row["prompt"], row["reference"]) for row in examples if row["split"] == train}
+        looked_at = {
+            "said": audit_page.said(audit.summary(audited, None)),
+            "note": audit_page.NOTE,
+            "columns": audit_page.SUSPECT_COLUMNS,
+            "rows": audit_page.suspects(audited, texts),
+            "figure": {"caption": audit_page.MAP_CAPTION, "data": as_base64(folder / "map.png")},
+        }
     limits = {}
     if threshold is not None:
-        limits = facts({"perplexity": threshold.perplexity, "mean NLL": threshold.nll, "rule": threshold.rule})
+        limits = facts({"perplexity": threshold, "rule": threshold.rule})
         limits |= facts(threshold.detail)
     html = (
         environment()
         .get_template("page.html")
         .render(
-            headline=headline(curves),
+            headline=headline(curves, summary),
             notices=trace.notices,
             figures=[{"caption": _CAPTIONS[name], "data": as_base64(folder / name)} for name in drawn],
             columns=[title for _, title, _ in _COLUMNS],
@@ -90,6 +115,7 @@ def write_report(
             summary=facts({name: value for name, value in summary.items() if name != "first_example"}),
             first=summary.get("first_example"),
             explorer=explored,
+            audit=looked_at,
         )
     )
     path = workdir / "report.html"
@@ -104,38 +130,54 @@ def environment() -> jinja2.Environment:
     )
 
 
-def headline(curves: Mapping[str, np.ndarray]) -> str:
-    """The result in two sentences, at the last evaluation that measured the pre-memorization accuracy.
+def headline(curves: Mapping[str, np.ndarray], summary: Mapping[str, object] = MappingProxyType({})) -> str:
+    """The result in a few sentences, at the last evaluation that measured the pre-memorization accuracy.
 
     Test accuracy is from there, or from the last earlier evaluation that measured it, which is then named. Without a
-    pre-memorization accuracy, the last other measurements are given.
+    pre-memorization accuracy, the last other measurements are given. Of the run's summary, `task` says which record is
+    cited, and `extrapolation` is compared with the published value.
     """
-    at = _last(curves["pre_memorization_accuracy"])
+    at = _last(curves["estimate"])
     if at is None:
         return _without_metric(curves)
-    predicted, train = curves["pre_memorization_accuracy"][at], curves["train_accuracy"][at]
-    its_train, its_error = "", ""  # unknown where memorized examples were not sampled
-    if not math.isnan(train):
-        its_train = f"; the train accuracy is {train:.1%}"
-    first = (
-        f"At epoch {curves['epoch'][at]:.3g} the pre-memorization accuracy is {predicted:.1%}, which is the "
-        f"prediction for the test accuracy{its_train}."
-    )
+    published, train = curves["pre_memorization_accuracy"][at], curves["train_accuracy"][at]
+    its_train = "" if math.isnan(train) else f"; the train accuracy is {train:.1%}"  # unknown where some were skipped
+    said = [
+        f"At epoch {curves['epoch'][at]:.3g} the accuracy before memorization is {_between(curves, 'estimate', at)} by "
+        f"the shrunk estimate, {published:.1%} as published{its_train}."
+    ]
     measured = _last(curves["test_accuracy"][: at + 1])
     if measured is None:
-        return f"{first} Test accuracy was not measured."
-    test = curves["test_accuracy"][measured]
-    if not math.isnan(train):
-        its_error = f", the train accuracy by {100 * (train - test):+.1f}"
-    when = "" if measured == at else f" (at epoch {curves['epoch'][measured]:.3g})"
-    return (
-        f"{first} The measured test accuracy is {test:.1%}{when}: the prediction is off by "
-        f"{100 * (predicted - test):+.1f} points{its_error}."
-    )
+        said.append("Test accuracy was not measured.")
+    else:
+        off = curves["estimate"][at] - curves["test_accuracy"][measured]
+        error = math.hypot(curves["estimate_error"][at], curves["test_accuracy_error"][measured])
+        around = "" if math.isnan(error) else f" ± {100 * 1.96 * error:.1f}"
+        when = "" if measured == at else f" (at epoch {curves['epoch'][measured]:.3g})"
+        said.append(
+            f"The measured test accuracy is {_between(curves, 'test_accuracy', measured)}{when}: the estimate is off "
+            f"by {100 * off:+.1f}{around} points."
+        )
+    limit = summary.get("extrapolation")
+    if limit is not None and abs(published - limit) > MOST_LEFT:
+        said.append(
+            f"The published value would change with more samples: extrapolated to many, it is {limit:.1%}, "
+            f"{100 * (limit - published):+.1f} points."
+        )
+    return " ".join([*said, record.sentence(str(summary.get("task", "")))])
+
+
+def _between(curves: Mapping[str, np.ndarray], name: str, at: int) -> str:
+    value, error = curves[name][at], curves[f"{name}_error"][at]
+    if math.isnan(error):
+        return f"{value:.1%}"
+    low, high = interval(value, error)
+    return f"{value:.1%} (95 % interval {100 * low:.1f} to {100 * high:.1f})"
 
 
 def _without_metric(curves: Mapping[str, np.ndarray]) -> str:
-    last = {key: at for key, _, _ in _COLUMNS[2:] if (at := _last(curves[key])) is not None}
+    measured = [key for key, _, _ in _COLUMNS[2:] if key != "threshold"]
+    last = {key: at for key in measured if (at := _last(curves[key])) is not None}
     if not last:
         return "The run has trained. Nothing was evaluated."
     values = [
@@ -153,11 +195,13 @@ def _last(values_M: np.ndarray) -> int | None:
 
 def _rows(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
     evaluations = range(len(curves["step"]))
-    return [[_number(curves[key][m], form) for key, _, form in _COLUMNS] for m in evaluations]
+    never = np.full(len(evaluations), np.nan)
+    around = lambda key, m: _number(1.96 * curves.get(f"{key}_error", never)[m], " ± {:.4f}", "")
+    return [[_number(curves[key][m], form) + around(key, m) for key, _, form in _COLUMNS] for m in evaluations]
 
 
-def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else form.format(value)
+def _number(value: float, form: str, unknown: str = "–") -> str:
+    return unknown if math.isnan(value) else form.format(value)
 
 
 def facts(values: Mapping[str, object]) -> dict[str, str]:

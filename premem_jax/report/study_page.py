@@ -17,9 +17,9 @@ CAPTIONS = {
     "measured on training examples alone, equals the test accuracy.",
     "predictors": "Predictors side by side. The circle asks whether the predictor is the test accuracy, the diamond "
     "only whether a line through it would do. Points along a run depend on each other, so the intervals resample runs.",
-    "sensitivity": "How much hangs on the threshold. The curves have one for all runs; the ring of a rule with one for "
-    "each run is at their median, its bar from the lowest to the highest. Shaded: where the median lands when it is "
-    "read off so many held-out solutions; the fewer they are, the less it is known.",
+    "sensitivity": "How much hangs on the threshold. The curves have one for all runs; the ring of a rule with several "
+    "is at their median, its bar from the lowest to the highest. Shaded: where the median lands when it is read off so "
+    "many held-out solutions; the fewer they are, the less it is known.",
     "likelihood": "How likely the model finds solutions that it was trained on, and those that it has never seen.",
 }
 
@@ -78,13 +78,13 @@ def headline(task: Mapping) -> str:
     if naive:
         text += f"; train accuracy has R² = {number(naive['r2_identity'], '.2f')}"
     low, high = task["threshold_lowest"], task["threshold_highest"]
-    below = f"{low:.4f}" if low == high else f"{low:.4f} to {high:.4f}, each run its own"
+    below = f"{low:.4f}" if low == high else f"{low:.4f} to {high:.4f}"
     text += f". An example counts as memorized below perplexity {below}, by this rule: {task['threshold_rule']}."
     for rule in task["thresholds"]:
         if (rule["rule"], rule["quantile"]) == ("heldout_quantile", 0.01) and task["threshold_name"] != rule["rule"]:
             text += (
-                " With the rule that looks at no accuracy, the lowest 0.01 quantile of held-out likelihoods "
-                f"(perplexity {rule['threshold']:.4f}, the median over runs), R² is "
+                " With the rule that looks at no accuracy, the 0.01 quantile of held-out likelihoods at each "
+                f"evaluation (perplexity {rule['threshold']:.4f}, their median), R² is "
                 f"{number(rule['r2_identity'], '.4f')}."
             )
     return text
@@ -185,7 +185,7 @@ def _errors(task: Mapping) -> dict:
         [
             cell(f"{row['examples']:,}"),
             cell(f"{row['nll']:.4f}"),
-            cell(f"{row['standard_error']:.4f}"),
+            cell(f"{row['relative_error']:.0%}"),
             cell("{:.4f} … {:.4f}".format(*row["nll_interval"])),
             cell(number(row["r2_identity_median"], ".3f")),
             cell(f"{number(row['r2_identity_interval'][0], '.3f')} … {number(row['r2_identity_interval'][1], '.3f')}"),
@@ -195,11 +195,12 @@ def _errors(task: Mapping) -> dict:
     return {
         "title": "How many held-out solutions the threshold needs",
         "note": "Thresholds by the default rule from so many held-out solutions of each run, drawn again and again "
-        "with replacement: their median over runs, and R² with them.",
+        "with replacement: their median over evaluations, the standard error of one of them relative to its value, and "
+        "R² with them.",
         "columns": [
             "held out",
             "mean NLL",
-            "standard error",
+            "relative error",
             "95 % of draws",
             "median R²",
             "R², 95 % of draws",

@@ -6,6 +6,7 @@ import pathlib
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 
 from etils.epath import Path
@@ -45,13 +46,18 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files and folders of killed processes below `folder`, whose lease the caller must hold."""
+def remove_leftovers(folder: Path, *, seconds: float = 0) -> None:
+    """Removes temporary files and folders of killed processes below `folder`, whose lease the caller must hold.
+
+    Of a folder where others write, too, only those that are older than so many `seconds`.
+    """
     if storage.in_bucket(folder):  # where nothing has another name before it is whole
         return
+    latest = time.time() - seconds
     for path in sorted(pathlib.Path(folder).rglob(".*.tmp")):
-        if LEFTOVER.fullmatch(path.name) and path.exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # in one that was removed before, or renamed by its writer
+            if LEFTOVER.fullmatch(path.name) and path.stat().st_mtime <= latest:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager

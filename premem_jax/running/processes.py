@@ -40,6 +40,8 @@ def start(mode: str, coordinator: str | None, count: int | None, index: int | No
         raise UserError("--coordinator, --num_processes and --process_id go together")
     if mode == "off" or (mode == "auto" and (count == 1 or (count is None and _alone()))):
         return
+    if join_seconds < 1:
+        raise UserError(f"--join_seconds={join_seconds} must be 1 or more")
     if count is not None and not 0 <= index < count:
         raise UserError(f"--process_id={index} must be from 0 to {count - 1}")
     if all(given):

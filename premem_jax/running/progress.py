@@ -12,7 +12,7 @@ COLUMNS = {
     "epoch": "epoch",
     "train_nll": "train loss",
     "train_accuracy": "train acc",
-    "pre_memorization_accuracy": "pre-mem acc",
+    "estimate": "pre-mem acc",
     "test_accuracy": "test acc",
     "fraction_memorized": "memorized",
 }
@@ -56,10 +56,13 @@ def quiet():
 
 
 class Table:
-    """One line per evaluation, under a header."""
+    """One line per evaluation, under a header; of values with a standard error, half of the 95 % interval."""
 
     def __init__(self, columns: Mapping[str, str] = COLUMNS, formats: Mapping[str, str] = FORMATS):
-        """`columns`: keys of rows and their titles; `formats` of those that are no percentages."""
+        """`columns`: keys of rows and their titles; `formats` of those that are no percentages.
+
+        The standard error of a value is in its row under `NAME_error`.
+        """
         self._columns, self._formats, self._begun = columns, formats, False
 
     def line(self, row: dict[str, float]) -> None:
@@ -67,6 +70,11 @@ class Table:
         if not self._begun:
             say("  ".join(f"{title:>11}" for title in self._columns.values()))
             self._begun = True
-        form = lambda name: self._formats.get(name, "{:.1%}")
-        cells = ["–" if math.isnan(row[name]) else form(name).format(row[name]) for name in self._columns]
-        say("  ".join(f"{cell:>11}" for cell in cells))
+        say("  ".join(f"{self._cell(name, row):>11}" for name in self._columns))
+
+    def _cell(self, name: str, row: Mapping[str, float]) -> str:
+        if math.isnan(row[name]):
+            return "–"
+        error = row.get(f"{name}_error", math.nan)
+        around = "" if math.isnan(error) else f" ±{196 * error:.1f}"
+        return self._formats.get(name, "{:.1%}").format(row[name]) + around

@@ -47,6 +47,7 @@ def prepare(cache: str) -> None:
     """
     for name, value in NUMERICS.items():
         jax.config.update(name, value)
+    os.environ["MPLBACKEND"] = "agg"  # another, as of a notebook, may be unknown here: the report would fail at the end
     # force, because absl has installed its own handler
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback of what it then raises to us anyway

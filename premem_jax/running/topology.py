@@ -50,8 +50,8 @@ def topology(name: str, slices: int = 1) -> Topology:
       UserError: an unknown chip or shape, or no slice.
     """
     kind, _, shape = name.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        raise UserError(f"topology={name!r}: write CHIP:SHAPE, such as v5e:4x4; chips are {', '.join(CHIPS)}")
+    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", shape):
+        raise UserError(f"topology={name!r:.80}: write CHIP:SHAPE, such as v5e:4x4; chips are {', '.join(CHIPS)}")
     if slices < 1:
         raise UserError(f"slices={slices}: there is at least one")
     return Topology(name, slices, CHIPS[kind], slices * math.prod(map(int, shape.split("x"))))

@@ -31,11 +31,14 @@ START = (
     "seconds.json",
     "weights.json",
 )  # before a run makes anything
+LONGEST = 150  # characters of options in the name of a folder
 HOLDING = ("in_use", ".in_use")  # files of the lease, see `lease.py`
 
 
 def default_workdir(config_flag: str, overrides: dict) -> Path:
     """`runs/NAME[-ARG][-HASH]`: the same command finds its run again, other options name another one.
+
+    Of an argument that is too long for a name, the checksum takes its place.
 
     Args:
       config_flag: value of `--config`, `configs/NAME.py[:arg]`.
@@ -43,7 +46,10 @@ def default_workdir(config_flag: str, overrides: dict) -> Path:
     """
     path, _, arg = config_flag.partition(":")
     overrides = {key: value for key, value in overrides.items() if key != "study.member"}  # all members share a folder
-    parts = [Path(path).stem] + ([re.sub(r"[^\w.=-]+", "_", arg)] if arg else [])
+    options = re.sub(r"[^\w.=-]+", "_", arg)
+    if len(options) > LONGEST:
+        options = hashlib.sha256(arg.encode()).hexdigest()[:8]
+    parts = [part for part in (Path(path).stem, options) if part]
     if overrides:
         parts.append(hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:8])
     return Path("runs") / "-".join(parts)
@@ -123,8 +129,8 @@ def settings(config: dict) -> dict[str, str]:
 
 @functools.cache
 def code() -> str:
-    """SHA-256 over the package's own source files."""
-    digest, folder = hashlib.sha256(), pathlib.Path(premem_jax.__file__).parent
+    """SHA-256 over the package's own source files and the version of JAX."""
+    digest, folder = hashlib.sha256(metadata.version("jax").encode()), pathlib.Path(premem_jax.__file__).parent
     for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -143,28 +149,28 @@ def check_room(workdir: Path, need: int) -> None:
         )
 
 
-def disk_is_full(error: BaseException | None) -> bool:
-    """Whether the cause of `error` is ENOSPC."""
-    return _is_behind(errno.ENOSPC, error)
+# Errors of the system that no restart mends: what is wrong, and what people can do. Libraries wrap those of disks.
+DISK = {
+    errno.ENOSPC: ("the disk is full", "free some space"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or ask for more"),
+    errno.EROFS: ("the disk is read-only", "repair it"),
+    errno.EFBIG: ("a file may not become that large", "raise the limit (ulimit -f)"),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
+}
+PLACE = ("a path cannot be used", "mend it, or give another")
+PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 
-def quota_is_used_up(error: BaseException | None) -> bool:
-    """Whether the cause of `error` is EDQUOT."""
-    return _is_behind(errno.EDQUOT, error)
-
-
-def disk_is_read_only(error: BaseException | None) -> bool:
-    """Whether the cause of `error` is EROFS, as after disk errors."""
-    return _is_behind(errno.EROFS, error)
-
-
-def _is_behind(number: int, error: BaseException | None) -> bool:
-    """Whether an error number is among the causes of `error`: Orbax and TensorStore wrap the errors of the system."""
+def fault_of_a_place(error: BaseException | None) -> tuple[str, str] | None:
+    """What is wrong with a disk or a path, and the mend, if that is the cause of `error`."""
     while error is not None:
-        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
-            return True
+        for number, said in DISK.items():
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return said
+        if isinstance(error, OSError) and error.errno in PATH and error.filename:
+            return PLACE
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def facts() -> dict:

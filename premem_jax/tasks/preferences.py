@@ -92,6 +92,12 @@ def _pair(id: int, where: str, text: bytes) -> Example:
     if prompt is None:
         same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(chosen))
         shared = chosen[:same]
-        cut = shared.rfind(TURN) + len(TURN) if TURN in shared else 0
+        if TURN not in shared:
+            found = ", ".join(map(str, row))[:200]
+            raise UserError(
+                f"{where}: no prompt, and the responses do not begin with one dialogue up to {TURN!r}; it has {found}; "
+                "name the prompt prompt, which may be empty"
+            )
+        cut = shared.rfind(TURN) + len(TURN)
         prompt, chosen, rejected = shared[:cut], chosen[cut:], rejected[cut:]
     return Example(id, prompt, chosen, chosen, more, rejected=rejected)

@@ -16,14 +16,12 @@ and does not import JAX or TFDS at the top, because configs and checks import it
 """
 
 import importlib
-import math
 import pkgutil
 from collections.abc import Callable, Iterable
-from decimal import Decimal
 from types import ModuleType
 from typing import NamedTuple
 
-from premem_jax.data.examples import Example
+from premem_jax.data.examples import Example, number_text
 from premem_jax.errors import UserError
 from premem_jax.grading import named
 from premem_jax.grading.grader import Grader, grader_of
@@ -140,8 +138,8 @@ def answer_text(where: str, value) -> str:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise UserError(f"{where}: the answer must be a number or a text, not {value!r:.80}")
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise UserError(f"{where}: the answer {value} is no number")
-        value = int(value) if value.is_integer() else format(Decimal(repr(value)), "f")  # 0.00001, not 1e-05
-    return str(value).rstrip("\r\n")
+    try:
+        text = value if isinstance(value, str) else number_text(value)
+    except ValueError as error:
+        raise UserError(f"{where}: the answer {error}") from error
+    return text.rstrip("\r\n")

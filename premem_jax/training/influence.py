@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from premem_jax.models import adapters
 from premem_jax.models.decoder import Model
-from premem_jax.models.nll import log_likelihood
+from premem_jax.models.nll import log_likelihood, next_token_logits, nll_of
 from premem_jax.training.objectives import Responses
 from premem_jax.training.optimizer import decayed
-from premem_jax.training.step import loss_gradient
+from premem_jax.training.step import loss_gradient, weights
 
 
 def response_gradients(
@@ -42,8 +43,8 @@ def update_by_source(
     weight_decay: float,
     clip_norm: float,
 ) -> dict[str, dict]:
-    """The change of the parameters that AdamW makes next, as a sum of trees: one for each of `gradients`, which sum to
-    the whole gradient, and `momentum` and `decay`.
+    """The change of the trained parameters that AdamW makes next, as a sum of trees: one for each of `gradients`, which
+    sum to the whole gradient, and `momentum` and `decay`.
 
     Args:
       state: the train state before the update.
@@ -65,18 +66,148 @@ def update_by_source(
     return parts
 
 
+SOURCES = ("chosen", "rejected")  # by the place of the response; then come momentum and decay
+
+
+def next_update(
+    model: Model, loss: Responses, micro_batches: int, state: Mapping, batch, rate, **optimizer: float
+) -> dict[str, dict]:
+    """`update_by_source` of the update that `train_step` would make: `chosen`, `rejected`, `momentum`, `decay`.
+
+    A batch of single responses has no `rejected`. The trees are in the compute dtype, in which they meet activations.
+    """
+    gradients = response_gradients(model, loss, weights(state), batch, micro_batches)
+    parts = update_by_source(dict(zip(SOURCES, gradients, strict=False)), state, rate, **optimizer)
+    return jax.tree.map(lambda x: x.astype(model.dtype), parts)
+
+
 def first_order(function: Callable, params, directions: Mapping[str, dict]) -> dict[str, jax.Array]:
     """The derivative of `function(params)` along each direction: one linearization, one product per direction."""
     _, along = jax.linearize(function, params)
-    return {name: along(direction) for name, direction in directions.items()}
+    return {name: along(_like(params, direction)) for name, direction in directions.items()}
 
 
-def central_difference(function: Callable, params, direction, step: float = 1.0) -> jax.Array:
-    """The same for one direction by central differences with ± `step`, for functions without forward mode."""
+def _like(params, direction):
+    """A direction with the number types of the parameters."""
+    return jax.tree.map(lambda d, p: d.astype(p.dtype), direction, params)
+
+
+def central_difference(function: Callable, params, direction, share: float = 5e-4) -> jax.Array:
+    """The same for one direction by a central difference, for functions without forward mode.
+
+    The parameters move by `share` of their norm, whatever the length of the direction: in fp32, smaller moves drown in
+    rounding, which grows with 1/share, and larger ones in the third derivative, which grows with its square.
+    """
+    length = optax.tree.norm(direction)
+    step = share * optax.tree.norm(params) / jnp.where(length > 0, length, 1)
     moved = lambda sign: function(jax.tree.map(lambda p, d: p + sign * step * d, params, direction))
     return (moved(1.0) - moved(-1.0)) / (2 * step)
 
 
+def with_forward_mode(model: Model, mesh) -> Model:
+    """The model on the same mesh with reference attention: the kernels `splash` and `cudnn` have no forward mode."""
+    return model.on(mesh=mesh, attention="reference")
+
+
 def influence(model: Model, params, directions: Mapping[str, dict], tokens_BT, weight_BT) -> dict[str, jax.Array]:
-    """First-order change of log π of each response (B,) by source, in nats."""
-    return first_order(lambda p: log_likelihood(model, p, tokens_BT, weight_BT), params, directions)
+    """First-order change of log π of each response (B,) by source, in nats. `directions` are of what is trained."""
+    trained, frozen = adapters.split(params)
+    score = lambda trained: log_likelihood(model, adapters.join(trained, frozen), tokens_BT, weight_BT)
+    return first_order(score, trained, directions)
+
+
+def effects(model: Model, params, directions: Mapping[str, dict], tokens_BT, weight_BT) -> dict[str, jax.Array]:
+    """Of each response (B,), in nats: `influence`, and as `actual` the change of log π by all directions together.
+
+    `norm_of_a` is the mean of ‖A‖_F over the places of the response.
+    """
+
+    trained, frozen = adapters.split(params)
+
+    def observed(trained):
+        params = adapters.join(trained, frozen)
+        hidden_BTD, _ = model.bind(params)(tokens_BT)
+        nll_BT = nll_of(model, params, hidden_BTD, tokens_BT)
+        return -jnp.sum(nll_BT * weight_BT, axis=1), norm_of_a(model.bind(params).logits(hidden_BTD)[:, :-1])
+
+    now_B, along, places_BT = jax.linearize(observed, trained, has_aux=True)
+    found = {name: along(_like(trained, direction)) for name, direction in directions.items()}
+    after = jax.tree.map(lambda p, *parts: p + sum(parts), trained, *directions.values())
+    then_B = log_likelihood(model, adapters.join(after, frozen), tokens_BT, weight_BT)
+    count_B = jnp.maximum(jnp.sum(weight_BT, axis=1), 1)
+    return found | {"actual": then_B - now_B, "norm_of_a": jnp.sum(places_BT * weight_BT[:, 1:], axis=1) / count_B}
+
+
+def norms_of_g(model: Model, loss: Responses, params, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """(R,): ‖G‖ of the chosen responses of a batch, and of the rejected ones: the gradient of the mean loss at their
+    logits, whose column at a token is the coefficient times π − y."""
+    B, R, T = batch["tokens"].shape
+    tokens_XT, weight_XT = batch["tokens"].reshape(B * R, T), batch["weights"].reshape(B * R, T)
+    logits_XTV = next_token_logits(model, params, tokens_XT)
+    mass_XTV = jax.nn.softmax(logits_XTV)
+    own_XT = jnp.take_along_axis(mass_XTV, tokens_XT[:, 1:, None], axis=-1)[..., 0]
+    square_XT = (jnp.sum(mass_XTV**2, axis=-1) - 2 * own_XT + 1) * weight_XT[:, 1:]
+    policy_BR = jnp.sum(jnp.log(own_XT) * weight_XT[:, 1:], axis=1).reshape(B, R)
+    length_BR = jnp.sum(batch["weights"], axis=2)
+    (_, c_BR), _ = loss.pull(policy_BR, batch.get(loss.objective.given), length_BR)
+    c_BR = jnp.where(length_BR > 0, c_BR, 0)
+    prompts = jnp.maximum(jnp.sum(jnp.any(length_BR > 0, axis=1)), 1)
+    return jnp.sqrt(jnp.sum(c_BR**2 * jnp.sum(square_XT, axis=1).reshape(B, R), axis=0)) / prompts
+
+
+def kernel_size(model: Model, params, seen: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], key, draws: int):
+    """‖K‖_F between all places of the responses `seen` (B, T) and of the responses (B, R, T) of a batch, estimated."""
+
+    trained, frozen = adapters.split(params)
+
+    def at_places(tokens_BT, weight_BT):
+        logits = lambda trained: next_token_logits(model, adapters.join(trained, frozen), tokens_BT)
+        return lambda trained: logits(trained) * weight_BT[:, 1:, None]
+
+    rows = lambda x_BRT: x_BRT.reshape(-1, x_BRT.shape[-1])
+    of_batch = at_places(rows(batch["tokens"]), rows(batch["weights"]))
+    return norm_of_k(at_places(seen["tokens"], seen["weights"]), of_batch, trained, key, draws)
+
+
+# ---- A, K and G ------------------------------------------------------------------------------------------------------
+
+
+def through_softmax(logits, change) -> jax.Array:
+    """A dz (..., V): the first-order change of log π by a change dz of the logits; A = I − 1 πᵀ is never formed."""
+    return change - jnp.sum(jax.nn.softmax(logits) * change, axis=-1, keepdims=True)
+
+
+def norm_of_a(logits) -> jax.Array:
+    """‖A‖_F (...) = √(V − 2 + V ‖π‖²): large where the prediction is peaked."""
+    V, mass = logits.shape[-1], jax.nn.softmax(logits)
+    return jnp.sqrt(V - 2 + V * jnp.sum(mass**2, axis=-1))
+
+
+def residual(logits, tokens) -> jax.Array:
+    """π − y (..., V), which times the coefficient of the response is G, the gradient at its logits."""
+    return jax.nn.softmax(logits) - jax.nn.one_hot(tokens, logits.shape[-1], dtype=logits.dtype)
+
+
+def kernel_product(seen: Callable, trained: Callable, params, vector) -> jax.Array:
+    """K v = J_seen (J_trainedᵀ v), of two functions from parameters to logits, in the shape of `seen(params)`."""
+    _, back = jax.vjp(trained, params)
+    return jax.jvp(seen, (params,), back(vector))[1]
+
+
+def kernel(seen: Callable, trained: Callable, params) -> jax.Array:
+    """K itself, (*shape of seen, *shape of trained), a column at a time: for tiny models."""
+    like = jax.eval_shape(trained, params)
+    basis = jnp.eye(like.size, dtype=like.dtype).reshape(like.size, *like.shape)
+    columns = jax.lax.map(lambda v: kernel_product(seen, trained, params, v), basis)
+    return jnp.moveaxis(columns, 0, -1).reshape(*columns.shape[1:], *like.shape)
+
+
+def norm_of_k(seen: Callable, trained: Callable, params, key, draws: int) -> jax.Array:
+    """‖K‖_F, estimated: E ‖K ε‖² over normal ε is its square (Hutchinson). A vjp and a jvp for each draw."""
+    like = jax.eval_shape(trained, params)
+
+    def square(key):
+        v = jax.random.normal(key, like.shape, like.dtype)
+        return jnp.sum(kernel_product(seen, trained, params, v) ** 2)
+
+    return jnp.sqrt(jnp.mean(jax.lax.map(square, jax.random.split(key, draws))))

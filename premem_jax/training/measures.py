@@ -3,20 +3,23 @@
 import jax
 import jax.numpy as jnp
 
+from premem_jax.models import adapters
+from premem_jax.models.architecture import ModelConfig
 from premem_jax.models.decoder import Model
+from premem_jax.models.nll import next_token_logits, nll_of
 from premem_jax.training.losses import NEXT_TOKEN
 from premem_jax.training.step import loss_gradient
 
 
 def no_gradients(params) -> tuple:
     """Initial accumulator: count, mean gradient and sum of squared deviations."""
-    return jnp.float32(0), jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
+    return jnp.float32(0), jax.tree.map(jnp.zeros_like, adapters.split(params)[0]), jnp.float32(0)
 
 
 def add_gradient(model: Model, micro_batches: int, seen: tuple, params, batch: dict) -> tuple:
     """Adds the gradient of one more batch to `seen` by Welford's update (Technometrics 4(3), 1962).
 
-    Squared deviations are summed over all parameters, so the accumulator needs one copy of the parameters for the mean
+    Squared deviations are summed over all trained parameters, so the accumulator needs one copy of these for the mean
     gradient. No large sums are subtracted.
     """
     count, mean, squares = seen
@@ -27,11 +30,28 @@ def add_gradient(model: Model, micro_batches: int, seen: tuple, params, batch: d
     return count + 1, mean, squares + square * count / (count + 1)
 
 
-def squared_distance(params: dict, base: dict) -> jax.Array:
-    """Squared L2 distance over all weights except the embedding and the head."""
-    inner = lambda tree: {name: leaf for name, leaf in tree.items() if name not in ("embedding", "head")}
+def squared_distance(config: ModelConfig, params: dict, base: dict) -> jax.Array:
+    """Squared L2 distance over all weights except the embedding and the head; adapters count as what they add."""
+    inside = lambda tree: {name: leaf for name, leaf in tree.items() if name not in ("embedding", "head")}
+    inner = lambda tree: adapters.merged(config.lora, inside(tree))
     squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), inner(params), inner(base))
     return sum(jax.tree.leaves(squares))
+
+
+def pair_measures(model: Model, params, tokens_BRT, weight_BRT) -> tuple[jax.Array, jax.Array]:
+    """Of pairs (R = 2): log-likelihoods (B, R) of both responses in nats, and CHES (B,), both fp32.
+
+    CHES = ⟨s⁺, s⁻⟩ − ‖s⁺‖², where s is the sum over a response of the final hidden states that predict its tokens. A
+    pair whose responses are alike by it is one whose chosen response loses likelihood (Razin et al., arXiv 2410.08847,
+    definition 2).
+    """
+    B, R, T = tokens_BRT.shape
+    tokens_XT, weight_XT = tokens_BRT.reshape(B * R, T), weight_BRT.reshape(B * R, T)
+    hidden_XTD, _ = model.bind(params)(tokens_XT)
+    log_BR = -jnp.sum(nll_of(model, params, hidden_XTD, tokens_XT) * weight_XT, axis=1).reshape(B, R)
+    sum_XD = jnp.einsum("xtd,xt->xd", hidden_XTD[:, :-1].astype(jnp.float32), weight_XT[:, 1:])
+    chosen_BD, rejected_BD = sum_XD.reshape(B, R, -1).swapaxes(0, 1)
+    return log_BR, jnp.sum(chosen_BD * rejected_BD, axis=1) - jnp.sum(chosen_BD**2, axis=1)
 
 
 def prefix_measures(model: Model, params, base, tokens_BT, weight_BT) -> tuple[jax.Array, ...]:
@@ -41,10 +61,7 @@ def prefix_measures(model: Model, params, base, tokens_BT, weight_BT) -> tuple[j
     token, and the share of the vocabulary that is less likely than under the parameters `base`.
     """
 
-    def log_probabilities(params):
-        decoder = model.bind(params)
-        hidden_BTD, _ = decoder(tokens_BT)
-        return jax.nn.log_softmax(decoder.logits(hidden_BTD)[:, :-1])
+    log_probabilities = lambda params: jax.nn.log_softmax(next_token_logits(model, params, tokens_BT))
 
     log_BTV, weight_BT = log_probabilities(params), weight_BT[:, 1:]
     peak_BT = jnp.max(log_BTV, axis=-1)

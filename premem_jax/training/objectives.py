@@ -7,6 +7,7 @@ sections 2 and 3; where the paper's signs and the derivatives differ, these are 
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -173,9 +174,13 @@ class Responses:
 
     A batch has `tokens` (B, R, T) int32 and `weights` (B, R, T) fp32, which are 1 on the tokens of a response, and the
     array (B, R) that the objective names. A prompt whose weights are all 0 does not count.
+
+    With a `gate` above 0, a response whose tokens have a lower probability, by their geometric mean, is not pushed
+    down: what is rare already has little to lose and much to squeeze (after Gate-DPO, arXiv 2605.02626).
     """
 
     objective: Objective
+    gate: float = 0.0
     only: int | None = None  # the response whose part of the gradient is taken; all of them by default
     unit: ClassVar[str] = "prompts"
 
@@ -190,19 +195,27 @@ class Responses:
         policy_BR = log_likelihood(model, params, rows(tokens_BRT), rows(weight_BRT)).reshape(B, R)
         given_BR = batch.get(self.objective.given)
         there_B = jnp.any(weight_BRT > 0, axis=(1, 2)).astype(policy_BR.dtype)
-        value_B, metrics = self._signed(policy_BR, given_BR)
+        value_B, metrics = self._signed(policy_BR, given_BR, jnp.sum(weight_BRT, axis=2))
         mean = lambda x_B: jnp.sum(jnp.where(there_B > 0, x_B, 0))
         return LossSum(mean(value_B), jnp.sum(there_B), {name: mean(x_B) for name, x_B in metrics.items()})
 
-    def _signed(self, policy_BR, given_BR):
+    def pull(self, policy_BR, given_BR, length_BR) -> tuple[Pull, jax.Array]:
+        """The objective's pull after the gate, given lengths in tokens; and which responses it spares (B, R)."""
+        loss_B, c_BR = self.objective(policy_BR, given_BR)
+        if not self.gate:
+            return Pull(loss_B, c_BR), jnp.zeros_like(c_BR, bool)
+        rare_BR = (c_BR < 0) & (policy_BR < length_BR * math.log(self.gate))
+        return Pull(loss_B, jnp.where(rare_BR, 0, c_BR)), rare_BR
+
+    def _signed(self, policy_BR, given_BR, length_BR):
         """The objective's value (B,), whose gradient is Σ_r c_r (π − y), and metrics of each prompt."""
         held_BR = jax.lax.stop_gradient(policy_BR)
-        loss_B, c_BR = self.objective(held_BR, given_BR)
+        (loss_B, c_BR), rare_BR = self.pull(held_BR, given_BR, length_BR)
+        metrics = {"gated": jnp.any(rare_BR, axis=1).astype(loss_B.dtype)} if self.gate else {}
         taken_R = 1.0 if self.only is None else jax.nn.one_hot(self.only, c_BR.shape[1])
         value_B = loss_B - jnp.sum(taken_R * c_BR * (policy_BR - held_BR), axis=1)
-        metrics = {}
         if policy_BR.shape[1] <= 2:  # not a group of samples
-            metrics = dict(zip(("chosen", "rejected"), held_BR.T, strict=False))
+            metrics |= dict(zip(("chosen", "rejected"), held_BR.T, strict=False))
         if self.objective.scale:
             reward_BR = self.objective.scale * (held_BR if given_BR is None else held_BR - given_BR)
             margin_B = reward_BR[:, CHOSEN] - reward_BR[:, REJECTED]

@@ -12,7 +12,8 @@ def adamw(*, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: f
 
     Equal settings give the same object, so compiled updates are shared.
 
-    Weight decay is decoupled (Loshchilov & Hutter, arXiv 1711.05101) and applies to matrices, not to norm scales.
+    Weight decay is decoupled (Loshchilov & Hutter, arXiv 1711.05101) and applies to matrices, not to biases and norm
+    scales, as in the trainer of `transformers`.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
@@ -37,5 +38,5 @@ def constant_rate(step: int, *, peak: float, warmup_steps: int) -> float:
 
 
 def decayed(params):
-    """Which arrays weight decay applies to: all but norm scales."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    """Which arrays weight decay applies to: all but norm scales and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(("scale", "_bias")), params)

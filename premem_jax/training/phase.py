@@ -1,7 +1,8 @@
 """One training phase: from weights, batches and a loss to a train state.
 
 A base model is one phase, a finetune is one phase, supervised finetuning followed by preference training is two. A
-phase asks for the weights of the earlier one only if it has no checkpoint, so a killed run continues in its phase.
+phase asks for the weights of the earlier one only if it has no checkpoint, so a killed run continues in its phase. One
+that trains adapters always asks for them, because frozen weights are in no checkpoint.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from premem_jax.running import processes, progress
 from premem_jax.running.programs import Clock, Profile
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.metrics import Metrics
-from premem_jax.training.step import weights
+from premem_jax.training.step import changing, weights
 from premem_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Phase:
       evaluate: called with the step and the weights of each member that is still good, as functions that load them, by
         name ("" for a run trained alone); its result is added to the metrics.
       evaluation_steps: steps at which it is called; a checkpoint of the same step is started before.
+      inspect: called with this phase, the step and the train state at each step of `inspected`, before the next update.
       look_back: called before anything is restored, to check the evaluations of earlier launches. Gets the kept steps,
         and a function from a step to weights as `evaluate` gets them (None if damaged).
       profile: a window of updates for JAX's profiler.
@@ -68,6 +70,8 @@ class Phase:
     log_every: int
     evaluate: Callable[[int, Weights], Mapping[str, float] | None] = lambda step, weights: None
     evaluation_steps: Collection[int] = ()
+    inspect: Callable[["Phase", int, dict], None] = lambda phase, step, state: None
+    inspected: Collection[int] = ()
     look_back: Callable[[list[int], Callable[[int], Weights | None]], None] = lambda kept, weights_at: None
     profile: Profile | None = None
     members: tuple[str, ...] = ()
@@ -81,10 +85,9 @@ class Phase:
         """
         with self.clock("checkpoint"):
             checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.keep)
-            self.look_back(checkpoints.steps(), partial(self._weights_at, checkpoints))
-            state = checkpoints.restore(self.trainer.mesh, self.trainer.abstract_state)
-        if state is None:
-            state = self.trainer.init_state(start_from())
+            self.look_back(checkpoints.steps(), partial(self._weights_at, checkpoints, start_from))
+            state = checkpoints.restore(self.trainer.mesh, changing(self.trainer.abstract_state))
+        state = self.trainer.init_state(start_from()) if state is None else self._whole(state, start_from)
         step = steps_done(state)
         if 0 < step < self.steps:
             progress.say(f"continuing {self.folder} at step {step} of {self.steps}")
@@ -97,9 +100,14 @@ class Phase:
             checkpoints.close()
         return state
 
-    def _weights_at(self, checkpoints: Checkpoints, step: int) -> Weights | None:
-        state = checkpoints.at(step, self.trainer.mesh, self.trainer.abstract_state)
-        return None if state is None else self.weights_of(state)
+    def _weights_at(self, checkpoints: Checkpoints, start_from: Callable[[], dict], step: int) -> Weights | None:
+        state = checkpoints.at(step, self.trainer.mesh, changing(self.trainer.abstract_state))
+        return None if state is None else self.weights_of(self._whole(state, start_from))
+
+    def _whole(self, state: dict, start_from: Callable[[], dict]) -> dict:
+        """The state of a checkpoint with the frozen weights, if there are any."""
+        frozen = "frozen" in self.trainer.abstract_state
+        return state | {"frozen": self.trainer.init_state(start_from())["frozen"]} if frozen else state
 
     def weights_of(self, state: Mapping) -> Weights:
         """What gives the weights of each member that is still good."""
@@ -134,6 +142,7 @@ class Loop:
             try:
                 if start in phase.evaluation_steps:
                     self._evaluate()
+                self._inspect(start)
                 steps = range(start + 1, phase.steps + 1)
                 for step, (ids, arrays) in zip(steps, phase.batches(start, phase.steps), strict=True):
                     processes.poll()
@@ -143,6 +152,7 @@ class Loop:
                     if step in phase.evaluation_steps:
                         self._settle()
                         self._evaluate()
+                    self._inspect(step)
             except processes.Stopped:
                 self._save()
                 self._checkpoints.wait()
@@ -199,11 +209,16 @@ class Loop:
             self._metrics.write(step, found)
             self._metrics.flush()
 
+    def _inspect(self, step: int) -> None:
+        if step in self._phase.inspected and step < self._phase.steps:
+            self._settle()
+            self._phase.inspect(self._phase, step, self._state)
+
     def _save(self) -> None:
         self._settle()
         with self._phase.clock("checkpoint"):
             self._metrics.flush()
-            self._checkpoints.save(steps_done(self._state), self._state)
+            self._checkpoints.save(steps_done(self._state), changing(self._state))
 
 
 def _not_finite(name: str, step: int, values: Mapping, ids: np.ndarray) -> str:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from premem_jax import sharding
+from premem_jax.models.adapters import frozen_in
 from premem_jax.models.decoder import Model, init
 from premem_jax.running.programs import Clock, Program
 from premem_jax.training.losses import NEXT_TOKEN, Loss
 from premem_jax.training.optimizer import adamw
-from premem_jax.training.step import init_state, stacked_step, train_step
+from premem_jax.training.step import init_state, stacked_step, train_step, weights
 
 
 class Trainer:
@@ -34,7 +35,7 @@ class Trainer:
     ):
         self.model, self.mesh, self.clock, self.loss, self.members = model, mesh, clock, loss, members
         self._init_params = partial(init, model.config)
-        begin = partial(init_state, optimizer=adamw(**optimizer))
+        begin = lambda params: init_state(frozen_in(model.dtype, params), adamw(**optimizer))
         self._begin = jax.vmap(begin) if members else begin
         params = jax.eval_shape(self._init_params, jax.random.key(0))
         if members:
@@ -57,7 +58,7 @@ class Trainer:
     def stack(self, params: Sequence):
         """Stacks the members' parameters, each as from `random_parameters`, into one tree."""
         with self.clock("compile"):
-            return jax.jit(_joined, out_shardings=self._layout["params"])(*params)
+            return jax.jit(_joined, out_shardings=weights(self._layout))(*params)
 
     def init_state(self, params) -> dict:
         """The state before the first update. Donates `params`; for a stack, the result of `stack`."""

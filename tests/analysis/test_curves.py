@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from premem_jax.analysis import curves, threshold, trace
+from premem_jax.analysis import curves, estimate, premem, threshold, trace
 from tests.analysis.traces import released_run, synthetic_splits
 
 
@@ -48,14 +49,15 @@ def test_a_trace_that_lacks_a_split_or_a_threshold_has_the_other_curves(tmp_path
     """Each curve is there exactly where what it is made of is, with the values that the whole trace gives."""
     whole, chosen = synthetic_splits(0, 1, examples=60), threshold.given(1.2)
     trace.write_evaluation(tmp_path / "whole", 1, 1, whole)
-    of_train = {"train_nll", "train_accuracy", "pre_memorization_accuracy", "fraction_memorized"}
-    of_threshold = {"pre_memorization_accuracy", "fraction_memorized"}
+    of_metric = {"pre_memorization_accuracy", "estimate"}
+    of_threshold = {"fraction_memorized", "threshold"} | of_metric | {f"{name}_error" for name in of_metric}
+    of_train, of_test = {"train_nll", "train_accuracy"} | of_threshold, {"test_accuracy", "test_accuracy_error"}
     everything = curves.run_curves(trace.read_trace(tmp_path / "whole"), chosen)
     assert all(np.isfinite(values).all() for values in everything.values())
     for split, rule, absent in (
-        ("train", chosen, {"test_accuracy"}),
+        ("train", chosen, of_test),
         ("test", chosen, of_train),
-        ("train", None, {"test_accuracy"} | of_threshold),
+        ("train", None, of_test | of_threshold),
     ):
         folder = tmp_path / f"{split}-{rule is None}"
         trace.write_evaluation(folder, 1, 1, {split: whole[split]})
@@ -63,3 +65,22 @@ def test_a_trace_that_lacks_a_split_or_a_threshold_has_the_other_curves(tmp_path
         assert {name for name, values in got.items() if np.isnan(values).all()} == absent
         for name in got.keys() - absent:
             np.testing.assert_array_equal(got[name], everything[name], err_msg=name)
+
+
+@pytest.mark.parametrize("examples", [60, 1])
+def test_errors_are_those_of_means_over_examples(tmp_path, examples):
+    for step in (1, 2, 3):
+        trace.write_evaluation(tmp_path, step, step, synthetic_splits(0, step, examples=examples))
+    read = trace.read_trace(tmp_path)
+    got, train = curves.run_curves(read, threshold.given(1.2)), read.split("train")
+    values_ME = premem.pre_memorization_accuracy(train.accuracy, train.nll, 1.2)
+    for name, of in (("estimate", values_ME), ("pre_memorization_accuracy", values_ME), ("test_accuracy", None)):
+        of = read.split("test").accuracy if of is None else of
+        expected = stats.sem(of, axis=1) if examples > 1 else np.full(3, np.nan)
+        np.testing.assert_allclose(got[f"{name}_error"], expected)
+    np.testing.assert_allclose(got["estimate"], estimate.of_split(train, 1.2).mean(axis=1))
+
+
+def test_an_interval_stays_within_accuracies():
+    assert curves.interval(0.5, 0.1) == pytest.approx((0.304, 0.696))
+    assert curves.interval(0.01, 0.1)[0] == 0 and curves.interval(0.95, 0.1)[1] == 1

@@ -326,19 +326,23 @@ def test_the_smallest_table(tmp_path):
         (dict(step=np.array([1.0, 1, 2, 2])), ["'step'", "whole numbers"]),
         (dict(n_correct=np.array([0, 1, 6, 5])), ["row 3", "n_correct"]),
         (dict(example=np.array([0, 0, 0, 1])), ["row 2", "same run, split, step and example"]),
-        (dict(test_accuracy=np.array([0.2, 0.3, 0.1, 0.1])), ["several values of test_accuracy", "step 1"]),
+        (dict(test_accuracy=np.array([0.2, 0.3, 0.1, 0.1])), ["several values of 'test_accuracy'", "step 1"]),
+        (dict(run=np.array([b"a", b"a\xff", b"b", b"b"])), ["'run'", "no text"]),
+        (dict(step=np.array([1, 1, 2, 2**63], np.uint64)), ["row 4", "step is above"]),
         (dict(test_accuracy=np.full(4, 20.0)), ["between 0 and 1"]),
         (dict(split=np.array(["train", "test", "train", "train"])), ["row 2", "heldout"]),
         (dict(split=np.array(["heldout"] * 4)), ["no example of split 'train'"]),
         (dict(task=np.array(["a", "a", "b", "b"])), ["several tasks: 'a', 'b'"]),
         (dict(colour=np.array(["a"] * 4)), ["'colour'", "numbers"]),
+        ({"n" * 60_000: np.array(["a"] * 4)}, ["'nnn", "…'", "numbers"]),
+        (dict(split=np.array(["n" * 100_000] * 4)), ["row 1", "split is none of"]),
     ],
 )
 def test_a_table_that_does_not_fit_is_named(tmp_path, columns, words):
     np.savez(tmp_path / "runs.npz", **small_table(**columns))
     message = message_of(tmp_path)
     assert [word for word in words if word not in message] == [], message
-    assert "runs.npz" in message
+    assert "runs.npz" in message and len(message) < 500
 
 
 def test_a_run_in_two_tables_and_a_damaged_table(tmp_path):

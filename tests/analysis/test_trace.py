@@ -69,6 +69,18 @@ def test_confidence_and_measures_are_read_back_where_they_were_measured(tmp_path
     np.testing.assert_array_equal(read.split("train").skipped, [[0, 0], [5, 0], [0, 0]])
 
 
+def test_hashes_of_answers_are_read_back_whatever_the_number_of_samples(tmp_path):
+    first = {"example": [7, 3], "answers": np.array([[2**32 - 1, 0], [5, 6]])}
+    trace.write_evaluation(tmp_path, 1, 1, {"train": first, "test": {"example": [1]}})
+    trace.write_evaluation(
+        tmp_path, 2, 2, {"train": {"example": [3], "answers": [[8, 8, 9]]}, "heldout": {"example": [1]}}
+    )
+    read = trace.read_trace(tmp_path)
+    expected = [[[5, 6, 0], [2**32 - 1, 0, 0]], [[8, 8, 9], [0, 0, 0]]]
+    np.testing.assert_array_equal(read.split("train").answers, expected)
+    assert read.split("train").answers.dtype == np.uint32 and not read.split("test").answers.any()
+
+
 @pytest.mark.filterwarnings("error")
 def test_examples_missing_at_an_evaluation_are_not_measured(tmp_path):
     trace.write_evaluation(tmp_path, 1, 1, {"train": {"example": [7, 3], "target_nll": [0.7, 0.3]}})
@@ -98,6 +110,7 @@ def test_an_unknown_split_is_named_with_the_known_ones(tmp_path):
     ("columns", "message"),
     [
         ({"example": [1, 2], "samples": [1]}, "one length"),
+        ({"example": [1, 2], "answers": [[1]]}, "one length"),
         ({"example": [1, 1]}, "id 1 is repeated"),
         ({"example": [1], "samples": [4], "correct": [3], "unparsed": [2]}, "more verdicts"),
         ({"example": [1], "samples": [4], "decided_on_host": [5]}, "decided"),

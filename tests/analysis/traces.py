@@ -91,3 +91,19 @@ def synthetic_splits(seed: int, evaluation: int, examples: int = 400, samples: i
         }
     columns["train"] |= {"target_nll": nll, "target_tokens": np.full(examples, 90)}
     return columns
+
+
+GIVEN = {"threshold.rule": "given", "threshold.perplexity": 1.3}
+
+
+def write_table(path, runs=3, evaluations=3, examples=60, task="made <b>up</b>", **constant):
+    """Runs of a made-up trainer without held-out examples."""
+    rng = np.random.default_rng(0)
+    rows = np.array([(r, m, e) for r in range(runs) for m in range(evaluations) for e in range(examples)])
+    correct = rng.binomial(4, 0.2 + 0.1 * rows[:, 1])
+    columns = dict(run=np.array([f"run {r}" for r in rows[:, 0]]), step=10 * rows[:, 1], example=rows[:, 2])
+    columns |= dict(nll=rng.gamma(4, 0.2 / (1 + rows[:, 1])), n_samples=np.full(len(rows), 4), n_correct=correct)
+    columns |= dict(test_accuracy=0.2 + 0.07 * rows[:, 1] + 0.02 * rows[:, 0], task=np.full(len(rows), task))
+    columns |= {key: np.full(len(rows), value) for key, value in constant.items()}
+    np.savez(path, **columns)
+    return path

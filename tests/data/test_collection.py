@@ -94,6 +94,7 @@ def test_a_pool_gives_its_rows_to_their_originals_and_says_how_many_there_are(tm
     "bad, words",
     [
         ({"original": "0"}, "pool.jsonl:2: original must be an id"),
+        ({"original": True}, "pool.jsonl:2: original must be an id"),
         ({"target": " #### 7"}, "pool.jsonl:2: the target ends in '7', and the answer is '3'"),
         ({"target": "seven"}, "pool.jsonl:2: the target has no final answer"),
         ({"answer": None}, "pool.jsonl:2: the answer must be"),
@@ -105,6 +106,8 @@ def test_a_row_that_is_none_is_named(tmp_path, bad, words):
         pool(path, answer_of)
     with pytest.raises(UserError, match="cannot be read"):
         pool(str(tmp_path / "none.jsonl"), answer_of)
+    with pytest.raises(UserError, match="is empty"):
+        pool(rows_of(tmp_path / "empty.jsonl"), answer_of)
 
 
 def test_only_verified_samples_of_training_questions_are_taken_and_each_once(train):

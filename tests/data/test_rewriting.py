@@ -35,7 +35,7 @@ class Server:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
                 with outer._lock:
                     number = len(outer.requests)
                     outer.requests.append((self.path, dict(self.headers), body, time.monotonic()))
@@ -49,6 +49,8 @@ class Server:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
+
+            do_GET = do_POST  # as which a client follows a redirection
 
             def log_message(self, *_):
                 pass
@@ -121,6 +123,37 @@ def test_a_refusal_ends_at_once_and_a_dead_service_after_all_tries(tmp_path, mon
         times = [request[-1] for request in server.requests]
         waits = [b - a for a, b in itertools.pairwise(times)]
         assert len(times) == 4 and waits[0] >= 0.01 and waits[1] >= 0.02 and waits[2] >= 0.04
+
+
+def test_the_key_goes_nowhere_else(tmp_path, monkeypatch):
+    """Neither to where an endpoint refers, nor into a message; the end of its line is no part of it."""
+    monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\n")
+    with (
+        Server(lambda *_: said(good(5))) as other,
+        Server(lambda *_: (302, {"Location": f"{other.url}/x"}, b"")) as one,
+    ):
+        assert next(rewriter(one.url, tmp_path).candidates(ORIGINALS[0])).answer == "7"
+        assert one.requests[0][1]["Authorization"] == f"Bearer {SECRET}"
+        assert [headers.get("Authorization") for _, headers, _, _ in other.requests] == [None]
+    monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\nX: y")
+    with pytest.raises(UserError, match="OPENAI_API_KEY") as error:
+        next(rewriter(one.url, tmp_path / "no").candidates(ORIGINALS[0]))
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("usage", ["[1]", '{"prompt_tokens": "many"}', '{"prompt_tokens": 1e999}', "null"])
+def test_a_reply_is_kept_whatever_is_said_of_its_price(tmp_path, usage):
+    body = said(good(5))[2].replace(
+        b'"usage": {"prompt_tokens": 10, "completion_tokens": 7}', b'"usage": %s' % usage.encode()
+    )
+    with Server(lambda *_: (200, {}, body)) as server:
+        assert next(rewriter(server.url, tmp_path).candidates(ORIGINALS[0])).answer == "7"
+        assert len(server.requests) == 1
+
+
+def test_a_reply_without_end_is_a_fault(tmp_path):
+    with Server(lambda *_: (200, {}, b"[" * 100_000)) as server, pytest.raises(UserError, match="nested too deeply"):
+        next(rewriter(server.url, tmp_path, tries=2).candidates(ORIGINALS[0]))
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,33 @@ def test_a_folder_is_searched(tmp_path, pieces):
     assert isinstance(load(str(tmp_path)), SentencePiece)
 
 
+@pytest.mark.parametrize("kind", ["json", "pieces"])
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_token_that_another_file_adds_is_added_or_refused(tmp_path, pieces, kind, name):
+    """The settings can add one behind the others; an older list of them that the tokenizer contradicts is refused."""
+    path = tmp_path / {"json": "tokenizer.json", "pieces": "tokenizer.model"}[kind]
+    made = load(write(path, {"json": tiny_json(), "pieces": pieces}[kind]))
+    token = next(iter(made.pieces()))
+    as_listed = lambda token, i: {"added_tokens_decoder": {str(i): {"content": token}}}
+    said = (lambda token, i: {token: i}) if name.startswith("added") else as_listed
+    write(tmp_path / name, said(token, made.pieces()[token]))
+    assert load(tmp_path).vocab_size == made.vocab_size
+    others = [said(token, made.pieces()[token] + 1), said("apples!", made.vocab_size + 7)]
+    write(tmp_path / name, next_one := said("apples!", made.vocab_size))
+    if name.startswith("added"):
+        others.append(next_one)
+    else:
+        assert load(tmp_path).vocab_size == made.vocab_size + 1
+    for other in others:
+        write(tmp_path / name, other)
+        with pytest.raises(UserError, match=rf"{name} says that .* is token"):
+            load(tmp_path)
+    for other in ("[]", "{", '{"added_tokens_decoder": {"a": 1}}'):
+        (tmp_path / name).write_text(other)
+        with pytest.raises(UserError, match=name):
+            load(tmp_path)
+
+
 def test_settings_of_a_json_file_are_left_out(tmp_path):
     """Padding, truncation and start markers that the file asks for would each change what an example is."""
     text = "<|begin_of_text|>Tom had 3 apples. <|end_of_text|>"

@@ -13,7 +13,7 @@ from premem_jax.evaluators.base import Collected, checked
 from premem_jax.evaluators.confidence import Confidence
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.evaluators.rounds import round_tokens
-from premem_jax.grading.reference import grade_bytes
+from premem_jax.grading.reference import find_answer, grade_bytes
 from premem_jax.grading.verdict import Verdict
 from tests import tiny
 from tests.models import llama
@@ -97,6 +97,14 @@ def test_texts_and_verdicts_are_those_of_the_plain_rules(accuracy):
         assert [response["verdict"] for response in text["responses"]] == [verdict.name.lower() for verdict in verdicts]
         assert out["correct"][e] == verdicts.count(Verdict.CORRECT)
         assert out["unparsed"][e] == verdicts.count(Verdict.UNPARSED)
+        # Of twenty such answers, two share a hash with a chance of one in ten million.
+        answers = [find_answer(response["text"].encode(), "gsm8k") for response in text["responses"]]
+        hashes, of = out["answers"][e].tolist(), {}
+        assert [h < 2 for h in hashes] == [answer is None for answer in answers]
+        assert [h % 2 == 1 for h in hashes] == [verdict == Verdict.CORRECT for verdict in verdicts]
+        for h, answer in zip(hashes, answers, strict=True):
+            assert of.setdefault(h, answer) == answer
+        assert len(of) == len(set(answers))
         seen |= set(verdicts)
     assert seen == set(Verdict) - {Verdict.UNDECIDED}
     assert len({tuple(r["text"] for r in text["responses"]) for text in texts}) > 1
@@ -139,7 +147,8 @@ def test_a_python_grader_says_what_the_same_rules_say_on_the_device(accuracy):
         return grade_bytes(response.encode(), answer.encode(), "gsm8k")
 
     columns, kept = run(Accuracy(tiny.split(grader=grade), tiny.run(), batch=13, **SAMPLING | {"first_round": 4}))
-    assert same(columns, whole | {"decided_on_host": whole["samples"]}) and kept == texts
+    unknown = {"decided_on_host": whole["samples"], "answers": 0 * whole["answers"]}
+    assert same(columns, whole | unknown) and kept == texts
     assert len(asked) == whole["samples"].sum() and len(set(asked)) > 13
 
 

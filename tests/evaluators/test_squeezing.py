@@ -1,4 +1,4 @@
-"""The likeliest path and where the mass goes, against the NumPy Llama; probes against the likelihood they stand for."""
+"""Where the mass goes, against the NumPy Llama; probes and greedy responses against what they stand for."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ import pytest
 
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Collected
+from premem_jax.evaluators.greedy_responses import GreedyResponses, repeated
 from premem_jax.evaluators.probe import Probe
 from premem_jax.evaluators.squeezing import Squeezing
 from tests import tiny
@@ -68,3 +69,32 @@ def test_a_probe_is_the_likelihood_of_its_response(response):
     source = pairs().data.examples[:5]
     said = [e.target for e in evaluator.split.data.examples]
     assert said == [e.rejected for e in source] if response == "rejected" else {*said} <= {e.target for e in source}
+
+
+def test_greedy_responses_take_the_likeliest_token_and_their_repetitions_count():
+    """Token by token with the NumPy Llama; however much of it was measured before."""
+    evaluator = GreedyResponses(tiny.split("test"), tiny.run(), batch=2, max_new_tokens=6, prompts=3)
+    parts = list(evaluator.measure(jax.device_put(tiny.trained()), 3, only=[2]))
+    (part,) = parts
+    assert evaluator.split.name == "test greedy" and list(part.rows) == [0, 1, 2]
+    shares, lengths = [], []
+    for e in range(3):
+        prompt, said = list(tiny.data().prompts[e]), []
+        while len(said) < 6 and (
+            next_ := int(llama.logits(tiny.trained(), tiny.config(), [*prompt, *said])[-1].argmax())
+        ):
+            if next_ in tiny.tokenizer().eos_ids:
+                break
+            said.append(next_)
+        text = next(row for row in part.texts if row["example"] == tiny.data().examples[e].id)
+        assert text["responses"][0]["text"] == tiny.tokenizer().decode(said)
+        grams = ["|".join(map(str, said[i : i + 4])) for i in range(len(said) - 3)]
+        shares.append(sum(gram in grams[:i] for i, gram in enumerate(grams)) / max(len(grams), 1))
+        lengths.append(len(said))
+    expected = {"test_greedy_length": np.mean(lengths), "test_repeated_4grams": np.mean(shares)}
+    assert part.measures == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("text", "share"), [("aaaaaa", 2 / 3), ("abcdabcd", 1 / 5), ("abc", 0), ("", 0)])
+def test_the_share_of_repeated_4grams(text, share):
+    assert repeated(np.array([ord(c) for c in text], np.int32)) == pytest.approx(share)

@@ -83,6 +83,13 @@ def test_a_forecast_is_written_before_the_truth_is_opened_and_never_after(tmp_pa
     assert asked(path, second, truth=str(tmp_path / "strong.jsonl"))["verdict"] == summary["verdict"]
     assert (folder / "forecast.json").read_bytes() == before
 
+    for harmed in (folder, second):
+        (harmed / "forecast.json").write_bytes(before.replace(b"elbow", b"el_ow", 1))
+    asked_again = storage.path(folder)
+    assert emergence._read(asked_again / "forecast.json", asked_again, opened=False) is None  # and it is made again
+    (folder / "forecast.json").write_bytes(before)
+    with pytest.raises(UserError, match=r"is damaged.*put a copy of it back"):
+        asked(path, second, truth=str(tmp_path / "strong.jsonl"))
     (second / "forecast.json").unlink()
     with pytest.raises(UserError, match="the truth has been opened"):
         asked(path, second, truth=str(tmp_path / "strong.jsonl"))
@@ -121,6 +128,10 @@ FIRST = {"loss": 2.5, "amount": 100, "accuracy": 0.3, "subset": "a", "model": "m
         ({"pass_rate": 2}, ["row 2", "pass_rate"]),
         ({"subset": None}, ["row 2", "subset"]),
         ({"model": [1]}, ["row 2", "model"]),
+        ({"model": "m" * 100_000}, ["row 2", "model", "100,000 characters"]),
+        ({"amount": "1_500"}, ["row 2", "amount='1_500'"]),
+        ({"amount": "١٥"}, ["row 2", "amount='١٥'"]),
+        ({"a" * 100_000: 1}, ["no column is called 'aaa"]),
         ({"acuracy": 0.2}, ["'acuracy'", "did you mean accuracy"]),
         ({"accuracy": 0.4, "subset": "a"}, ["row 2", "row 1", "another accuracy"]),
         ({"loss": 2.4}, ["row 2", "2.5", "2.4"]),

@@ -49,6 +49,10 @@ def test_a_run_without_samples_or_threshold_has_its_likelihoods(cache, tmp_path)
     np.testing.assert_array_equal(train_nll(tmp_path / "few"), train_nll(tmp_path / "all"))
     assert few["train_nll"] == all_there["train_nll"]
     assert few["pre_memorization_accuracy"] is None and all_there["pre_memorization_accuracy"] is not None
+    for name in ("estimate", "pre_memorization_accuracy", "test_accuracy"):
+        assert few[name] is None or few[f"{name}_interval"] is not None
+        low, high = all_there[f"{name}_interval"] or (0, 1)
+        assert all_there[name] is None or low <= all_there[name] <= high
     page = (tmp_path / "few" / "report.html").read_text()
     assert "Measured last: train NLL" in page and "no pre-memorization accuracy" in page
     without = finetune.run(config(cache, scored | sampled, **{"threshold.rule": "none"}), tmp_path / "none")

@@ -76,7 +76,7 @@ def rows(folder, count, first="How many ?"):
 
 
 def test_edited_questions_are_refused_until_they_are_restored(tmp_path, monkeypatch):
-    """As an edit between two launches of the same command; also a flipped bit of the run's own tokenizer."""
+    """As an edit between two launches of the same command, also of a grader; a flipped bit of the run's tokenizer."""
     data, run = tmp_path / "data", storage.path(tmp_path / "run")
     rows(data, 16)
     c = get_config()
@@ -84,6 +84,9 @@ def test_edited_questions_are_refused_until_they_are_restored(tmp_path, monkeypa
     c.data.update(task="gsm8k", path=str(data), train=0, heldout=0, test=0)
     c.tokenizer.update(kind="bpe", vocab_size=300)
     c.evals = {"nll": evaluator("likelihood", "train", (), batch=8)}
+    grader = tmp_path / "mine.py"
+    grader.write_text("grade = lambda response, answer: answer in response\n")
+    c.data.grader = f"python:{grader}:grade"
     polls = iter(range(100))
     ask = lambda: (_ for _ in ()).throw(Stopped) if next(polls) == 2 else None
     monkeypatch.setattr(processes, "poll", ask)
@@ -94,6 +97,10 @@ def test_edited_questions_are_refused_until_they_are_restored(tmp_path, monkeypa
     with pytest.raises(UserError, match=r"begun with other data \(split train, 16 examples\)"):
         finetune.run(c, run)
     rows(data, 16)
+    grader.write_text("grade = lambda response, answer: answer == response\n")
+    with pytest.raises(UserError, match="begun with other grader"):
+        finetune.run(c, run)
+    grader.write_text("grade = lambda response, answer: answer in response\n")
     model = bytearray(kept["tokenizer.model"])
     model[-1] ^= 1
     (run / "tokenizer.model").write_bytes(bytes(model))

@@ -22,7 +22,11 @@ def config(cache, **changes):
 
 def files(folder):
     """What must not depend on interruptions."""
-    paths = [p for kind in ("trace/*", "**/metrics.jsonl", "samples/*", "reference.npz") for p in folder.glob(kind)]
+    paths = [
+        p
+        for kind in ("trace/*", "**/metrics.jsonl", "samples/*", "influence/*", "reference.npz")
+        for p in folder.glob(kind)
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if "reference" not in path.name}
 
 
@@ -47,6 +51,7 @@ def test_both_phases_train_and_the_trace_has_the_whole_run(straight):
     first, *_ = [row for row in rows(folder / "run") if "loss" in row]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the policy is the reference
     assert first["margin"] == pytest.approx(0, abs=1e-3)
+    assert -1 <= summary["ches_correlation_low"] <= summary["ches_correlation"] <= 1
     assert summary["margin"] > 0.3 and summary["change_chosen"] > summary["change_rejected"]
     sft = [row for row in rows(folder / "run", "sft") if "loss" in row]
     assert len(sft) == 4 and sft[-1]["loss"] < sft[0]["loss"]
@@ -57,7 +62,8 @@ def test_the_reference_is_the_policy_at_the_first_update(straight):
     """By the probes of the evaluation between the phases, which score the same responses in another program."""
     folder, _ = straight
     with np.load(folder / "run" / "reference.npz") as kept:
-        reference = kept["reference"]
+        reference, ches = kept["log_likelihood"], kept["ches"]
+    assert reference.shape == (30, 2) and ches.shape == (30,)
     trace = read_trace(folder / "run" / "trace")
     for r, name in enumerate(("train chosen", "train rejected")):
         split = trace.splits[name]

@@ -98,6 +98,13 @@ def test_what_was_given_is_given_again(tmp_path, monkeypatch):
         run(config(tmp_path), tmp_path / "study")
     given = tmp_path / "study" / "members" / "of-wrong" / "given.json"
     assert json.loads(given.read_text())["needs"] == ["of-all"]
+    rows = given.parent / "rows.jsonl"
+    whole = rows.read_text()
+    rows.write_text(whole.replace('"4"', '"5"'))  # which would be right
+    with pytest.raises(AssertionError, match="asked again"):
+        run(config(tmp_path), tmp_path / "study", give=refuse)
+    assert (rows.parent / "unreadable" / "rows.jsonl-0").exists()
+    rows.write_text(whole)
     assert run(config(tmp_path), tmp_path / "study", give=refuse)["runs"]["of-wrong"]["accuracy"] == 0.0
 
 

@@ -33,6 +33,8 @@ def verdict(name, response, answer):
         ("number:0.01", " about 101", "100.5", CORRECT),
         ("number:0.01", " about 103", "100.5", WRONG),
         ("number", " 1/0", "1", WRONG),
+        ("number", f" so {'7' * 5000}", "7", WRONG),  # as models do that repeat themselves
+        ("number:0.01", f" so 0.{'3' * 5000}", "0.3333", WRONG),
         ("choice", " The answer is (B), not A.", "B", CORRECT),
         ("choice", " Answer: C", "(C)", CORRECT),
         ("choice", " A dog", "A", UNPARSED),
@@ -64,6 +66,22 @@ def test_any_text_has_a_verdict_and_a_target_is_its_own_answer(text, name):
     assert grader.grader.host(text.encode(), answer or "") in (CORRECT if answer else UNPARSED, UNPARSED)
 
 
+@pytest.mark.parametrize(
+    "name, one, same, other",
+    [
+        ("number", "so 1,234.50", "1234.5", "1234"),
+        ("choice", "The answer is (B).", "B", "(C)"),
+        ("boxed", r"\boxed{\frac12}", r"it is \boxed{1/2}", r"\boxed{2}"),
+        ("gsm8k", "#### 1,000", "#### 1000", "#### 100"),
+        ("last_line", "a\nb\n", "b", "a"),
+    ],
+)
+def test_answers_agree_by_their_normal_forms(name, one, same, other):
+    answer = find(name).grader.answer
+    assert answer(one.encode()) == answer(same.encode()) != answer(other.encode())
+    assert answer(b"") is None
+
+
 def test_the_grader_is_seen_from_the_targets():
     assert guess([" a #### 3", " b\n#### 4"]) == "gsm8k"
     assert guess([r" $\boxed{3}$"]) == "boxed"
@@ -89,6 +107,7 @@ def test_a_function_of_a_file(tmp_path):
         ("regex:", "there is exact"),
         ("python:missing.py:f", "no file 'missing.py'"),
         ("python:f", "no file ''"),
+        ("python:~nobody-here/f.py:f", "no file '~nobody"),
     ],
 )
 def test_a_name_that_makes_no_sense_is_refused(name, message):
@@ -98,7 +117,12 @@ def test_a_name_that_makes_no_sense_is_refused(name, message):
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("1 /", "SyntaxError"), ("import nothing_like_it", "ModuleNotFound"), ("g = 1", "no function 'g'")],
+    [
+        ("1 /", "SyntaxError"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("import nothing_like_it", "ModuleNotFound"),
+        ("g = 1", "no function 'g'"),
+    ],
 )
 def test_a_file_that_does_not_load_is_named(tmp_path, source, message):
     (tmp_path / "bad.py").write_text(source)

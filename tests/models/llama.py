@@ -1,4 +1,4 @@
-"""Llama3 and Gemma2 in float64 NumPy, one sequence at a time, one head at a time: slow and plain."""
+"""The decoder in float64 NumPy, one sequence at a time, one head at a time: slow and plain."""
 
 import numpy as np
 
@@ -40,16 +40,20 @@ def softmax(x):
 
 def attention(x, p, config, window):
     T, out = len(x), 0
+    biased = lambda name, i: x @ p[name][:, i] + (p[f"{name}_bias"][i] if name in config.biases else 0)
+    scaled = lambda name: config.norm_offset + p[f"{name}_norm"]["scale"]
+    head = lambda name, y: normalise(y, scaled(name), config.norm_eps) if config.head_norms else y
     scale = 1 / np.sqrt(config.H) if config.query_scale is None else config.query_scale
     for n in range(config.N):
         k = n // (config.N // config.K)
-        q = rotate(x @ p["q"][:, n], config)
-        scores = squeeze(q @ rotate(x @ p["k"][:, k], config).T * scale, config.attention_softcap)
+        q = rotate(head("q", biased("q", n)), config)
+        keys = rotate(head("k", biased("k", k)), config)
+        scores = squeeze(q @ keys.T * scale, config.attention_softcap)
         for t in range(T):
             scores[t, t + 1 :] = -np.inf
             if window is not None and t >= window:
                 scores[t, : t - window + 1] = -np.inf
-        out = out + softmax(scores) @ (x @ p["v"][:, k]) @ p["o"][n]
+        out = out + softmax(scores) @ biased("v", k) @ p["o"][n]
     return out
 
 

@@ -1,4 +1,4 @@
-"""Configs of Hugging Face models for tests: two published ones, and small random ones of both families."""
+"""Configs of Hugging Face models for tests: a published one of each family, and small random ones."""
 
 import numpy as np
 import transformers
@@ -43,6 +43,60 @@ GEMMA2_9B = dict(
     rope_theta=10000.0,
     sliding_window=4096,
 )
+QWEN2_5_7B = dict(
+    model_type="qwen2",
+    vocab_size=152064,
+    hidden_size=3584,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    intermediate_size=18944,
+    hidden_act="silu",
+    rms_norm_eps=1e-6,
+    rope_theta=1000000.0,
+    max_position_embeddings=131072,
+    max_window_layers=28,
+    sliding_window=131072,
+    use_sliding_window=False,
+    use_mrope=False,
+    tie_word_embeddings=False,
+)
+QWEN3_8B = dict(
+    model_type="qwen3",
+    vocab_size=151936,
+    hidden_size=4096,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    intermediate_size=12288,
+    attention_bias=False,
+    hidden_act="silu",
+    rms_norm_eps=1e-6,
+    rope_theta=1000000,
+    rope_scaling=None,
+    max_position_embeddings=40960,
+    max_window_layers=36,
+    sliding_window=None,
+    use_sliding_window=False,
+    tie_word_embeddings=False,
+)
+MISTRAL_7B = dict(
+    model_type="mistral",
+    vocab_size=32000,
+    hidden_size=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    intermediate_size=14336,
+    hidden_act="silu",
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    max_position_embeddings=32768,
+    sliding_window=4096,
+    tie_word_embeddings=False,
+)
+PUBLISHED = dict(llama=LLAMA3_2_1B, gemma2=GEMMA2_9B, qwen2=QWEN2_5_7B, qwen3=QWEN3_8B, mistral=MISTRAL_7B)
 
 
 def llama(seed, kv_heads, head_dim=None, tied=False, scaling=None):
@@ -57,6 +111,20 @@ def llama(seed, kv_heads, head_dim=None, tied=False, scaling=None):
         rope_parameters=dict(rope_theta=500.0) | (scaling or dict(rope_type="default")),
         attn_implementation="eager",
         **NO_MARKERS,
+    )
+
+
+def later(kind, seed, kv_heads, layers=3, **own):
+    """A config of class `kind`, one of the families without soft-caps."""
+    rng = np.random.default_rng(seed)
+    return kind(
+        **sizes(rng),
+        num_hidden_layers=layers,
+        num_key_value_heads=kv_heads,
+        rope_parameters=dict(rope_theta=500.0, rope_type="default"),
+        attn_implementation="eager",
+        **NO_MARKERS,
+        **own,
     )
 
 

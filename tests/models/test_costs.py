@@ -17,11 +17,11 @@ SHORT = {name: preset(name, windows=tuple(w and 5 for w in preset(name).windows)
 
 @every_preset
 def test_matrices_are_the_parameters_that_tokens_meet(name):
-    """Everything but norms and, where the head is an array of its own, the embedding."""
+    """Everything but norms, biases and, where the head is an array of its own, the embedding."""
     config = preset(name)
     params = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     sizes = {path[-1].key + str(i): x.size for i, (path, x) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
-    met = sum(size for key, size in sizes.items() if not key.startswith("scale"))
+    met = sum(size for key, size in sizes.items() if not key.startswith("scale") and "_bias" not in key)
     assert costs.matrices(config) == met - (0 if config.tied_embedding else config.V * config.D)
     assert sum(sizes.values()) == config.parameters
 

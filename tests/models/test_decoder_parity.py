@@ -1,6 +1,6 @@
 """The decoder against `transformers` on the CPU: logits, loss, gradients, greedy decoding and a training run, in fp32.
 
-Weights and gradients go through `to_hf_state`. The shapes are random small ones of both families, with soft-caps,
+Weights and gradients go through `to_hf_state`. The shapes are random small ones of all families, with soft-caps,
 windows and rotary scaling set so low that they matter at these lengths.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers import MistralConfig, Qwen2Config, Qwen3Config, Trainer
 
 from premem_jax.models.decoder import build
 from premem_jax.models.hf import from_hf_state, to_hf_state
@@ -22,19 +23,26 @@ from premem_jax.training.losses import NEXT_TOKEN
 from premem_jax.training.optimizer import adamw, learning_rate
 from premem_jax.training.step import init_state, train_step
 from tests import tiny
-from tests.models.published import gemma, llama
+from tests.models.published import gemma, later, llama
 
 LENGTHS = (24, 17, 9, 21)
 B, T = len(LENGTHS), 24
 SCALING = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 
+slow = lambda config: pytest.param(config, marks=pytest.mark.slow)
 CASES = {
-    "llama, one query per key": llama(1, 4),
+    "llama, one query per key": slow(llama(1, 4)),
     "llama, two, stretched positions": llama(2, 2, scaling=SCALING | dict(original_max_position_embeddings=16)),
     "llama, four, tied, wide heads": llama(3, 1, head_dim=20, tied=True),
     "gemma, one": gemma(4, 4, window=5),
     "gemma, two, narrow heads": gemma(5, 2, window=2, layers=2, head_dim=4),
-    "gemma, four, three layers": gemma(6, 1, window=8, layers=3),
+    "gemma, four, three layers": slow(gemma(6, 1, window=8, layers=3)),
+    "mistral, a window on all layers": slow(later(MistralConfig, 7, 2, sliding_window=4)),
+    "qwen2, biases, a window on the last layer": later(
+        Qwen2Config, 8, 2, use_sliding_window=True, sliding_window=4, max_window_layers=2
+    ),
+    "qwen2, tied": slow(later(Qwen2Config, 9, 1, tie_word_embeddings=True)),
+    "qwen3, normalised heads": later(Qwen3Config, 10, 2, head_dim=12),
 }
 
 
@@ -140,7 +148,15 @@ def test_greedy_decoding(pair):
     assert len(np.unique(np.asarray(drawn.tokens))) > 3
 
 
-@pytest.mark.parametrize("name", ["llama, two, stretched positions", "gemma, one"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama, two, stretched positions",
+        "gemma, one",
+        slow("qwen2, biases, a window on the last layer"),
+        slow("qwen3, normalised heads"),
+    ],
+)
 def test_twenty_steps_of_adamw(name):
     """Warm-up, decay, clipping that bites, decoupled weight decay on matrices: the losses of torch's own parts."""
     pair, steps = Pair(CASES[name]), 20
@@ -150,8 +166,10 @@ def test_twenty_steps_of_adamw(name):
     state = init_state(pair.params, adamw(**options))
 
     theirs = dict(pair.theirs.named_parameters())
-    decayed = [p for p in theirs.values() if p.ndim > 1]
-    groups = [dict(params=decayed, weight_decay=0.1), dict(params=[p for p in theirs.values() if p.ndim == 1])]
+    named = Trainer.get_decay_parameter_names(None, pair.theirs)
+    decayed, others = ([p for n, p in theirs.items() if (n in named) == on] for on in (True, False))
+    assert all(p.ndim > 1 for p in decayed) and all(p.ndim == 1 for p in others)
+    groups = [dict(params=decayed, weight_decay=0.1), dict(params=others)]
     torch_adamw = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     schedule = transformers.get_linear_schedule_with_warmup(torch_adamw, 4, steps)
     ours, expected, norms = [], [], []

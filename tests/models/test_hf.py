@@ -18,14 +18,21 @@ from premem_jax.models.decoder import init
 from premem_jax.models.hf import from_hf_state, tensors, to_hf_state
 from premem_jax.models.hf_config import from_hf_config, to_hf_config
 from tests import tiny
-from tests.models.published import GEMMA2_9B, LLAMA3_2_1B
+from tests.models.published import LLAMA3_2_1B, PUBLISHED
 
+NAMES = ("llama3_2_1b", "gemma2_9b", "qwen2_5_7b", "qwen3_8b", "mistral_7b")  # of PUBLISHED
 SIZES = dict(
     llama3_8b=8_030_261_248,
     llama3_1_8b=8_030_261_248,
     llama3_2_1b=1_235_814_400,
     gemma2_9b=9_241_705_984,
     gemma2_2b=2_614_341_888,
+    llama3_2_3b=3_212_749_824,
+    llama3_3_70b=70_553_706_496,
+    mistral_7b=7_241_732_096,
+    qwen2_5_1_5b=1_543_714_304,
+    qwen2_5_7b=7_615_616_512,
+    qwen3_8b=8_190_735_360,
 )
 
 
@@ -38,9 +45,10 @@ def test_published_sizes(name):
     assert SIZES[name] == config.parameters == stored == sum(x.size for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize(("published", "name"), [(LLAMA3_2_1B, "llama3_2_1b"), (GEMMA2_9B, "gemma2_9b")])
+@pytest.mark.parametrize(("published", "name"), [*zip(PUBLISHED.values(), NAMES, strict=True)])
 def test_published_configs(published, name):
     assert from_hf_config(published) == PRESETS[name]
+    assert from_hf_config(transformers.AutoConfig.for_model(**published).to_dict()) == PRESETS[name]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -70,28 +78,42 @@ gemmas = st.builds(
     windows=st.sampled_from([(None,), (7,), (7, None), (None, 7), (7, 7, None)]),
     activation=st.sampled_from(["gelu_tanh", "silu"]),
 )
+gemmas = gemmas.map(lambda own: GEMMA2 | own)
+llamas = st.just({})
+mistrals = st.builds(dict, windows=st.just((5,)))
+qwens = st.builds(
+    lambda own, windows: own | dict(windows=windows),
+    st.sampled_from([dict(head_norms=True), dict(biases=("q", "k", "v"))]),
+    st.sampled_from([(None,), (7,), (None, 7), (None, 7, 7)]),
+)
 
 
 @settings(deadline=None, max_examples=40)  # the first use of transformers imports the half of it
-@given(shape=shapes, gemma=st.none() | gemmas, layers=st.integers(1, 3), groups=st.integers(1, 4))
-def test_any_config_of_a_family_is_read_back(shape, gemma, layers, groups):
+@given(shape=shapes, own=llamas | mistrals | qwens | gemmas, layers=st.integers(1, 3), groups=st.integers(1, 4))
+def test_any_config_of_a_family_is_read_back(shape, own, layers, groups):
     """And by transformers to the same as well."""
-    own = {} if gemma is None else GEMMA2 | gemma
     shape = own | shape
     L = 6 * layers
     N = groups * shape["K"]
     config = ModelConfig(L=L, N=N, **shape | dict(D=N * shape["D"]))  # transformers insists on whole multiples
     written = json.loads(json.dumps(to_hf_config(config)))
     assert from_hf_config(written) == config
-    kind = {"llama": transformers.LlamaConfig, "gemma2": transformers.Gemma2Config}[written["model_type"]]
-    assert from_hf_config(kind(**written).to_dict()) == config
+    assert from_hf_config(transformers.AutoConfig.for_model(**written).to_dict()) == config
 
 
 @pytest.mark.parametrize(
-    "change", [dict(windows=(4, None)), dict(norm_offset=1.0), dict(post_norms=True), dict(final_softcap=3.0)]
+    "change",
+    [
+        dict(windows=(4, None)),
+        dict(norm_offset=1.0),
+        dict(post_norms=True),
+        dict(final_softcap=3.0),
+        dict(biases=("q",)),
+        dict(biases=("q", "k", "v"), head_norms=True),
+    ],
 )
 def test_a_mixture_of_the_families_has_no_config(change):
-    with pytest.raises(UserError, match="neither a Llama nor a Gemma2"):
+    with pytest.raises(UserError, match="no family"):
         to_hf_config(dataclasses.replace(tiny.CONFIG, **change))
 
 
@@ -104,7 +126,7 @@ def test_rotary_settings_of_transformers_5():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(model_type="mistral"), "'mistral' is not supported.*llama, gemma2"),
+        (dict(model_type="gemma3_text"), "'gemma3_text' is not supported.*llama, mistral, qwen2, qwen3, gemma2"),
         (dict(attention_bias=True), "attention_bias"),
         (dict(quantization_config=dict(bits=4)), "quantization_config"),
         (dict(rope_scaling=dict(type="linear", factor=2.0)), "linear"),

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from premem_jax.errors import UserError
 from premem_jax.models.hf_config import FAMILY_NUMBERS, NUMBERS, from_hf_config
-from tests.models.published import GEMMA2_9B, LLAMA3_2_1B
+from tests.models.published import GEMMA2_9B, LLAMA3_2_1B, PUBLISHED, QWEN2_5_7B
 
-PUBLISHED = dict(llama=LLAMA3_2_1B, gemma2=GEMMA2_9B)
 KEYS = [(family, key) for family, own in FAMILY_NUMBERS.items() for key in NUMBERS | own]
 WRONG = ["8", "", "null", 0, -1, 10**10, 10**400, True, False, [8], {}, 0.5j, 1e300]
 ROPE = LLAMA3_2_1B["rope_scaling"]
@@ -19,6 +18,8 @@ ROPE = LLAMA3_2_1B["rope_scaling"]
 @pytest.mark.parametrize(("family", "key"), KEYS)
 def test_a_wrong_number_is_refused_by_its_key(family, key):
     for wrong in WRONG:
+        if wrong == 0 and key == "max_window_layers":
+            continue  # all layers have a window
         if (wrong == 10**10 and "scalar" in key + key[-11:]) or (wrong == 10**10 and "softcap" in key):
             continue  # large, and a number
         with pytest.raises(UserError, match=f"config.json: {key}="):
@@ -33,7 +34,9 @@ def test_ten_million_layers_are_refused_at_once():
 
 
 @given(
-    key=st.sampled_from([*LLAMA3_2_1B, *GEMMA2_9B, "rope_parameters", "layer_types", "head_dim"]),
+    key=st.sampled_from(
+        sorted({key for config in PUBLISHED.values() for key in config} | {"rope_parameters", "layer_types"})
+    ),
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*ROPE, "type", "x"]), inner),
@@ -82,3 +85,14 @@ def test_windows_need_a_size():
         with pytest.raises(UserError, match=r"sliding_window|layer_types"):
             from_hf_config(GEMMA2_9B | change)
     from_hf_config(GEMMA2_9B | dict(sliding_window=None, layer_types=42 * ["full_attention"]))
+
+
+def test_windows_of_qwen_begin_at_a_layer_and_only_if_they_are_used():
+    assert from_hf_config(QWEN2_5_7B).windows == (None,)
+    used = QWEN2_5_7B | dict(use_sliding_window=True, sliding_window=64)
+    assert from_hf_config(used).windows == (None,)  # of 28 layers, those from the 28th on
+    assert from_hf_config(used | dict(max_window_layers=0)).windows == (64,)
+    assert from_hf_config(used | dict(max_window_layers=20)).windows == 20 * (None,) + 8 * (64,)
+    for change in dict(use_sliding_window="true"), dict(layer_types=28 * ["sliding_attention"]):
+        with pytest.raises(UserError, match=r"use_sliding_window|layer_types"):
+            from_hf_config(QWEN2_5_7B | change)

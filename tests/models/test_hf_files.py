@@ -23,24 +23,28 @@ from premem_jax.models.hf_config import to_hf_config
 from premem_jax.models.hf_files import Checkpoint, save
 from tests import tiny
 from tests.models import counted
-from tests.models.published import gemma, llama
+from tests.models.published import gemma, later, llama
 from tests.processes import ENVIRONMENT, QUICK
 
-FAMILIES = {"llama": llama(1, 2, head_dim=20), "gemma": gemma(4, 2, window=5)}
+FAMILIES = {
+    "llama": llama(1, 2, head_dim=20),
+    "gemma": gemma(4, 2, window=5),
+    "qwen2": later(transformers.Qwen2Config, 1, 2),
+}
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
     return sharding.make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor), devices=jax.devices()[: data * fsdp * tensor])
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["llama", "gemma", pytest.param("qwen2", marks=pytest.mark.slow)])
 def folder(request, tmp_path_factory):
     """A folder with several shards in fp32, as transformers writes it."""
     path = tmp_path_factory.mktemp("theirs") / "model"
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES[request.param])
-    for name, weight in model.named_parameters():  # norms are constants at first
-        if "norm" in name:
+    for name, weight in model.named_parameters():  # norms and biases are constants at first
+        if "norm" in name or "bias" in name:
             torch.nn.init.uniform_(weight)
     model.save_pretrained(path, max_shard_size="20KB")
     return path

@@ -120,7 +120,7 @@ def test_the_tables_hold_the_numbers(report, run):
     for name in ("train_accuracy", "pre_memorization_accuracy", "test_accuracy", "train_nll"):
         for value in run_curves[name]:
             assert (f"{value:.4f}" if np.isfinite(value) else "–") in text
-    for fact in ("2e-05", "learning rate", "tiny", "1,000", f"{chosen.nll:.6g}", "given"):
+    for fact in ("2e-05", "learning rate", "tiny", "1,000", f"{chosen.at_end:.4f}", "given"):
         assert fact in text
 
 
@@ -128,7 +128,10 @@ def flat_curves(premem, test, train=(0.5, 0.9)):
     return {
         "epoch": np.array([1.0, 2.5]),
         "pre_memorization_accuracy": np.array(premem),
+        "estimate": np.array(premem) - 0.01,
+        "estimate_error": np.full(2, 0.02),
         "test_accuracy": np.array(test),
+        "test_accuracy_error": np.full(2, 0.03),
         "train_accuracy": np.array(train),
     }
 
@@ -139,15 +142,22 @@ def flat_curves(premem, test, train=(0.5, 0.9)):
         (
             [0.4, 0.5],
             [0.4, 0.525],
-            r"At epoch 2\.5.*50\.0%.*90\.0%\. The measured.*52\.5%: .*-2\.5 points.*\+37\.5",
+            r"At epoch 2\.5.*49\.0% \(95 % interval 45\.1 to 52\.9\).*50\.0% as published.*90\.0%\. The measured.*"
+            r"52\.5% \(95 % interval 46\.6 to 58\.4\): .*-3\.5 ± 7\.1 points",
         ),
-        ([0.4, 0.5], [0.45, np.nan], r"45\.0% \(at epoch 1\): .*\+5\.0 points.*\+45\.0"),
-        ([0.4, np.nan], [0.3, 0.6], r"At epoch 1.*40\.0%.*50\.0%\. The measured.*30\.0%: .*\+10\.0 points"),
-        ([0.4, 0.5], [np.nan, np.nan], r"Test accuracy was not measured\."),
+        ([0.4, 0.5], [0.45, np.nan], r"45\.0% \(95 % interval 39\.1 to 50\.9\) \(at epoch 1\): .*\+4\.0 ± 7\.1 points"),
+        ([0.4, np.nan], [0.3, 0.6], r"At epoch 1.*39\.0%.*50\.0%\. The measured.*30\.0%.*\+9\.0 ± 7\.1 points"),
+        ([0.4, 0.5], [np.nan, np.nan], r"Test accuracy was not measured\. Of 13 finetunes"),
     ],
 )
 def test_the_headline_compares_what_was_measured(premem, test, says):
-    assert re.search(says, page.headline(flat_curves(premem, test)))
+    assert re.search(says, page.headline(flat_curves(premem, test), {"task": "gsm8k", "extrapolation": 0.495}))
+
+
+def test_the_headline_warns_where_more_samples_would_change_the_published_value():
+    says = [page.headline(flat_curves([0.4, 0.5], [0.4, 0.5]), {"extrapolation": x}) for x in (0.48, 0.491, None)]
+    assert "extrapolated to many, it is 48.0%, -2.0 points" in says[0]
+    assert all("extrapolated" not in text and "No finetunes of this task are on record" in text for text in says[1:])
 
 
 def test_an_unknown_verdict_is_refused(run, tmp_path):

@@ -190,7 +190,8 @@ def test_the_chart_shows_the_example(page, made):
         assert premem == pytest.approx(made.values(row)["premem"], abs=1e-6)
         x = np.array([x for x, _, _ in dots["nll"]])
         np.testing.assert_allclose((x - x[0]) / (x[-1] - x[0]), (np.array(EPOCHS) - 0.5) / 7.5, atol=1e-6)
-        line = float(page.locator("#detail line.threshold").get_attribute("y1"))
+        points = page.locator("#detail polyline.threshold").get_attribute("points").split()
+        [line] = {float(point.split(",")[1]) for point in points}
         below = (made.train.nll[:, row] < LIMIT).tolist()
         assert [y > line for _, y, _ in dots["nll"]] == [hollow for _, _, hollow in dots["accuracy"]] == below
         y = np.array([y for _, y, _ in dots["nll"]])

@@ -9,6 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from premem_jax.analysis import trace
+from premem_jax.data import added
+from premem_jax.data.examples import Example
+from premem_jax.data.rewriting import Endpoint
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Collected, Part
 from premem_jax.evaluators.unfinished import Unfinished
@@ -49,11 +52,33 @@ def write_at(path, write, value):
     return path
 
 
+class Paid(Endpoint):
+    """An endpoint that gives the same reply again, which costs."""
+
+    def _asked(self, body):
+        return "é – a reply"
+
+
+def read_reply(path):
+    return Paid("http://here/v1", "m", path.parent).reply("Another one, please.", 3)
+
+
+def write_reply(folder):
+    read_reply(folder / "any")
+    [path] = folder.iterdir()
+    return path
+
+
+ADDED = [Example(i, f"{i} plus 1 ?", f" {i + 1} 🍎", str(i + 1), {"type": "é"}) for i in range(3)]
+
+
 FILES = {
     "bytes": (lambda folder: write_at(folder / "b", sealed.write, bytes(range(256)) + b"\n"), sealed.read),
     "empty": (lambda folder: write_at(folder / "e", sealed.write, b""), sealed.read),
     "document": (lambda folder: write_at(folder / "d.json", sealed.write_json, DOCUMENT), sealed.read_json),
     "trace": (write_trace, read_trace),
+    "added": (lambda folder: write_at(folder / "a.jsonl", added.write, ADDED), added.read),
+    "reply": (write_reply, read_reply),
 }
 
 

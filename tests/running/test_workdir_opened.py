@@ -1,5 +1,6 @@
 """A run's folder: nothing in it is touched before it is held, and processes that disagree do not begin."""
 
+import importlib
 import json
 import os
 import signal
@@ -9,12 +10,18 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import premem_jax
+from premem_jax import keys
+from premem_jax.analysis.readers import npz
 from premem_jax.errors import Stopped, UserError
 from premem_jax.experiments import grade
 from premem_jax.running import atomic, lease, processes, rendezvous, storage, workdir
+from tests.configs import tiny_rungs
 from tests.pod import pod, texts
 from tests.processes import ENVIRONMENT, command
 
@@ -54,6 +61,44 @@ def test_a_refused_launch_changes_nothing(tmp_path):
     absent.write_text("")
     with pytest.raises(UserError, match="is a file"), lease.opened(absent, CONFIG):
         pass
+
+
+SHARED = ("curate", "dynamics", "ladder", "sweep")  # whose members several launches make
+ALONE = [name for name in keys.TABLES if name not in SHARED]
+
+
+@pytest.mark.parametrize("experiment", ALONE)
+def test_every_experiment_leaves_a_folder_in_other_hands_alone(experiment, tmp_path, monkeypatch):
+    """It may read its inputs before, but neither writes nor works."""
+    module = importlib.import_module(f"premem_jax.experiments.{experiment}")
+    config = {name: made for name, made in configs(tmp_path)}[experiment]
+    config.cache = str(tmp_path / "cache")
+    folder = storage.path(tmp_path / "run")
+    with lease.lease(folder):
+        before = contents(folder)
+        with pytest.raises(lease.InUse):
+            module.run(config, folder)
+        assert contents(folder) == before and not (tmp_path / "cache").exists()
+
+
+def configs(folder: Path):
+    """A config of each experiment that works alone, and the files that some read before anything else."""
+    from configs import analyze, audit, dpo, emergence, evaluate, grade, plan, quickstart, squeezing_toy
+
+    (folder / "table.csv").write_text("loss,amount,accuracy\n2,0,0.3\n")
+    (folder / "rows.jsonl").write_text('{"output": "#### 3", "answer": "3"}\n')
+    runs = dict(run=["a"] * 60, step=[1] * 60, example=range(60), n_samples=[1] * 60, n_correct=[1] * 60)
+    pq.write_table(pa.table(runs | dict(nll=[0.5] * 60, test_accuracy=[0.5] * 60)), folder / "runs.parquet")
+    modules = (analyze, audit, dpo, emergence, evaluate, grade, plan, quickstart, squeezing_toy, tiny_rungs)
+    for config in (*(module.get_config() for module in modules), plan.get_config("task=dynamics_hh")):
+        places = {"traces": "runs.parquet", "table": "table.csv", "data.path": "rows.jsonl", "model.path": "model"}
+        there = dict(keys.leaves(config))
+        config.update_from_flattened_dict({k: str(folder / name) for k, name in places.items() if there.get(k) == ""})
+        if config.experiment in ("analyze", "audit"):
+            config.threshold.update(rule="given", perplexity=1.2)
+        if config.get("base"):
+            config.model.path = ""
+        yield config.experiment, config
 
 
 def test_a_run_that_has_not_begun_gives_way_to_another_config(tmp_path):
@@ -122,6 +167,15 @@ def test_leftovers_are_what_the_writers_name_so(tmp_path, monkeypatch):
         atomic.write_bytes(tmp_path / "a.json", b"x")
     [left] = tmp_path.iterdir()
     assert atomic.LEFTOVER.fullmatch(left.name)
+
+
+def test_what_others_may_be_writing_is_left(tmp_path):
+    for name in ("young", "old"):
+        (tmp_path / "members").mkdir(exist_ok=True)
+        (tmp_path / "members" / f".{name}.json.0123456789ab.tmp").write_text("")
+    os.utime(tmp_path / "members" / ".old.json.0123456789ab.tmp", (1, 1))
+    atomic.remove_leftovers(storage.path(tmp_path), seconds=3600)
+    assert [path.name for path in (tmp_path / "members").iterdir()] == [".young.json.0123456789ab.tmp"]
 
 
 def test_a_path_that_is_no_plain_text_is_refused_and_a_tilde_is_home(monkeypatch):
@@ -218,6 +272,7 @@ def test_the_environment_does_not_change_numerics(tmp_path):
         "key = jax.random.key(3)\n"
         "print(jnp.arange(3.0).dtype, jnp.arange(3).dtype, (jnp.ones(2, 'bfloat16') + jnp.ones(2)).dtype)\n"
         "print(jax.jit(lambda k: jax.random.bits(k, (4,)))(key).tolist(), jnp.zeros(()) / 0)\n"
+        "import matplotlib\n"
     )
     odd = dict(
         JAX_ENABLE_X64="1",
@@ -227,6 +282,7 @@ def test_the_environment_does_not_change_numerics(tmp_path):
         JAX_THREEFRY_PARTITIONABLE="0",
         JAX_DISABLE_JIT="1",
         JAX_RANDOM_SEED_OFFSET="7",
+        MPLBACKEND="of a notebook",
     )
     run = lambda more: subprocess.run(
         [sys.executable, "-c", program], env=ENVIRONMENT | more, capture_output=True, text=True, check=True
@@ -246,6 +302,18 @@ def test_a_signal_is_noticed_at_the_next_poll(number, monkeypatch):
     with pytest.raises(Stopped), processes.stoppable(polls=False):
         os.kill(os.getpid(), number)
         signal.sigtimedwait([], 1)  # not reached
+
+
+def test_a_signal_in_the_middle_of_work_is_no_error_of_that_work(tmp_path):
+    """A reader takes any error for damage; it would end with 2, which is never started again."""
+    np.savez(tmp_path / "a.npz", x=np.ones(3))
+
+    def read(packed):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 1)
+
+    with pytest.raises(Stopped), processes.stoppable(polls=False):
+        npz._read(storage.path(tmp_path / "a.npz"), read)
 
 
 def test_grading_stops_when_asked(tmp_path, monkeypatch):

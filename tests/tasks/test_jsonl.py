@@ -1,6 +1,7 @@
 """People's own rows as a task: files, fields, answers, splits, and a run on them."""
 
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,6 +65,7 @@ def test_parquet_and_jsonl_give_the_same_examples(tmp_path):
         ([{"prompt": "Q", "target": " so 3", "answer": 3.0}], {}, ("Q", " so 3", "3")),
         ([{"problem": "P", "solution": r"\boxed{x}"}], {}, ("P\nAnswer:", r" \boxed{x}", "x")),
         ([{"question": "Q", "answer": 4}], {}, ("Q\nAnswer:", " 4", "4")),
+        ([{"question": "Q", "answer": 1e-05}], {}, ("Q\nAnswer:", " 0.00001", "0.00001")),
         ([{"ask": "Q", "say": "(B)"}], dict(prompt="{ask}\n", target="{say}"), ("Q\n", "(B)", "B")),
         ([{"question": "Q", "answer": "no\nred"}], dict(grader="last_line"), ("Q\nAnswer:", " no\nred", "red")),
         ([{"question": "Q", "answer": "red"}], dict(grader="none"), ("Q\nAnswer:", " red", "")),
@@ -100,6 +102,13 @@ def test_rows_that_cannot_be_used_are_named(tmp_path, row, options, message):
 
 def rows_of(task):
     return sorted((e for found in task.splits.values() for e in found), key=lambda e: e.id)
+
+
+def test_an_empty_cell_of_numbers_is_no_text(tmp_path):
+    """As pandas writes it: NaN, which JSON has not."""
+    pq.write_table(pa.table(dict(question=["a", "b"], answer=[1.5, math.nan])), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"train.parquet, row 1: answer is empty or no number \(nan"):
+        load(tmp_path)
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path):

@@ -22,7 +22,7 @@ def test_rows_and_dialogues_are_read(tmp_path):
     rows = [
         {"prompt": "p", "chosen": " a", "rejected": " b", "rewritten": " c", "score": 3},
         {"chosen": HH + " Well.", "rejected": HH + " Why.\n\nHuman: So\n\nAssistant: No"},
-        {"chosen": "x", "rejected": "y"},
+        {"prompt": "", "chosen": "x", "rejected": "y"},
         {"chosen": HH + " same", "rejected": HH + " same"},
     ]
     plain, dialogue, apart, same = preferences.read(written(tmp_path, rows))
@@ -39,6 +39,7 @@ def test_rows_and_dialogues_are_read(tmp_path):
         ({"prompt": "p", "chosen": " a"}, "rejected"),
         ({"prompt": "p", "chosen": [{"role": "user"}], "rejected": " b"}, "pairs.jsonl:1: chosen must be a text"),
         ({"prompt": None, "chosen": " a", "rejected": " b"}, "prompt must be a text"),
+        ({"question": "p", "chosen": " a", "rejected": " b"}, "no prompt, and the responses do not begin with one"),
         ("[1]", "pairs.jsonl:1"),
         ("{", "pairs.jsonl:1"),
     ],

@@ -1,5 +1,6 @@
 """Objectives on responses against closed forms in NumPy, and their gradient against two supervised ones."""
 
+import functools
 import math
 
 import jax
@@ -9,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from premem_jax import keys
 from premem_jax.models.decoder import build
 from premem_jax.models.nll import log_likelihood
 from premem_jax.training import objectives
 from premem_jax.training.losses import NEXT_TOKEN
+from premem_jax.training.measures import pair_measures
 from premem_jax.training.objectives import DPO, IPO, SPPO, Advantage, Ascent, Likelihood, Responses, SLiC
 from tests import tiny
 
@@ -138,6 +141,17 @@ def test_pairs_that_are_missing_do_not_count():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
+def test_a_gate_spares_what_is_rare_already():
+    """Of three pairs with e⁻² a token as the gate: neither response is rarer, both are, the rejected one is."""
+    policy, length = np.array([[-3.0, -7], [-9, -9], [-1, -9]]), np.array([[3.0, 4], [3, 4], [3, 4]])
+    loss, reference = DPO(0.3), np.zeros((3, 2))
+    gated = Responses(loss, gate=math.exp(-2))
+    value = lambda policy: jnp.sum(gated._signed(policy, reference, length)[0])
+    c = np.array(loss(policy, reference).coefficient_BR)
+    np.testing.assert_allclose(-jax.grad(value)(policy), c * [[1, 1], [1, 0], [1, 0]], rtol=1e-5)
+    assert gated._signed(policy, reference, length)[1]["gated"].tolist() == [0, 1, 1]
+
+
 def test_metrics_are_rewards_and_how_often_the_chosen_one_is_higher():
     arrays = batch(np.random.default_rng(3))
     sums = jax.jit(lambda p: Responses(DPO(0.2))(MODEL, p, arrays))(tiny.parameters())
@@ -150,8 +164,41 @@ def test_metrics_are_rewards_and_how_often_the_chosen_one_is_higher():
     assert float(sums.metrics["reward_accuracy"]) == (reward[:, 0] > reward[:, 1]).sum()
 
 
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("extreme", [0, 1])
+def test_the_ends_of_the_ranges_of_its_settings_are_finite(name, extreme):
+    """As a config allows them, with responses from certain to impossible; squares of gradients are finite, too."""
+    ends = dict(beta=(1e-6, 1e6), label_smoothing=(0.0, 0.5), delta=(0.0, 1e6), weight=(0.0, 1e6), eta=(0.0, 1e6))
+    for key, pair in ends.items():
+        limit, about = keys.PREFERENCE[f"preference.{key}"]
+        limit.check(key, pair[extreme], about)
+        assert not limit.allows(pair[0] - 1e-5) and not limit.allows(1.1 * pair[1])
+    asked = objectives.objective(name, {key: pair[extreme] for key, pair in ends.items()})
+    policy_BR = jnp.array([[0.0, -5000.0], [-5000.0, 0.0], [-20.0, -20.0], [0.0, 0.0]])
+    loss_B, c_BR = asked(policy_BR, jnp.full_like(policy_BR, -100.0))
+    assert bool(jnp.isfinite(loss_B).all() & jnp.isfinite(jnp.square(1e3 * c_BR)).all())
+
+
 def test_settings_that_an_objective_does_not_have_are_left_out():
     given = dict(beta=0.3, label_smoothing=0.1, reference_free=False, delta=2.0, weight=0.0, eta=0.5)
     assert objectives.objective("dpo", given) == DPO(0.3, 0.1)
     assert objectives.objective("slic", given) == SLiC(2.0, 0.0)
     assert objectives.objective("ascent", given) == Ascent()
+
+
+def test_ches_is_of_the_hidden_states_that_predict_the_responses():
+    """Against one response at a time, without padding, by the definition's sums."""
+    arrays = batch(np.random.default_rng(4))
+    params = tiny.parameters()
+    log_BR, ches_B = jax.jit(functools.partial(pair_measures, MODEL))(params, arrays["tokens"], arrays["weights"])
+    hidden = jax.jit(lambda params, tokens: MODEL.bind(params)(tokens)[0])
+    likelihood = jax.jit(functools.partial(log_likelihood, MODEL))
+    for b in range(2):
+        sums = []
+        for r in range(2):
+            tokens, places = arrays["tokens"][b, r], np.flatnonzero(arrays["weights"][b, r])
+            alone = np.asarray(hidden(params, np.where(np.arange(9) <= places[-1], tokens, 0)[None])[0], np.float64)
+            sums.append(sum(alone[place - 1] for place in places))
+            expected = likelihood(params, tokens[None], arrays["weights"][b, r][None])
+            assert float(log_BR[b, r]) == pytest.approx(float(expected[0]), rel=1e-5)
+        assert float(ches_B[b]) == pytest.approx(sums[0] @ sums[1] - sums[0] @ sums[0], rel=1e-4)

@@ -107,6 +107,7 @@ def _read(place: Path, train_samples: str, test_samples: str, subset: str) -> Ru
         Trace(np.array(steps), epochs, splits),
         np.array([np.mean(verdicts == 0) for verdicts in test]),
         published=math.exp(math.exp(PUBLISHED[task])) if task in PUBLISHED else None,
+        one_data_set=True,
         notes=tuple(notes),
     )
 

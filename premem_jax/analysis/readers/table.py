@@ -16,6 +16,7 @@ from premem_jax.errors import UserError
 REQUIRED = ("run", "step", "example", "nll", "n_samples", "n_correct", "test_accuracy")
 TEXTS = ("run", "split", "task")
 SPLITS = ("train", "heldout")
+LARGEST = 2**62  # whole number; larger ones would be negative as int64
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -69,7 +70,10 @@ def _columns(file: Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     texts = {}
     for name in TEXTS:
         if name in columns:
-            columns[name], texts[name] = _numbered(columns[name])
+            try:
+                columns[name], texts[name] = _numbered(columns[name])
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file}: column {name!r} holds bytes that are no text ({error}).") from error
     _check(file, columns, texts)
     return columns, texts
 
@@ -77,8 +81,8 @@ def _columns(file: Path) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
 def _numbered(column: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Texts as indices into their sorted distinct values, and these values."""
     found: dict[str, int] = {}
-    values = column.astype(str) if column.dtype.kind == "S" else column
-    at = np.array([found.setdefault(str(value), len(found)) for value in values.tolist()])
+    text = lambda value: value.decode() if isinstance(value, bytes) else str(value)
+    at = np.array([found.setdefault(text(value), len(found)) for value in column.tolist()])
     names = sorted(found)
     place = np.empty(len(names), np.int64)
     place[[found[name] for name in names]] = np.arange(len(names))
@@ -109,7 +113,9 @@ def _check(file: Path, columns: Mapping[str, np.ndarray], texts: Mapping[str, li
     for name in set(columns) - set(TEXTS):
         whole = name in ("step", "example", "n_samples", "n_correct")
         if columns[name].dtype.kind not in ("iu" if whole else "iuf"):
-            raise UserError(f"{file}: column {name!r} should hold {'whole ' if whole else ''}numbers without gaps.")
+            raise UserError(f"{file}: column {cut(name)} should hold {'whole ' if whole else ''}numbers without gaps.")
+        if whole:
+            wrong(columns[name] > LARGEST, f"{name} is above {LARGEST}")
     wrong(~np.isin(texts["split"], SPLITS)[columns["split"]], f"split is none of {', '.join(SPLITS)}")
     wrong(np.isinf(columns["nll"]), "nll is infinite; where it was not measured it is NaN or null")
     wrong(columns["nll"] < 0, "nll is negative; it is minus the mean log-likelihood per token")
@@ -145,7 +151,7 @@ def _run(file: Path, name: str, columns: Mapping[str, np.ndarray], texts: Mappin
         values = [np.unique(columns[key][at == m]) for m in range(len(steps))]
         if odd := [int(steps[m]) for m, value in enumerate(values) if len(value) > 1]:
             raise UserError(
-                f"{file}: run {cut(name)} has several values of {key} at step {odd[0]}; it is one per step."
+                f"{file}: run {cut(name)} has several values of {cut(key)} at step {odd[0]}; it is one per step."
             )
         return np.concatenate(values)
 
