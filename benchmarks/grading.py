@@ -50,7 +50,7 @@ def main():
 
     on_device = lambda: np.asarray(compiled.value(*arrays))
     on_host = lambda: grade_on_host(*arrays[:2], token_bytes, answers, options.rules)
-    verdicts, undecided = by_rules(options.rules).resolve(on_device(), tokens_BT, lengths, token_bytes, answers)
+    verdicts, undecided = by_rules(options.rules).resolve(on_device(), tokens_BT, lengths, tokenizer.spell, answers)
     if not np.array_equal(verdicts, on_host()):
         raise SystemExit("the two graders differ")
     device, host, sampling = medians(options.rounds, on_device, on_host, sampler(tokenizer.vocab_size))

@@ -8,6 +8,8 @@ of the rows is kept for it. A row is `{question, answer}`, `{problem, solution}`
 What grades responses is seen from the targets and said, or named: --config.data.grader=number (choice, boxed, exact,
 last_line, gsm8k, math, regex:PATTERN, python:FILE.py:FUNCTION, none).
 
+Where HF_FOLDER has a chat template, it writes prompts and targets; a row may then be a conversation `{messages}`, too.
+
 Without --config.model.path a small Llama starts from random weights, with a tokenizer trained on the rows. The
 threshold is read from the likelihood of the test solutions; no sample or answer of theirs is used. Options after the
 colon: epochs, batch, lr, samples (to each question at each evaluation), max_new_tokens.

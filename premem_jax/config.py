@@ -32,7 +32,8 @@ def finetune() -> ConfigDict:
             buckets=(),
         )
     )
-    c.data.update(grader="", prompt="", target="")  # how answers are graded, and how own rows are read
+    # How answers are graded, how own rows are read, and the model's chat template.
+    c.data.update(grader="", prompt="", target="", template="auto")
     c.tokenizer = ConfigDict(dict(path="", kind="bpe", vocab_size=4096))  # no path: trained on the task's texts
     # With a path, a Hugging Face folder gives shape, weights and, unless tokenizer.path is set, the tokenizer.
     c.model = ConfigDict(dict(preset="llama_small", path="", remat="none", vocab_chunks=1, attention="auto"))
@@ -77,7 +78,9 @@ def evaluate() -> ConfigDict:
     c.chunk = 1024  # rows between files that a killed evaluation continues from
 
     # A task, or a grader, has the answers graded.
-    c.data = ConfigDict(dict(path="", task="", grader="", prompt="", target="", context=8192, buckets=()))
+    c.data = ConfigDict(
+        dict(path="", task="", grader="", prompt="", target="", template="auto", context=8192, buckets=())
+    )
     c.tokenizer = ConfigDict(dict(path=""))
     c.model = like.model
     del c.model["preset"]

@@ -65,6 +65,7 @@ ROW: Table = {
     "data.grader": (text(), "grades responses: number, choice, boxed, python:FILE.py:FUNCTION, ...; empty: the task's"),
     "data.prompt": (text(), "template of the prompt of own rows, such as '{question}'; empty: by their fields"),
     "data.target": (text(), "template of the target of own rows, such as ' {answer}'; empty: by their fields"),
+    "data.template": (NEEDED, "chat template: auto (the one of the model's folder, if any), none, or a Jinja2 file"),
 }
 BUCKETS = (tuple_of(TOKENS, increasing=True), "lengths to which batches are padded; none: multiples of 32")
 PERPLEXITY = (number(0, FP32), "with threshold.rule=given, the perplexity below which an example is memorized")

@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 
+CUE = "\nAnswer:"  # asks a model for the answer where no chat template does
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
 FIELD = re.compile(r"\{(\w+)\}")  # a field of a row, in a template of a prompt or target
 
 
@@ -17,7 +20,8 @@ class Example:
     and begins with a space; `answer` is the final answer alone. `metadata` has further fields of the source (MATH:
     `level` and `type`). `reworded` is a reworded prompt, if the task has one. `rejected` is the worse of two responses
     in a task of preferences, where `target` is the better one. A multiple-choice question has `options`, of which one
-    is `target`.
+    is `target`. `messages` is a conversation (role, text) of which `target` is the next turn; only a chat template can
+    write it.
     """
 
     id: int
@@ -28,6 +32,15 @@ class Example:
     reworded: str = ""
     rejected: str = ""
     options: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def conversation(self) -> tuple[tuple[str, str], ...]:
+        """Turns (role, text) before the target: `messages`, those of a dialogue in hh-rlhf's form, or a question."""
+        parts = TURN.split(self.prompt)
+        if not self.messages and parts[-2:] == ["Assistant", ""] and not parts[0]:
+            return tuple((ROLES[name], text.strip()) for name, text in zip(parts[1:-2:2], parts[2:-2:2], strict=True))
+        return self.messages or (("user", self.prompt.removesuffix(CUE).strip()),)
 
 
 def number_text(value: int | float) -> str:
@@ -48,4 +61,4 @@ def worked(id: int, row: Mapping[str, str]) -> Example:
     The prompt is the problem, a newline and "Answer:"; the target is a space and the worked solution.
     """
     metadata = {key: value for key, value in row.items() if key not in ("problem", "solution", "answer")}
-    return Example(id, f"{row['problem']}\nAnswer:", f" {row['solution']}", row["answer"], metadata)
+    return Example(id, f"{row['problem']}{CUE}", f" {row['solution']}", row["answer"], metadata)

@@ -1,7 +1,8 @@
 """People's own rows, from JSON Lines or Parquet: what the model is asked, what it should say, and the final answer.
 
-A row has one of the pairs of fields of `FORMS`, or the fields that two templates name. It may also have `answer`, the
-final answer or a solution with it, and `id`. All that reads own rows goes through here.
+A row has one of the pairs of fields of `FORMS`, or the fields that two templates name, or a conversation `messages`,
+which a chat template writes. It may also have `answer`, the final answer or a solution with it, and `id`. All that
+reads own rows goes through here.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from premem_jax import strict_json
-from premem_jax.data.examples import FIELD, Example, number_text
+from premem_jax.data.examples import CUE, FIELD, Example, number_text
 from premem_jax.data.sources import jsonl, sha256
 from premem_jax.errors import UserError
 from premem_jax.running import storage
@@ -30,8 +31,8 @@ class Form(NamedTuple):
 
 FORMS = (
     Form("{prompt}", "{target}"),  # joined as they are, so a target usually begins with a space
-    Form("{question}\nAnswer:", " {answer}"),
-    Form("{problem}\nAnswer:", " {solution}"),
+    Form("{question}" + CUE, " {answer}"),
+    Form("{problem}" + CUE, " {solution}"),
 )
 Answer = Callable[[str, str, object], str]
 
@@ -93,17 +94,37 @@ def _parquet(path: str, data: bytes) -> list[dict]:
 def _row(number: int, where: str, item, forms: tuple[Form, ...], answer_of) -> tuple[Example, int | str]:
     there = item if isinstance(item, dict) else {}
     form = next((form for form in forms if all(there.get(name) is not None for name in form.fields)), None)
-    if form is None:
+    messages: tuple[tuple[str, str], ...] = ()
+    if form is None and forms is FORMS and there.get("messages") is not None:
+        *messages, (_, target) = _messages(where, there["messages"])
+        prompt = "\n\n".join(text for _, text in messages)
+    elif form is None:
         wanted = " or ".join("{" + ", ".join(form.fields) + "}" for form in forms)
+        wanted += " or {messages}" if forms is FORMS else ""
         found = ", ".join(map(str, there))[:200] or "nothing"
         raise UserError(f"{where}: not a row {wanted}, it has {found}; data.prompt and data.target name other fields")
-    texts = {name: _text(where, name, there[name]) for name in form.fields}
+    else:
+        texts = {name: _text(where, name, there[name]) for name in form.fields}
+        prompt, target = (FIELD.sub(lambda field: texts[field[1]], template) for template in form)
     id = there.get("id", number)
     if isinstance(id, bool) or not isinstance(id, int | str):
         raise UserError(f"{where}: id must be a whole number or a string, not {id!r:.80}")
-    prompt, target = (FIELD.sub(lambda field: texts[field[1]], template) for template in form)
     answer = "" if answer_of is None else answer_of(where, target, there.get("answer"))
-    return Example(number, prompt, target, answer, {} if id == number else {"id": str(id)}), id
+    metadata = {} if id == number else {"id": str(id)}
+    return Example(number, prompt, target, answer, metadata, messages=tuple(messages)), id
+
+
+def _messages(where: str, said) -> list[tuple[str, str]]:
+    """Role and text of each message; the last is what the model should say."""
+    if not isinstance(said, list) or len(said) < 2:
+        raise UserError(f"{where}: messages must be a list of at least two {{role, content}}, not {said!r:.80}")
+    for i, message in enumerate(said):
+        there = message if isinstance(message, dict) else {}
+        if not all(isinstance(there.get(key), str) for key in ("role", "content")):
+            raise UserError(f"{where}: messages[{i}] must be {{role, content}}, two texts, not {message!r:.80}")
+    if said[-1]["role"] != "assistant":
+        raise UserError(f"{where}: the last of messages must be the assistant's, not the {said[-1]['role']}'s")
+    return [(message["role"], message["content"]) for message in said]
 
 
 def _text(where: str, name: str, value) -> str:

@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, process
 from tokenizers import Tokenizer as Fast
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
+from premem_jax.data.markers import SETTINGS
 from premem_jax.data.tokenizers import BYTE_OF_LETTER, LLAMA3_PATTERN, LLAMA3_RANKS, Llama3, SentencePiece, Tokenizer
 
 
@@ -18,17 +19,21 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """
     made = {tokenizer.file: tokenizer.model}
     if not isinstance(tokenizer, SentencePiece | Llama3):
-        return made
+        return made | ({SETTINGS: (json.dumps(tokenizer.said, indent=2) + "\n").encode()} if tokenizer.said else {})
     fast, names = _pieces(tokenizer) if isinstance(tokenizer, SentencePiece) else _ranks(tokenizer)
-    bos, eos, pad = (names[i] for i in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
+    begin = " ".join(names[i] for i in tokenizer.start_ids)
     fast.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos_id)]
+        single=f"{begin} $A".strip(),
+        pair=f"{begin} $A {' '.join(f'{names[i]}:1' for i in tokenizer.start_ids)} $B:1".strip(),
+        special_tokens=[(names[i], i) for i in tokenizer.start_ids],
     )
+    bos, eos, pad = (names.get(i) for i in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
     said = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token=bos, eos_token=eos, pad_token=pad)
     said |= dict(clean_up_tokenization_spaces=False)
+    said |= {"chat_template": tokenizer.said["chat_template"]} if "chat_template" in tokenizer.said else {}
     return made | {
         "tokenizer.json": fast.to_str().encode(),
-        "tokenizer_config.json": (json.dumps(said, indent=2) + "\n").encode(),
+        SETTINGS: (json.dumps(said, indent=2) + "\n").encode(),
     }
 
 
@@ -63,12 +68,8 @@ def _ranks(tokenizer: Llama3) -> tuple[Fast, dict[int, str]]:
     split = Split(Regex(LLAMA3_PATTERN), "isolated")
     fast.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     fast.decoder = decoders.ByteLevel()
-    reserved = (f"<|reserved_special_token_{i}|>" for i in range(251))
-    named = {0: "<|begin_of_text|>", 1: "<|end_of_text|>", 6: "<|start_header_id|>", 7: "<|end_header_id|>"}
-    named |= {9: "<|eot_id|>"}
-    markers = [named.get(i) or next(reserved) for i in range(256)]
-    fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in markers])
-    return fast, {LLAMA3_RANKS + i: name for i, name in enumerate(markers)}
+    fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in tokenizer.control])
+    return fast, {i: name for name, i in tokenizer.control.items()}
 
 
 def _cuts(whole: str, vocabulary: dict[str, int]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from premem_jax.data.markers import shown
 from premem_jax.evaluators.base import Evaluator, Part, not_finite
 from premem_jax.evaluators.rounds import Batch, Drawn, Rounds, continuing, round_tokens
 from premem_jax.grading.verdict import Verdict, answer_hash
@@ -57,10 +58,12 @@ class Accuracy(Evaluator):
         super().__init__(split.perturbed(run.tokenizer, opening, reworded), run)
         self.samples, self.skip_settled = samples, skip_settled
         self._batch, self._keep, run = batch, keep_texts, self.run
-        self._token_bytes, rules = run.tokenizer.token_bytes(), split.grader.rules
+        token_bytes, rules = run.tokenizer.token_bytes(), split.grader.rules
+        if token_bytes is None:  # the device cannot read responses
+            rules = None
         self._vocabulary = self._answers = None  # of use on the device alone
         if rules is not None:
-            self._vocabulary = run.put_copies(vocabulary(self._token_bytes, rules))
+            self._vocabulary = run.put_copies(vocabulary(token_bytes, rules))
             self._answers = answer_bytes([example.answer for example in self.split.data.examples], rules)
 
         tokens = round_tokens(max_new_tokens, first_round)
@@ -122,7 +125,7 @@ class Accuracy(Evaluator):
             example = self.split.data.examples[row]
             answers, ids = [example.answer] * self.samples, [example.id] * self.samples
             found, asked = grader.resolve(
-                mine.verdict, mine.tokens, mine.length, self._token_bytes, answers=answers, ids=ids
+                mine.verdict, mine.tokens, mine.length, self.run.tokenizer.spell, answers=answers, ids=ids
             )
             return found.tolist(), asked
 
@@ -147,8 +150,8 @@ class Accuracy(Evaluator):
             "step": step,
             "split": self.split.name,
             "example": int(example.id),
-            "prompt": example.prompt,
-            "reference": example.target.strip(),
+            "prompt": shown(example.prompt),
+            "reference": shown(example.target).strip(),
             "responses": responses,
         }
 

@@ -126,7 +126,7 @@ def _fingerprint(config, model: Model, task: Task, tokenizer: Tokenizer) -> str:
         task=config.data.task,
         context=config.data.context,
         seed=config.seed,
-        tokenizer=hashlib.sha256(tokenizer.model).hexdigest(),
+        tokenizer=tokenizer.checksum,
         texts=materials.of_examples({"base": task.base_texts(SAMPLED, config.seed)}),  # of the generator as it is now
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -8,8 +8,8 @@ import numpy as np
 from etils.epath import Path
 
 from premem_jax import keys, sharding, together
+from premem_jax.data import chat, tokenizers
 from premem_jax.data import rows as files
-from premem_jax.data import tokenizers
 from premem_jax.data.pipeline import Tokenized, tokenize
 from premem_jax.errors import UserError
 from premem_jax.evaluators.accuracy import Accuracy
@@ -17,6 +17,7 @@ from premem_jax.evaluators.base import Collected, Part, Split, checked
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.evaluators.run import Run
 from premem_jax.experiments import hugging_face, materials
+from premem_jax.experiments.finetune import saw
 from premem_jax.grading import named
 from premem_jax.models.hf_files import Checkpoint
 from premem_jax.running import processes, progress, sealed, workdir
@@ -59,7 +60,10 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     templates = dict(prompt=config.data.prompt, target=config.data.target)
     rows = files.read(config.data.path, answers(config.data.task, config.data.grader), **templates)
-    data = tokenize(config.data.path, rows.examples, tokenizer, context=config.data.context, drop_long=False)
+    template = chat.template_of(config.data.template, tokenizer)
+    examples = chat.applied(template, tokenizer, {"rows": rows.examples})["rows"]
+    data = tokenize(config.data.path, examples, tokenizer, context=config.data.context, drop_long=False)
+    saw(data, tokenizer, template)
     buckets = tuple(config.data.buckets)
     own = named.find(config.data.grader).grader if config.data.grader else None
     split = Split("evaluation", data, own or tasks.find(config.data.task or "gsm8k").GRADER)
@@ -68,7 +72,8 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
     # ---- The chunks that are missing --------------------------------------------------------------------------------
     params, values = weights(config, checkpoint, mesh, folder, clock)
     made_of = [checkpoint.headers(), checkpoint.description, checkpoint.eos_ids, values]
-    parts = [made_of, rows.checksum, materials.of_tokenizer(tokenizer.model), materials.of_grader(config.data.grader)]
+    parts = [made_of, rows.checksum, template and template.source, materials.of_tokenizer(tokenizer)]
+    parts.append(materials.of_grader(config.data.grader))
     processes.agree({"rows, model, tokenizer and grader": materials.digest(parts)})
     chunks = chunks_of(data, config.chunk, folder / "chunks" / materials.digest(parts)[:12])
     absent = processes.once(lambda: [str(path) for path in chunks if not there(path, folder)])

@@ -17,7 +17,8 @@ from premem_jax.analysis.conclusion import conclude
 from premem_jax.analysis.curves import INTERVALS, NAMES, interval
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import NOTHING, Trace, evaluation_steps, read_trace
-from premem_jax.data import added
+from premem_jax.data import added, chat
+from premem_jax.data.markers import shown
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
 from premem_jax.data.reader import train_batches
 from premem_jax.data.tokenizers import Tokenizer
@@ -90,11 +91,15 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
         profile=Profile(folder / "profile", **config.profile),
     )
     export(config, folder, clock, made, weights(phase.run(made.base)))
-    return {"steps": steps, "epochs": settings.epochs, "train_examples": len(trained_on)}, made.splits
+    sizes = {"steps": steps, "epochs": settings.epochs, "train_examples": len(trained_on)}
+    return sizes | {"first_example": made.seen}, made.splits
 
 
 class Ready(NamedTuple):
-    """Model, data and tokenizer of a run, before anything is compiled; `base` makes the initial weights."""
+    """Model, data and tokenizer of a run, before anything is compiled; `base` makes the initial weights.
+
+    `seen` is what the model sees of the first training example.
+    """
 
     mesh: Mesh
     checkpoint: Checkpoint | None
@@ -103,6 +108,7 @@ class Ready(NamedTuple):
     grader: Grader
     model: Model
     base: Callable[[], dict]
+    seen: dict
 
 
 def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]) -> Ready:
@@ -121,10 +127,13 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     options = config.tokenizer.to_dict() | dict(path=hugging_face.tokenizer_of(config, checkpoint))
     with processes.leader_first():
         tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
+    template = chat.template_of(config.data.template, tokenizer)
+    task = task._replace(splits=chat.applied(template, tokenizer, task.splits))
     splits = {name: split_of(config.data, name, examples, tokenizer) for name, examples in task.splits.items()}
+    seen = saw(splits["train"], tokenizer, template)
     checks.finetune(config, mesh, task, splits)
     made_of = materials.of_examples(task.splits) | materials.of_grader(config.data.grader)
-    made_of |= materials.of_tokenizer(tokenizer.model) | materials.of_folder(checkpoint)
+    made_of |= materials.of_tokenizer(tokenizer) | materials.of_folder(checkpoint)
     materials.claim(folder, made_of)
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     base = partial(base_parameters, config, model, checkpoint, task, tokenizer, mesh, clock, folder)
@@ -132,7 +141,7 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     workdir.check_room(folder, 12 * (config.checkpoint.keep + 1) * model.config.trained + exported)
     lines = "".join(json.dumps(row) + "\n" for row in texts_of(splits))
     processes.once(lambda: write_text(folder / "examples.jsonl", lines))
-    return Ready(mesh, checkpoint, tokenizer, splits, task.grader, model, base)
+    return Ready(mesh, checkpoint, tokenizer, splits, task.grader, model, base, seen)
 
 
 def run_of(config, clock: Clock, made: Ready) -> Run:
@@ -182,11 +191,20 @@ def tokenized(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:
     return split
 
 
+def saw(split: Tokenized, tokenizer: Tokenizer, template: chat.Template | None) -> dict[str, str]:
+    """What the model sees of the first example, control tokens by name; says it."""
+    prompt, target = (tokenizer.shown(ids[0]) for ids in (split.prompts, split.targets))
+    sizes = f"{len(split.prompts[0])} + {len(split.targets[0])} tokens"
+    how = "as the chat template writes it" if template else "without a chat template"
+    progress.say(f"the model sees the first training example {how}, {sizes}: {prompt!r}, and learns {target!r}")
+    return {"prompt": prompt, "target": target, "about": f"{how}, {sizes}"}
+
+
 def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
     """Rows {split, example, prompt, reference} of all examples, with `rejected` and `metadata` where there are any."""
     return [
-        {"split": name, "example": e.id, "prompt": e.prompt, "reference": e.target.strip()}
-        | ({"rejected": e.rejected.strip()} if e.rejected else {})
+        {"split": name, "example": e.id, "prompt": shown(e.prompt), "reference": shown(e.target).strip()}
+        | ({"rejected": shown(e.rejected).strip()} if e.rejected else {})
         | ({"metadata": dict(e.metadata)} if e.metadata else {})
         for name, data in splits.items()
         for e in data.examples

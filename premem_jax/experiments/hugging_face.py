@@ -11,7 +11,7 @@ from etils.epath import Path
 from flax.traverse_util import flatten_dict
 
 from premem_jax import sharding, strict_json
-from premem_jax.data import tokenizer_export
+from premem_jax.data import chat, tokenizer_export
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import NonFinite, UserError
 from premem_jax.models import adapters, peft
@@ -57,7 +57,7 @@ def model_of(config, checkpoint: Checkpoint | None, tokenizer: Tokenizer, mesh) 
     else:
         shape = checkpoint.config
         check_vocabulary(checkpoint, tokenizer)
-        tokenizer.also_stop = checkpoint.eos_ids
+        tokenizer.also_stop = (*tokenizer.also_stop, *checkpoint.eos_ids)
     shape = dataclasses.replace(shape, lora=presets.lora_of(**config.lora) if "lora" in config else None)
     return build(shape, dtype=config.compute_dtype, mesh=mesh, **options)
 
@@ -89,12 +89,12 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
             "they do not belong together: set tokenizer.path to the file that came with the model"
         )
     stated = checkpoint.description.get("bos_token_id")
-    if stated not in (None, tokenizer.bos_id):
+    if stated is not None and tokenizer.start_ids and stated not in tokenizer.start_ids:
         log.warning(
-            "%s: config.json has the start marker %s, and the tokenizer %d; do they belong together?",
+            "%s: config.json has the start marker %s, and the tokenizer %s; do they belong together?",
             checkpoint.folder,
             stated,
-            tokenizer.bos_id,
+            ", ".join(map(str, tokenizer.start_ids)),
         )
 
 
@@ -116,10 +116,13 @@ def export(
     else:
         description, files = checkpoint.description, checkpoint.companions()
     if config.tokenizer.path or "tokenizer.json" not in files:
-        kept = {name: data for name, data in files.items() if not name.startswith(("tokenizer", "special", "added"))}
+        own = ("tokenizer", "special", "added", "chat_template")
+        kept = {name: data for name, data in files.items() if not name.startswith(own)}
         files = kept | tokenizer_export.files(tokenizer)
     else:
         files |= {tokenizer.file: tokenizer.model}
+    if (template := chat.template_of(config.data.template, tokenizer)) and config.data.template != chat.AUTO:
+        files["chat_template.jinja"] = template.source.encode()
     # Targets ended in the tokenizer's marker, which the folder's config may not name.
     stops = tokenizer.eos_ids
     markers = dict(bos_token_id=tokenizer.bos_id, eos_token_id=list(stops) if len(stops) > 1 else stops[0])

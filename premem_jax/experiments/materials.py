@@ -10,6 +10,7 @@ from etils.epath import Path
 
 from premem_jax import sharding
 from premem_jax.data.examples import Example
+from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
 from premem_jax.grading import named
 from premem_jax.models.hf_files import Checkpoint
@@ -61,8 +62,8 @@ def of_grader(name: str) -> dict[str, str]:
     return {"grader (its file)": hashlib.sha256(code).hexdigest()} if code else {}
 
 
-def of_tokenizer(model: bytes) -> dict[str, str]:
-    return {"tokenizer": hashlib.sha256(model).hexdigest()}
+def of_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
+    return {"tokenizer": tokenizer.checksum}
 
 
 def of_folder(checkpoint: Checkpoint | None) -> dict[str, str]:

@@ -113,7 +113,7 @@ def train(
         state = last.run(start)
     finetune.export(config, folder, clock, made, weights(state))
     sizes |= {"steps": before + steps, "sft_steps": before, "epochs": config.sft.epochs + config.train.epochs}
-    return sizes | {"train_pairs": len(made.splits["train"])}, made.splits, first
+    return sizes | {"train_pairs": len(made.splits["train"]), "first_example": made.seen}, made.splits, first
 
 
 def evaluation(

@@ -46,7 +46,7 @@ def measured(
       UserError: the run was started with other reference weights.
     """
     path = folder / file
-    of = materials.of_examples({"train": data.examples}) | materials.of_tokenizer(made.tokenizer.model)
+    of = materials.of_examples({"train": data.examples}) | materials.of_tokenizer(made.tokenizer)
     whole = lambda: sealed.unless_damaged(sealed.read, path, folder, "it is made again") is not None
     found = _read(path, of, len(data)) if processes.once(whole) else None
     if processes.all_agree(found is not None):

@@ -32,14 +32,14 @@ class Grader(NamedTuple):
         verdict_B,
         tokens_BT,
         length_B,
-        token_bytes: Sequence[bytes],
+        spell: Callable[[Sequence[int]], bytes],
         answers: Sequence,
         ids: Sequence | None = None,
     ) -> tuple[np.ndarray, int]:
         """Replaces UNDECIDED by the host's verdicts: the verdicts (B,), and the number of replaced ones.
 
-        `answers` and `ids` (example ids, for messages) have one entry per row. Arrays may be on the device; only
-        undecided rows are copied.
+        `spell` gives the bytes of the text of tokens. `answers` and `ids` (example ids, for messages) have one entry
+        per row. Arrays may be on the device; only undecided rows are copied.
 
         Raises:
           UserError: the function of `by_function` fails; the message has the example and the response.
@@ -48,7 +48,7 @@ class Grader(NamedTuple):
         doubtful = np.flatnonzero(verdict_B == Verdict.UNDECIDED)
         for b in doubtful:
             tokens = np.asarray(tokens_BT[b])[: int(length_B[b])]
-            response = b"".join(token_bytes[i] for i in tokens if 0 <= i < len(token_bytes))
+            response = spell(tokens)
             try:
                 verdict_B[b] = self.host(response, answers[b])
             except Exception as error:

@@ -61,7 +61,7 @@ def write_report(
       trace: the run's trace.
       curves: the result of `analysis.curves.run_curves`.
       threshold: the threshold of the curves, or None.
-      summary: flat facts of the run, name to value, shown in this order.
+      summary: flat facts of the run, name to value, shown in this order; `first_example` has three texts.
       examples: rows {split, example, prompt, reference}, the texts of the examples.
       samples: rows {step, split, example, responses: [{text, verdict}]}, verdicts from `explorer.VERDICTS`.
       train: the training split.
@@ -112,7 +112,8 @@ def write_report(
             columns=[title for _, title, _ in _COLUMNS],
             rows=_rows(curves),
             threshold=limits,
-            summary=facts(summary),
+            summary=facts({name: value for name, value in summary.items() if name != "first_example"}),
+            first=summary.get("first_example"),
             explorer=explored,
             audit=looked_at,
         )

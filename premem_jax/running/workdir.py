@@ -25,6 +25,7 @@ FREE_KEYS = ("cache", "mesh", "profile", "checkpoint.export", "checkpoint.export
 START = (
     "config.json",
     "tokenizer.model",
+    "tokenizer_config.json",
     "materials.json",
     "examples.jsonl",
     "seconds.json",

@@ -110,6 +110,15 @@ def test_texts_and_verdicts_are_those_of_the_plain_rules(accuracy):
     assert len({tuple(r["text"] for r in text["responses"]) for text in texts}) > 1
 
 
+def test_tokens_without_bytes_are_graded_on_the_host(accuracy, monkeypatch):
+    """The same responses have the same verdicts by the same rules, none of them decided on the device."""
+    tokenizer = copy.copy(tiny.tokenizer())
+    monkeypatch.setattr(tokenizer, "token_bytes", lambda: None)
+    columns, texts = run(Accuracy(tiny.split(), tiny.run(tokenizer=tokenizer), batch=13, **SAMPLING))
+    assert (columns["decided_on_host"] == SAMPLING["samples"]).all() and texts == accuracy[1]
+    assert all((columns[name] == accuracy[0][name]).all() for name in ("samples", "correct", "unparsed"))
+
+
 def test_what_the_device_leaves_open_is_decided_and_counted():
     """Responses that never stop, against answers too long to rule out that the two are the same."""
     data, endless = tiny.data(), copy.copy(tiny.tokenizer())

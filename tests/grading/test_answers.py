@@ -19,7 +19,6 @@ from tests.grading.vocabularies import (
     GRADE,
     REAL,
     SHAPES,
-    SINGLE_BYTES,
     agree,
     byte_vocabulary,
     cutter,
@@ -218,7 +217,7 @@ def test_bounds_are_flagged_and_settled():
     verdict_B = grade_rows(texts, answers, byte_vocabulary("math"), "math")
     tokens_BT, length_B = pad_tokens(texts, (6, 1024), 256)
     assert verdict_B.tolist() == [0, 3, 3, 2, 1, 0]
-    settled, count = by_rules("math").resolve(verdict_B, tokens_BT, length_B, SINGLE_BYTES, answers)
+    settled, count = by_rules("math").resolve(verdict_B, tokens_BT, length_B, lambda ids: bytes(ids.tolist()), answers)
     assert settled.tolist() == [0, 0, 2, 2, 1, 0] and count == 2
     assert settled.tolist() == [grade_bytes(t, a.encode(), "math") for t, a in zip(texts, answers, strict=True)]
 

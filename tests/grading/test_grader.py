@@ -12,12 +12,13 @@ from premem_jax.grading.verdict import Verdict
 from tests.grading.vocabularies import SINGLE_BYTES, pad_tokens
 
 UNDECIDED = Verdict.UNDECIDED
+spell = lambda ids: b"".join(SINGLE_BYTES[i] for i in ids if i < 256)
 
 
 def resolve(grader, texts, answers, verdicts=None, ids=None):
     tokens_BT, length_B = pad_tokens([text.encode() for text in texts], (len(texts), 1024), 256)
     verdicts = np.full(len(texts), UNDECIDED) if verdicts is None else np.array(verdicts)
-    found, asked = grader.resolve(verdicts, tokens_BT, length_B, SINGLE_BYTES, answers, ids)
+    found, asked = grader.resolve(verdicts, tokens_BT, length_B, spell, answers, ids)
     return found.tolist(), asked
 
 
@@ -43,7 +44,7 @@ def test_the_host_is_asked_of_what_is_undecided_alone():
 def test_bytes_that_are_no_text_are_replaced():
     tokens_BT, length_B = np.array([[0xFF, ord("1"), 999]]), np.array([3])  # 999 is no token
     found, _ = by_function(lambda response, answer: response == "\ufffd1").resolve(
-        [UNDECIDED], tokens_BT, length_B, SINGLE_BYTES, ["1"]
+        [UNDECIDED], tokens_BT, length_B, spell, ["1"]
     )
     assert found.tolist() == [0]
 

@@ -63,5 +63,5 @@ def test_real_solutions_by_a_real_tokenizer():
     np.testing.assert_allclose(nll_B, list(nll_of(logits_BTV, target_BT, weight_BT)), rtol=1e-5)
     texts = [b"".join(token_bytes[i] for i in ids[:n]) for ids, n in zip(sampled_BS, length_B, strict=True)]
     expected = [grade_bytes(text, answer.encode(), "gsm8k") for text, answer in zip(texts, answers, strict=True)]
-    settled, _ = by_rules("gsm8k").resolve(verdict_B, sampled_BS, length_B, token_bytes, answers)
+    settled, _ = by_rules("gsm8k").resolve(verdict_B, sampled_BS, length_B, tokenizer.spell, answers)
     assert settled.tolist() == expected and expected[:8] == [0] * 8 and len(set(expected)) > 1
