@@ -153,7 +153,7 @@ ALLOWED = {
     "0": RATES | COUNTS,
     "0.0": RATES,
     repr(10**30): {"learning_rate", "clip_norm", "perplexity"},
-    "'x'": TEXTS | {"traces", "table", "truth"},
+    "'x'": TEXTS | {"traces", "table", "truth", "rows"},
     "''": TEXTS | {"check", "truth"},
     "()": {"buckets", "epochs", "amounts", "planted"},
     "True": FLAGS,

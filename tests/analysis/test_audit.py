@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from premem_jax.analysis import audit, study, threshold
+from premem_jax.analysis.audit_columns import COLUMNS
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.trace import SplitTrace, Trace
 from tests.analysis.traces import FOLDER
@@ -43,7 +44,7 @@ def traces(draw, samples=4):
 @given(traces())
 def test_columns_are_their_loops(trace):
     found, split = audit.audit(trace, threshold.given(P)), trace.splits["train"]
-    assert set(found) == {"example", *audit.COLUMNS} and found["example"].tolist() == split.example.tolist()
+    assert set(found) == {"example", *COLUMNS} and found["example"].tolist() == split.example.tolist()
     begin = audit.first_evaluation(trace, split)
     for e in range(len(split.example)):
         rows = [
@@ -57,7 +58,7 @@ def test_columns_are_their_loops(trace):
         known = [accuracy for _, accuracy, _ in rows if accuracy is not None]
         kept = [m for m in range(begin, len(rows)) if rows[m][1] is not None and not rows[m][2] < math.log(P)]
         at_once = rows[begin][2] < math.log(P)
-        mine = {name: found[name][e] for name in audit.COLUMNS}
+        mine = {name: found[name][e] for name in COLUMNS}
         same = lambda a, b: a == pytest.approx(math.nan if b is None else b, nan_ok=True)
         assert mine["memorized_at_once"] == at_once and same(mine["first_accuracy"], rows[begin][1])
         open_mean = np.mean([rows[m][1] for m in kept]) if kept else None
