@@ -14,6 +14,6 @@ COLUMNS = {
     "forgotten": "times that it was solved at one evaluation and not at the next",
     "learnability": "p (1 - p) of the shrunk accuracy p at the first evaluation of training",
     "cluster": "cluster of the loss curve",
-    "agreement": "share of the commonest wrong answer of the samples while not memorized",
+    "agreement": "weighted share of the commonest wrong answer of the samples while not memorized",
     "suspicion": "how much rather the label is wrong, see `audit.suspicion`",
 }
