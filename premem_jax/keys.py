@@ -273,7 +273,9 @@ TABLES: Mapping[str, Table] = {
     "audit_traces": FINISHED
     | {
         "select": (
-            choice("", "hardest", *COLUMNS, *(f"-{name}" for name in COLUMNS)),
+            choice("", "hardest", *COLUMNS, *(f"-{name}" for name in COLUMNS))._replace(
+                says="empty, hardest, or a column of audit.parquet, with or without a leading -"
+            ),
             "examples for selected.jsonl: hardest, a column's lowest or (with -) highest; empty: none",
         ),
         "share": (number(0, 1, above=True), "of the examples that is selected"),
