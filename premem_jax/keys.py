@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from premem_jax import evaluators, together
+from premem_jax.analysis.audit_columns import COLUMNS
 from premem_jax.errors import UserError
 from premem_jax.limits import (
     COUNT,
@@ -273,8 +274,10 @@ TABLES: Mapping[str, Table] = {
     "audit_traces": FINISHED
     | {
         "select": (
-            text(),
-            "examples to write to selected.jsonl: hardest, or a column, with - its highest; empty: none",
+            choice("", "hardest", *COLUMNS, *(f"-{name}" for name in COLUMNS))._replace(
+                says="empty, hardest, or a column of audit.parquet, with or without a leading -"
+            ),
+            "examples for selected.jsonl: hardest, a column's lowest or (with -) highest; empty: none",
         ),
         "share": (number(0, 1, above=True), "of the examples that is selected"),
         "rows": (text(), "JSON Lines of all examples in the order of their ids; empty: the texts in the runs' folders"),

@@ -8,6 +8,7 @@ from etils.epath import Path
 
 from premem_jax import keys
 from premem_jax.analysis import audit, study
+from premem_jax.analysis.audit_columns import COLUMNS
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
@@ -28,7 +29,7 @@ def run(config, folder: Path) -> dict:
     """Reads the runs at `config.traces`; writes `audit.parquet`, `suspects.parquet`, `selected.jsonl` and a page.
 
     Raises:
-      UserError: no usable traces, runs of several tasks, a column that there is not, or no texts to select from.
+      UserError: no usable traces, runs of several tasks, or no texts to select from.
     """
     keys.check(config)
     runs = read_runs(config.traces, **config.release)
@@ -52,7 +53,7 @@ class Found:
         self.by_run = [audit.audit(one.trace, mine, seed=seed) for one, mine in zip(runs, chosen, strict=True)]
         self.joined = {name: np.concatenate([one[name] for one in self.by_run]) for name in self.by_run[0]}
         self.pooled = audit.pooled(list(zip(runs, chosen, strict=True)))
-        means = {name: mean_by_example(self.joined["example"], self.joined[name]) for name in audit.COLUMNS}
+        means = {name: mean_by_example(self.joined["example"], self.joined[name]) for name in COLUMNS}
         self.columns = means | self.pooled
         self.order = audit.ranked(self.pooled["suspicion"], means["first_nll"])
         pairs = zip(runs, self.by_run, strict=True)
@@ -99,17 +100,11 @@ def select(columns: Mapping[str, np.ndarray], name: str, share: float) -> np.nda
 
     `hardest` are those that were solved least while not memorized. Unknown values are never taken; equals go by their
     first NLL, the higher the harder.
-
-    Raises:
-      UserError: no such column.
     """
     sign, name = (1, name[1:]) if name.startswith("-") else (-1, name)
-    values = columns.get(OF_HARDEST if name == HARDEST else name)
-    if values is None:
-        raise UserError(f"select={name!r}: choose {HARDEST}, or a column: {', '.join(columns)} (with - the highest)")
-    order = audit.ranked(sign * values.astype(np.float64), columns["first_nll"])
-    known = int(np.isfinite(values.astype(np.float64)).sum())
-    return np.sort(columns["example"][order[: min(known, round(share * len(values)))]])
+    values = columns[OF_HARDEST if name == HARDEST else name].astype(np.float64)
+    order = audit.ranked(sign * values, columns["first_nll"])
+    return np.sort(columns["example"][order[: min(np.isfinite(values).sum(), round(share * len(values)))]])
 
 
 def mean_by_example(example: np.ndarray, values: np.ndarray) -> np.ndarray:
