@@ -127,7 +127,7 @@ WRONG = {
     },
     "10**400": 10**400,
 }
-FLAGS = {"drop_long", "export", "skip_settled", "reworded", "search", "reference_free"}
+FLAGS = {"drop_long", "export", "skip_settled", "reworded", "search", "reference_free", "extend"}
 TEXTS = {
     "forecast",
     "cache",
@@ -155,7 +155,7 @@ ALLOWED = {
     repr(10**30): {"learning_rate", "clip_norm", "perplexity"},
     "'x'": TEXTS | {"traces", "table", "truth", "rows", "template"},
     "''": TEXTS | {"check", "truth"},
-    "()": {"buckets", "epochs", "amounts", "planted"},
+    "()": {"buckets", "epochs", "amounts", "planted", "trackers"},
     "True": FLAGS,
     "False": FLAGS,
 }
