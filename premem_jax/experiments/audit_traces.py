@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import keys, strict_json
+from premem_jax import keys
 from premem_jax.analysis import audit, study
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
-from premem_jax.data.sources import jsonl
+from premem_jax.data.sources import fields, jsonl
 from premem_jax.errors import UserError
 from premem_jax.experiments.analyze import without_nan
-from premem_jax.report import audit_page, page, study_page
+from premem_jax.report import audit_page, drawing, page, study_page
 from premem_jax.running import progress, sealed, storage, workdir
 from premem_jax.running.atomic import write_text
 from premem_jax.running.lease import opened
@@ -62,7 +62,8 @@ class Found:
 def written(config, folder: Path, found: Found, rows: Mapping[int, dict], lines: Sequence[dict]) -> dict:
     """Tables, page, and the rows that are selected."""
     runs, pooled, order = found.runs, found.pooled, found.order
-    names = np.repeat([one.name for one in runs], [len(columns["example"]) for columns in found.by_run])
+    counts = [len(columns["example"]) for columns in found.by_run]
+    names = np.repeat(np.array([one.name for one in runs], object), counts)  # not of the width of the longest
     audit_page.write_table(folder / "audit.parquet", {"run": names, **found.joined})
     audit_page.write_table(folder / "suspects.parquet", {name: values[order] for name, values in pooled.items()})
     if len((memorized := audit.memorization(runs))["example"]):
@@ -131,12 +132,12 @@ def rows_of(config) -> dict[int, dict]:
             body = storage.path(config.rows).read_bytes()
         except OSError as error:
             raise UserError(f"rows={config.rows}: cannot be read ({error.strerror or error})") from error
-        return {id: strict_json.loads(text, where) for id, (where, text) in enumerate(jsonl(body, config.rows).items)}
+        return {id: fields(where, text, ()) for id, (where, text) in enumerate(jsonl(body, config.rows).items)}
     files = [file for file in storage.files(storage.path(config.traces)) if file.name == "examples.jsonl"]
     found: dict[int, dict] = {}
     for file in files:
         for where, text in jsonl(file.read_bytes(), str(file)).items:
-            row = strict_json.loads(text, where)
+            row = fields(where, text, ("split", "example", "prompt", "reference"))
             if row["split"] == "train":
                 mine = {"prompt": row["prompt"], "target": f" {row['reference']}"}
                 if found.setdefault(row["example"], mine) != mine:
@@ -161,7 +162,9 @@ def write_page(folder: Path, found: Found, rows: Mapping[int, dict], summary: Ma
     for one, columns in list(zip(found.runs, found.by_run, strict=True))[:MAPS]:
         path = folder / "figures" / f"map-{len(figures)}.png"
         audit_page.map_figure(columns, path)
-        figures.append({"caption": f"{one.name}. {audit_page.MAP_CAPTION}", "data": page.as_base64(path)})
+        figures.append(
+            {"caption": f"{drawing.shown(one.name)}. {audit_page.MAP_CAPTION}", "data": page.as_base64(path)}
+        )
     texts = {id: [value for value in row.values() if isinstance(value, str)][:2] for id, row in rows.items()}
     suspects = {
         "title": "Suspect labels",
@@ -176,7 +179,10 @@ def write_page(folder: Path, found: Found, rows: Mapping[int, dict], summary: Ma
         "note": audit_page.RUNS_NOTE,
         "columns": ["run", *keys_of.values()],
         "rows": [
-            [study_page.cell(name), *(study_page.cell(study_page.number(told[key], ",.6g")) for key in keys_of)]
+            [
+                study_page.cell(drawing.shown(name)),
+                *(study_page.cell(study_page.number(told[key], ",.6g")) for key in keys_of),
+            ]
             for name, told in found.summaries.items()
         ],
         "marked": [],

@@ -86,6 +86,7 @@ def test_published_runs_have_memorization_scores(tmp_path):
         ("select=hardest", None, ["no texts", "rows=FILE"]),
         ("select=hardest,share=1.0", "5", ["no row 5"]),
         ("select=hardest", "missing", ["missing", "cannot be read"]),
+        ("select=hardest", "lists", ["lists:1", "no JSON object"]),
     ],
 )
 def test_a_mistake_is_one_message(tmp_path, arg, rows, words):
@@ -96,6 +97,7 @@ def test_a_mistake_is_one_message(tmp_path, arg, rows, words):
     if rows:
         (tmp_path / "60").write_text("{}\n" * 60)
         (tmp_path / "5").write_text("{}\n" * 5)
+        (tmp_path / "lists").write_text("[1]\n" * 60)
         changes["rows"] = str(tmp_path / rows)
     with pytest.raises(UserError) as error:
         audited(traces, tmp_path / "out", arg, changes)
