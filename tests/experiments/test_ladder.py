@@ -50,7 +50,7 @@ def test_the_forecast_is_sealed_before_a_strong_model_is_begun_and_never_after(m
 
 def test_a_rung_whose_weights_changed_is_none(made, tmp_path, caplog):
     """The whole pretraining is then to be made again; a damaged record is set aside."""
-    [cache] = (made[0] / "cache").glob("rungs-*")
+    cache, *_ = (made[0] / "cache").glob("rungs-*")
     folder = storage.path(shutil.copytree(cache, tmp_path / "rungs"))
     *_, last = rungs.rungs_in(folder)
     assert rungs.digest(rungs.weights_of(last, tiny.one_device())) == last.weights
