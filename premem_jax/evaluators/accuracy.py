@@ -136,7 +136,7 @@ class Accuracy(Evaluator):
     def _hashes(self, drawn: Drawn, verdict_R: Sequence[int]) -> list[int]:
         if (answer := self.split.grader.answer) is None:
             return [0] * self.samples
-        text = lambda tokens: b"".join(self._token_bytes[i] for i in tokens if i < len(self._token_bytes))
+        text = self.run.tokenizer.spell
         each = zip(drawn.tokens, drawn.length, verdict_R, strict=True)
         return [answer_hash(answer(text(tokens[:length])), verdict) for tokens, length, verdict in each]
 
