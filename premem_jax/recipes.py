@@ -1,10 +1,15 @@
 """The configs that come with the program: `configs/` of a checkout, or the copy in an installed package."""
 
 import ast
+import importlib
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from premem_jax.errors import UserError
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
@@ -29,6 +34,19 @@ def make_importable() -> None:
     package = ModuleType("configs")
     package.__path__ = [str(FOLDER), str(Path("configs").absolute())]
     sys.modules["configs"] = package
+
+
+def load(recipe: str) -> ConfigDict:
+    """The config of `NAME[:key=value,...]`, such as `quickstart:examples=64`, with keys to change.
+
+    Raises:
+      UserError: there is no such config, or it has no such option.
+    """
+    name, _, options = recipe.partition(":")
+    if f"{name}.py" not in titles():
+        raise UserError(f"no config {name!r}; there are: {', '.join(file.removesuffix('.py') for file in titles())}")
+    make_importable()
+    return importlib.import_module(f"configs.{name}").get_config(options or None)
 
 
 def docstring(file: str | Path) -> str:

@@ -13,6 +13,7 @@ from premem_jax.grading import named
 from premem_jax.members import chosen, members_of
 from premem_jax.running import topology as topologies
 from premem_jax.tasks import task as tasks
+from premem_jax.training import trackers
 
 MIN_HELDOUT = 50  # examples of which a quantile is taken
 OTHERWISE = "give threshold.rule=given and threshold.perplexity, or do without the metric: threshold.rule=none"
@@ -69,6 +70,10 @@ def ungraded(config) -> None:
     for name, options in config.evals.items() if config.data.grader == "none" else ():
         if "samples" in find(options.type).columns:
             raise UserError(f"evals.{name}: data.grader='none' grades no responses; leave this evaluator out")
+
+
+def tracked(config) -> None:
+    trackers.check(config.trackers)
 
 
 def templates(config) -> None:
@@ -256,7 +261,8 @@ def foretold(config) -> None:
         raise UserError(f"study.members: {wrong[0]} is foretold, so it needs all that are not: {weak}")
 
 
-FINETUNE = (endless, ungraded, templates, mesh, buckets, micro_batches, base, lora, heldout, skipping, threshold)
+FINETUNE = (endless, ungraded, templates, tracked, mesh, buckets, micro_batches)
+FINETUNE += (base, lora, heldout, skipping, threshold)
 RULES = {  # of a study's members: those of the experiment that makes each
     "finetune": FINETUNE,
     "curate": (collecting,),

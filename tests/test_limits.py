@@ -127,7 +127,7 @@ WRONG = {
     },
     "10**400": 10**400,
 }
-FLAGS = {"drop_long", "export", "skip_settled", "reworded", "search", "reference_free"}
+FLAGS = {"drop_long", "export", "skip_settled", "reworded", "search", "reference_free", "extend"}
 TEXTS = {
     "forecast",
     "cache",
@@ -153,16 +153,16 @@ ALLOWED = {
     "0": RATES | COUNTS,
     "0.0": RATES,
     repr(10**30): {"learning_rate", "clip_norm", "perplexity"},
-    "'x'": TEXTS | {"traces", "table", "truth", "template"},
+    "'x'": TEXTS | {"traces", "table", "truth", "rows", "template"},
     "''": TEXTS | {"check", "truth"},
-    "()": {"buckets", "epochs", "amounts", "planted"},
+    "()": {"buckets", "epochs", "amounts", "planted", "trackers"},
     "True": FLAGS,
     "False": FLAGS,
 }
 PAIRWISE = ("preference", "dynamics", "plan_preference")
 BESIDE = {("emergence", "draws", "0"), ("evaluate", "sampling.samples", "0"), ("evaluate", "data.task", "''")}
 ZEROS = ("sft.epochs", "on_policy.every", "influence.every", "influence.draws")
-BESIDE |= {("ladder", "study.draws", "0"), ("finetune", "evals.options.shots", "0")}
+BESIDE |= {("audit_traces", "select", "''"), ("ladder", "study.draws", "0"), ("finetune", "evals.options.shots", "0")}
 BESIDE |= {(experiment, key, "0") for experiment in PAIRWISE for key in ZEROS}
 LIKE_FINETUNE = ("plan", "plan_preference", "sweep", "curate", "preference", "dynamics")
 NOT = {

@@ -70,7 +70,8 @@ def test_paths_in_documentation_exist():
 @cache
 def bound(path: Path) -> set[str]:
     """The names that a module binds at its top level; of a package, its modules too."""
-    names = {other.stem for other in PACKAGE if path.stem == "__init__" and other.parent == path.parent}
+    inner = [other.parent if other.stem == "__init__" else other.with_suffix("") for other in PACKAGE]
+    names = {other.name for other in inner if path.stem == "__init__" and other.parent == path.parent}
     for node in parsed(path).body:
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):

@@ -19,23 +19,6 @@ from premem_jax.analysis.trace import SplitTrace, Trace
 
 SOLVED = 0.5  # an accuracy from which an example counts as solved
 CLUSTERS = 8
-COLUMNS = {
-    "first_accuracy": "accuracy at the first evaluation of training",
-    "unmemorized_accuracy": "mean accuracy while not memorized; the first one if memorized from the start",
-    "before_memorization": "shrunk estimate; the first accuracy if memorized from the start",
-    "mean_accuracy": "mean accuracy over evaluations (data map)",
-    "deviation": "standard deviation of accuracy over evaluations (data map)",
-    "first_nll": "target NLL at the first evaluation of training, nats per token",
-    "solved_step": "first step at which at least half of the samples were right",
-    "memorized_step": "first step at which the target was memorized",
-    "memorized_first": "memorized no later than it was first solved",
-    "memorized_at_once": "memorized at the first evaluation of training, so the published metric is 0",
-    "forgotten": "times that it was solved at one evaluation and not at the next",
-    "learnability": "p (1 - p) of the shrunk accuracy p at the first evaluation of training",
-    "cluster": "cluster of the loss curve",
-    "agreement": "share of the commonest wrong answer of the samples while not memorized",
-    "suspicion": "how much rather the label is wrong, see `suspicion`",
-}
 
 
 def audit(trace: Trace, threshold: Threshold, train: str = "train", seed: int = 0) -> dict[str, np.ndarray]:
@@ -85,16 +68,22 @@ def first_evaluation(trace: Trace, split: SplitTrace) -> int:
 def counts(split: SplitTrace, where_ME: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Correct samples, samples, and samples with the commonest wrong answer, each (E,), at the marked evaluations.
 
-    Samples agree if the hashes of their answers do. The last is NaN for a trace without hashes.
+    A sample counts as much as the mean accuracy of the marked examples at its evaluation, because a model that solves
+    little also agrees on nonsense. Samples agree if the hashes of their answers do. The last is NaN for a trace without
+    hashes.
     """
-    correct_E, samples_E = (np.sum(x, axis=0, where=where_ME) for x in (split.correct, split.samples))
+    weight_M = np.nan_to_num(premem.measured_mean(np.where(where_ME, split.accuracy, np.nan)))
+    weight_ME = where_ME * weight_M[:, None]
+    correct_E, samples_E = (np.sum(weight_ME * x, axis=0) for x in (split.correct, split.samples))
     if split.answers is None or not split.answers.any():
         return correct_E, samples_E, np.full(len(correct_E), np.nan)
-    agreed_E = np.zeros(len(correct_E), np.int64)
+    agreed_E = np.zeros(len(correct_E))
     for e in np.flatnonzero(where_ME.any(axis=0)):
-        drawn = split.answers[where_ME[:, e], e]
-        wrong = drawn[(drawn > 0) & (drawn % 2 == 0)]  # the lowest bit marks correct ones
-        agreed_E[e] = np.unique(wrong, return_counts=True)[1].max(initial=0)
+        drawn_MR = split.answers[where_ME[:, e], e]
+        wrong_MR = (drawn_MR > 0) & (drawn_MR % 2 == 0)  # the lowest bit marks correct ones
+        weight_MR = np.broadcast_to(weight_ME[where_ME[:, e], e][:, None], drawn_MR.shape)
+        _, place = np.unique(drawn_MR[wrong_MR], return_inverse=True)
+        agreed_E[e] = np.bincount(place, weight_MR[wrong_MR]).max(initial=0)
     return correct_E, samples_E, agreed_E
 
 
@@ -159,7 +148,7 @@ def memorization(runs: Sequence[Run]) -> dict[str, np.ndarray]:
 def pooled(audited: Sequence[tuple[Run, Threshold]]) -> dict[str, np.ndarray]:
     """Suspicion of each training example over several runs: `example`, `accuracy`, `agreement`, `suspicion` (E,).
 
-    The accuracy is that of all samples while not memorized. An answer on which samples agree is looked for in each run.
+    The accuracy is that of `counts`, while not memorized. An answer on which samples agree is looked for in each run.
     """
     every = np.unique(np.concatenate([run.train.example for run, _ in audited]))
     total = np.zeros((3, len(every)))

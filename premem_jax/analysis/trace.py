@@ -2,11 +2,9 @@
 
 A stack of members trained in one program has one trace, with a column `member`.
 
-Training writes it, analysis reads it, and neither imports the other. Other trainers may call `write_evaluation`. The
-metric needs `target_nll`, `samples` and `correct` of a split `train`; test accuracy needs `samples` and `correct` of a
-split `test`; the threshold needs `target_nll` of held-out examples. Such a trace has no texts, so its page shows only
-numbers, and `analyze` also needs a `config.json` that names task and model. A plain table needs neither
-(docs/study.md).
+Training writes it, analysis reads it, and neither imports the other. Other trainers write it through
+premem_jax.recorder. The metric needs `target_nll`, `samples` and `correct` of a split `train`; test accuracy needs
+`samples` and `correct` of a split `test`; the threshold needs `target_nll` of held-out examples.
 """
 
 import hashlib
@@ -17,6 +15,8 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,7 @@ _MEASURES_KEY = b"premem_jax.trace.measures"
 _ABOUT_KEY = b"premem_jax.trace.about"
 _DIGEST_KEY = b"premem_jax.trace.sha256"
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
-_VALUES = ("target_nll", "log_confidence")  # NaN where not measured
+VALUES = ("target_nll", "log_confidence")  # NaN where not measured
 _COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host", "skipped")
 Key = str | tuple[str, str]  # a name, or of a stack of members (member, name)
 _HASHES = pa.list_(pa.field("element", pa.uint32(), nullable=False))  # Parquet's own name for what is in a list
@@ -114,23 +114,39 @@ class Trace:
     measures: Mapping[str, np.ndarray] = field(default_factory=dict)  # (M,) each; NaN where not measured
     lost: tuple[int, ...] = ()  # steps before the last whose evaluation was due and is not there
     texts: Mapping[int, str] = field(default_factory=dict)  # step to the SHA-256 of the file of its sampled texts
+    earlier: Mapping[str, Sequence[int]] = field(default_factory=dict)  # changed evaluator to its steps before
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Notices about lost evaluations; empty if none is lost."""
-        if not self.lost:
-            return ()
-        steps = ", ".join(f"{step:,}" for step in self.lost)
-        return (
-            f"the evaluation at step {steps} is lost: its file was damaged or deleted, and the weights of that step "
-            "are not kept; the pre-memorization accuracy is a maximum over evaluations, so it may be too low",
+        """Notices about lost evaluations, and about evaluators that were changed; mostly empty."""
+        shown = lambda steps: ", ".join(f"{step:,}" for step in steps)
+        lost = (
+            f"the evaluation at step {shown(self.lost)} is lost: its file was damaged or deleted, and the weights of "
+            "that step are not kept; the pre-memorization accuracy is a maximum over evaluations, so it may be too low"
         )
+        changed = [
+            f"the evaluator {name} was changed when the run was extended: its values at step {shown(steps)} are of the "
+            "options before, since the weights of these steps are not kept"
+            for name, steps in self.earlier.items()
+        ]
+        return ((lost,) if self.lost else ()) + tuple(changed)
 
     def split(self, name: str) -> SplitTrace:
         """The split called `name`. Raises UserError for an unknown name, and lists the known ones."""
         if name not in self.splits:
             raise UserError(f"The trace has no split {name!r}; it has: {', '.join(sorted(self.splits)) or 'none'}.")
         return self.splits[name]
+
+
+class Evaluation(NamedTuple):
+    """One evaluation as `write_evaluation` takes it; its keys are (member, name)."""
+
+    epoch: float
+    splits: dict[Key, dict[str, np.ndarray]]
+    measures: dict[Key, float]
+    due: tuple[int, ...] = ()
+    texts: str = ""
+    made: Mapping[str, str] = MappingProxyType({})
 
 
 NOTHING = Trace(np.zeros(0, np.int64), np.zeros(0), {})  # of a run that evaluates nothing
@@ -150,6 +166,7 @@ def write_evaluation(
     *,
     due: Collection[int] = (),
     texts: str = "",
+    made: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes one evaluation atomically; the same input gives the same bytes.
 
@@ -165,6 +182,7 @@ def write_evaluation(
       measures: values of the whole run at this step, such as `gradient_variance`; of a stack, keys as for `splits`.
       due: the steps of all evaluations of the run, so that a reader knows of one that is lost.
       texts: the SHA-256 of the file of the texts that were sampled.
+      made: a digest of the settings of each evaluator that made this, by its name.
 
     Raises:
       ValueError: an unknown column, unequal lengths, a repeated id, more verdicts than samples, or an
@@ -181,7 +199,7 @@ def write_evaluation(
     for (member, name), value in sorted((_key(key), float(value)) for key, value in (measures or {}).items()):
         if math.isfinite(value):
             values.setdefault(member, {})[name] = value
-    about = {"due": sorted(due), "texts": texts}
+    about = {"due": sorted(due), "texts": texts, "made": dict(sorted(made.items()))}
     metadata = {_FORMAT_KEY: FORMAT, _MEASURES_KEY: json.dumps(values).encode(), _ABOUT_KEY: json.dumps(about).encode()}
     table = pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata(metadata)
     table = table.replace_schema_metadata(metadata | {_DIGEST_KEY: _digest(table)})
@@ -249,6 +267,41 @@ def read_trace(folder: str | os.PathLike, up_to: int | None = None, member: str 
         },
         lost=tuple(sorted(due - set(steps))),
         texts={step: each["texts"] for step, each in zip(steps, about, strict=True) if each["texts"]},
+        earlier=_changed({step: each.get("made", {}) for step, each in zip(steps, about, strict=True)}),
+    )
+
+
+def _changed(made: Mapping[int, Mapping[str, str]]) -> dict[str, list[int]]:
+    """The steps at which an evaluator had other settings than at its last one, by its name, where there are any."""
+    last = {name: digest for digests in made.values() for name, digest in digests.items()}
+    steps = {name: [step for step, had in made.items() if had.get(name, now) != now] for name, now in last.items()}
+    return {name: found for name, found in steps.items() if found}
+
+
+def read_evaluation(folder: str | os.PathLike, step: int) -> Evaluation:
+    """The evaluation at `step`, all members.
+
+    Raises:
+      FileNotFoundError: there is none.
+      Damaged: its file is unreadable or its checksum does not match.
+    """
+    path = evaluation_path(folder, step)
+    if not path.exists():
+        raise FileNotFoundError(path)
+    table = _read_evaluation(path)
+    splits: dict[Key, dict[str, np.ndarray]] = {}
+    for member in table["member"].unique().to_pylist():
+        found = _by_split(table.filter(pc.equal(table["member"].cast(pa.string()), member)))
+        splits |= {(member, name): columns for name, columns in found.items()}
+    measures = json.loads(table.schema.metadata[_MEASURES_KEY])
+    about = json.loads(table.schema.metadata[_ABOUT_KEY])
+    return Evaluation(
+        epoch=float(table["epoch"][0].as_py()),
+        splits=splits,
+        measures={(member, name): value for member, of in measures.items() for name, value in of.items()},
+        due=tuple(about["due"]),
+        texts=about["texts"],
+        made=about.get("made", {}),
     )
 
 
@@ -259,10 +312,7 @@ def texts_digest(folder: str | os.PathLike, step: int) -> str:
       FileNotFoundError: there is no such evaluation.
       Damaged: its file is unreadable or its checksum does not match.
     """
-    path = evaluation_path(folder, step)
-    if not path.exists():
-        raise FileNotFoundError(path)
-    return json.loads(_read_evaluation(path).schema.metadata[_ABOUT_KEY])["texts"]
+    return read_evaluation(folder, step).texts
 
 
 def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | os.PathLike) -> SplitTrace:
@@ -277,7 +327,7 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | 
     """
     example = np.unique(np.concatenate([np.asarray(part["example"], np.int64) for part in parts]))
     shape = (len(parts), len(example))
-    values = {key: np.full(shape, np.nan) for key in _VALUES}
+    values = {key: np.full(shape, np.nan) for key in VALUES}
     counts = {key: np.zeros(shape, np.int64) for key in _COUNTS}
     hashed = [np.asarray(part.get("answers", np.zeros((len(part["example"]), 0))), np.uint32) for part in parts]
     answers = np.zeros((*shape, max(x.shape[1] for x in hashed)), np.uint32)
@@ -308,7 +358,7 @@ def _key(key: Key) -> tuple[str, str]:
 def _split_table(step: int, epoch: float, member: str, name: str, columns: Mapping[str, np.ndarray]) -> pa.Table:
     arrays = {key: np.asarray(value) for key, value in columns.items()}
     answers = arrays.pop("answers", np.zeros((len(arrays.get("example", ())), 0), np.uint32))
-    unknown = set(arrays) - {"example", *_VALUES, *_COUNTS}
+    unknown = set(arrays) - {"example", *VALUES, *_COUNTS}
     if unknown or "example" not in arrays:
         raise ValueError(f"Split {name!r}: unknown columns {sorted(unknown)}, or no column 'example'.")
     shape = arrays["example"].shape
@@ -319,7 +369,7 @@ def _split_table(step: int, epoch: float, member: str, name: str, columns: Mappi
     example = arrays["example"][order].astype(np.int64)
     if np.any(example[1:] == example[:-1]):
         raise ValueError(f"Split {name!r}: example id {example[1:][example[1:] == example[:-1]][0]} is repeated.")
-    values = {key: arrays.get(key, np.full(shape, np.nan))[order].astype(np.float32) for key in _VALUES}
+    values = {key: arrays.get(key, np.full(shape, np.nan))[order].astype(np.float32) for key in VALUES}
     counts = {key: arrays.get(key, np.zeros(shape, np.int32))[order].astype(np.int32) for key in _COUNTS}
     if any(np.any(count < 0) for count in counts.values()):
         raise ValueError(f"Split {name!r}: a count is negative.")
@@ -400,7 +450,7 @@ def _read_evaluation(path: Path) -> pa.Table:
 
 def _by_split(table: pa.Table) -> dict[str, dict[str, np.ndarray]]:
     """The columns of each split of one evaluation."""
-    columns = {key: table[key].to_numpy() for key in ("example", *_VALUES, *_COUNTS)}
+    columns = {key: table[key].to_numpy() for key in ("example", *VALUES, *_COUNTS)}
     lengths = pc.list_value_length(table["answers"]).to_numpy()
     hashed_NR = np.zeros((len(lengths), lengths.max(initial=0)), np.uint32)
     hashed_NR[np.arange(hashed_NR.shape[1]) < lengths[:, None]] = pc.list_flatten(table["answers"]).to_numpy()

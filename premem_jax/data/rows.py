@@ -5,7 +5,7 @@ which a chat template writes. It may also have `answer`, the final answer or a s
 reads own rows goes through here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
 
     examples: list[Example]
     names: list[int | str]
-    checksum: str  # SHA-256 of the file
+    checksum: str  # SHA-256 of the file; empty of rows that come from none
 
 
 def read(path: str, answer_of: Answer | None, *, prompt: str = "", target: str = "") -> Rows:
@@ -55,10 +55,18 @@ def read(path: str, answer_of: Answer | None, *, prompt: str = "", target: str =
     Raises:
       UserError: the file cannot be read or is empty, or a row is none; file, row and field are named.
     """
-    forms = (Form(prompt, target),) if prompt else FORMS
     items, checksum = _items(path)
+    return parse(items, answer_of, prompt=prompt, target=target)._replace(checksum=checksum)
+
+
+def parse(items: Iterable[tuple[str, object]], answer_of: Answer | None, *, prompt: str = "", target: str = "") -> Rows:
+    """The rows of pairs (where, item), as `read` takes those of a file, and raises.
+
+    `where` is for messages.
+    """
+    forms = (Form(prompt, target),) if prompt else FORMS
     rows = [_row(number, where, item, forms, answer_of) for number, (where, item) in enumerate(items)]
-    return Rows([example for example, _ in rows], [id for _, id in rows], checksum)
+    return Rows([example for example, _ in rows], [id for _, id in rows], "")
 
 
 def _items(path: str) -> tuple[list[tuple[str, object]], str]:

@@ -72,6 +72,8 @@ def fields(where: str, text: bytes, names: Sequence[str]) -> dict:
         raise UserError(f"{row}: {str(error).removeprefix(f'{where}: ')}") from error
     if missing := [repr(name) for name in names if not isinstance(item, dict) or name not in item]:
         raise UserError(f"{row}: {', '.join(missing)} missing")
+    if not isinstance(item, dict):
+        raise UserError(f"{row}: no JSON object")
     return item
 
 

@@ -10,12 +10,12 @@ from etils.epath import Path
 
 from premem_jax import evaluators
 from premem_jax.analysis import trace
+from premem_jax.analysis.texts import body_of, sampled_texts, write_texts
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Collected, Evaluator, Split, checked
 from premem_jax.evaluators.run import Run
 from premem_jax.evaluators.unfinished import Unfinished
 from premem_jax.running import processes, progress, sealed
-from premem_jax.running.atomic import write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -58,45 +58,71 @@ class Suite:
         # Evaluators of the training weights come first: their results may save samples.
         made = sorted(made.items(), key=lambda item: item[1][0].layout != "train")
         self.evaluators: dict[str, Evaluator] = {name: evaluator for name, (evaluator, _) in made}
+        self._made_by = {name: _digest(options) for name, options in configs.items()}
         self._due = {name: scheduled_steps(epochs, steps_per_epoch, steps) for name, (_, epochs) in made}
         self.steps = frozenset(step for due in self._due.values() for step in due)
 
     def run(self, step: int, weights: Mapping[str, Callable[[], Any]]) -> None:
-        """Runs the evaluators due at `step` and writes trace file and texts, unless both exist and are intact.
+        """Runs the evaluators due at `step` and writes trace file and texts.
+
+        What the file has already from evaluators of the same settings is kept and not made again.
 
         If none is due, as at the last good step of a failed run, all are run. `weights` gives those of each member by
         name; a run without members has one, with an empty name.
         """
-        if self._complete(step):
+        missing = processes.once(lambda: self._missing(step))
+        if not missing:
             return
-        due = [name for name in self.evaluators if step not in self.steps or step in self._due[name]]
-        examples = {(m, name): len(self.evaluators[name].split.data) for m in weights for name in due}
+        examples = {(m, name): len(self.evaluators[name].split.data) for m in weights for name in missing}
         unfinished = Unfinished(self._workdir / "unfinished.npz", step, {"/".join(k): e for k, e in examples.items()})
-        splits: dict[tuple[str, str], dict] = {}
+        before = self._before(step)
+        splits, measures = dict(before.splits), dict(before.measures)
+        old = (before.texts and sampled_texts(self._workdir, step, before.texts)) or []
         texts: list[dict] = []
-        measures: dict[tuple[str, str], float] = {}
         for member, params in weights.items():
             said = {"member": member} if member else {}
-            for split, columns, found in self._look(member, params(), step, due, unfinished):
+            for split, columns, found in self._look(member, params(), step, missing, splits, unfinished):
                 splits[member, split] = columns
                 texts += [text | said for text in sorted(found.texts, key=lambda text: text["example"])]
                 measures |= {(member, name): value for name, value in found.measures.items()}
+        of = lambda text: (text.get("member", ""), text["split"])
+        again = set(map(of, texts))
+        texts = [text for text in old if of(text) not in again] + texts
         if processes.leads():
-            lines = "".join(json.dumps(text) + "\n" for text in texts).encode()
-            write_bytes(texts_path(self._workdir, step), lines)
-            about = dict(due=self.steps, texts=sealed.digest(lines))
+            made = before.made | {name: self._made_by[name] for name in missing}
+            due = {*before.due, *self.steps}
+            about = dict(due=due, texts=write_texts(self._workdir, step, body_of(texts)), made=made)
             trace.write_evaluation(self._workdir / "trace", step, step / self._per_epoch, splits, measures, **about)
         unfinished.clear()
 
+    def _missing(self, step: int) -> list[str]:
+        """The evaluators that are due at `step` and have not made its trace file with their settings, in order."""
+        due = [name for name in self.evaluators if step not in self.steps or step in self._due[name]]
+        if not self._whole(step):
+            return due
+        made = trace.read_evaluation(self._workdir / "trace", step).made
+        return [name for name in due if made.get(name) != self._made_by[name]]
+
+    def _before(self, step: int) -> trace.Evaluation:
+        """What the file of `step` has already, as when a run is extended by an evaluator."""
+        if not processes.once(lambda: self._whole(step)):
+            return trace.Evaluation(step / self._per_epoch, {}, {})
+        return trace.read_evaluation(self._workdir / "trace", step)
+
     def _look(
-        self, member: str, params, step: int, due: Sequence[str], unfinished: Unfinished
+        self, member: str, params, step: int, names: Sequence[str], before: Mapping, unfinished: Unfinished
     ) -> Iterator[tuple[str, dict, Collected]]:
-        """Runs the evaluators `due` on one member: the split of each, its columns so far, and its results."""
-        splits: dict[str, dict] = {}
+        """Runs evaluators on one member: the split of each, its columns so far, and its results.
+
+        `before` has the columns of an earlier launch, by (member, split); those of `names` are replaced.
+        """
+        splits = {split: columns for (of, split), columns in before.items() if of == member}
         layouts = {"train": params}
-        for name in due:
+        for name in names:
             evaluator, found = self.evaluators[name], unfinished.of[f"{member}/{name}"]
-            columns = splits.setdefault(evaluator.split.name, {"example": evaluator.split.data.ids})
+            columns = splits[evaluator.split.name] = _kept(evaluator, splits.get(evaluator.split.name))
+            for column in (*evaluator.columns, "skipped") if "samples" in evaluator.columns else evaluator.columns:
+                columns.pop(column, None)
             wanted = self._wanted(evaluator, splits, step, member)
             if not found.finished:
                 layout = evaluator.layout
@@ -127,8 +153,8 @@ class Suite:
             )
 
     def _complete(self, step: int) -> bool:
-        """Whether the trace file and the texts of `step` exist and are intact; damaged ones are set aside."""
-        return processes.once(lambda: self._whole(step))
+        """Whether trace file and texts of `step` are intact and have all that is due; damaged ones are set aside."""
+        return not processes.once(lambda: self._missing(step))
 
     def _whole(self, step: int) -> bool:
         path = trace.evaluation_path(self._workdir / "trace", step)
@@ -156,22 +182,19 @@ class Suite:
             found.finished = True
 
 
-def texts_path(workdir: Path, step: int) -> Path:
-    """The file of the texts sampled at `step`, JSON Lines."""
-    return workdir / "samples" / f"step-{step:08d}.jsonl"
+def _kept(evaluator: Evaluator, columns: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    """The columns that the evaluator's split has, if any, in the order of its ids."""
+    ids = evaluator.split.data.ids
+    if columns is None or np.array_equal(columns["example"], ids):
+        return {"example": ids} | dict(columns or {})
+    at = np.searchsorted(columns["example"], ids)  # of a file, which is sorted
+    return {key: values[at] for key, values in columns.items()}
 
 
-def sampled_texts(workdir: Path, step: int, digest: str) -> list[dict] | None:
-    """The rows of that file; None if it is missing or has another SHA-256, in which case it is set aside."""
-
-    def read(path: Path) -> list[dict]:
-        body = path.read_bytes()
-        if sealed.digest(body) != digest:
-            raise sealed.Damaged(f"{path} is damaged: its checksum is another")
-        return [json.loads(line) for line in body.splitlines()]
-
-    then = "its texts are made again where the weights are there"
-    return sealed.unless_damaged(read, texts_path(workdir, step), workdir, then)
+def _digest(options: Mapping) -> str:
+    """Of what an evaluator does; not of when."""
+    said = {key: value for key, value in options.items() if key != "epochs"}
+    return sealed.digest(json.dumps(said, sort_keys=True).encode())[:16]
 
 
 def _evaluator(name: str, options: Mapping, splits: Mapping[str, Split], run: Run) -> Evaluator:

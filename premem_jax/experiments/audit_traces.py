@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import keys, strict_json
+from premem_jax import keys
 from premem_jax.analysis import audit, study
+from premem_jax.analysis.audit_columns import COLUMNS
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.runs import Run
 from premem_jax.analysis.threshold import Threshold
-from premem_jax.data.sources import jsonl
+from premem_jax.data.sources import fields, jsonl
 from premem_jax.errors import UserError
 from premem_jax.experiments.analyze import without_nan
-from premem_jax.report import audit_page, page, study_page
+from premem_jax.report import audit_page, drawing, page, study_page
 from premem_jax.running import progress, sealed, storage, workdir
 from premem_jax.running.atomic import write_text
 from premem_jax.running.lease import opened
@@ -28,7 +29,7 @@ def run(config, folder: Path) -> dict:
     """Reads the runs at `config.traces`; writes `audit.parquet`, `suspects.parquet`, `selected.jsonl` and a page.
 
     Raises:
-      UserError: no usable traces, runs of several tasks, a column that there is not, or no texts to select from.
+      UserError: no usable traces, runs of several tasks, or no texts to select from.
     """
     keys.check(config)
     runs = read_runs(config.traces, **config.release)
@@ -52,7 +53,7 @@ class Found:
         self.by_run = [audit.audit(one.trace, mine, seed=seed) for one, mine in zip(runs, chosen, strict=True)]
         self.joined = {name: np.concatenate([one[name] for one in self.by_run]) for name in self.by_run[0]}
         self.pooled = audit.pooled(list(zip(runs, chosen, strict=True)))
-        means = {name: mean_by_example(self.joined["example"], self.joined[name]) for name in audit.COLUMNS}
+        means = {name: mean_by_example(self.joined["example"], self.joined[name]) for name in COLUMNS}
         self.columns = means | self.pooled
         self.order = audit.ranked(self.pooled["suspicion"], means["first_nll"])
         pairs = zip(runs, self.by_run, strict=True)
@@ -62,7 +63,8 @@ class Found:
 def written(config, folder: Path, found: Found, rows: Mapping[int, dict], lines: Sequence[dict]) -> dict:
     """Tables, page, and the rows that are selected."""
     runs, pooled, order = found.runs, found.pooled, found.order
-    names = np.repeat([one.name for one in runs], [len(columns["example"]) for columns in found.by_run])
+    counts = [len(columns["example"]) for columns in found.by_run]
+    names = np.repeat(np.array([one.name for one in runs], object), counts)  # not of the width of the longest
     audit_page.write_table(folder / "audit.parquet", {"run": names, **found.joined})
     audit_page.write_table(folder / "suspects.parquet", {name: values[order] for name, values in pooled.items()})
     if len((memorized := audit.memorization(runs))["example"]):
@@ -98,17 +100,11 @@ def select(columns: Mapping[str, np.ndarray], name: str, share: float) -> np.nda
 
     `hardest` are those that were solved least while not memorized. Unknown values are never taken; equals go by their
     first NLL, the higher the harder.
-
-    Raises:
-      UserError: no such column.
     """
     sign, name = (1, name[1:]) if name.startswith("-") else (-1, name)
-    values = columns.get(OF_HARDEST if name == HARDEST else name)
-    if values is None:
-        raise UserError(f"select={name!r}: choose {HARDEST}, or a column: {', '.join(columns)} (with - the highest)")
-    order = audit.ranked(sign * values.astype(np.float64), columns["first_nll"])
-    known = int(np.isfinite(values.astype(np.float64)).sum())
-    return np.sort(columns["example"][order[: min(known, round(share * len(values)))]])
+    values = columns[OF_HARDEST if name == HARDEST else name].astype(np.float64)
+    order = audit.ranked(sign * values, columns["first_nll"])
+    return np.sort(columns["example"][order[: min(np.isfinite(values).sum(), round(share * len(values)))]])
 
 
 def mean_by_example(example: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -131,12 +127,12 @@ def rows_of(config) -> dict[int, dict]:
             body = storage.path(config.rows).read_bytes()
         except OSError as error:
             raise UserError(f"rows={config.rows}: cannot be read ({error.strerror or error})") from error
-        return {id: strict_json.loads(text, where) for id, (where, text) in enumerate(jsonl(body, config.rows).items)}
+        return {id: fields(where, text, ()) for id, (where, text) in enumerate(jsonl(body, config.rows).items)}
     files = [file for file in storage.files(storage.path(config.traces)) if file.name == "examples.jsonl"]
     found: dict[int, dict] = {}
     for file in files:
         for where, text in jsonl(file.read_bytes(), str(file)).items:
-            row = strict_json.loads(text, where)
+            row = fields(where, text, ("split", "example", "prompt", "reference"))
             if row["split"] == "train":
                 mine = {"prompt": row["prompt"], "target": f" {row['reference']}"}
                 if found.setdefault(row["example"], mine) != mine:
@@ -161,7 +157,9 @@ def write_page(folder: Path, found: Found, rows: Mapping[int, dict], summary: Ma
     for one, columns in list(zip(found.runs, found.by_run, strict=True))[:MAPS]:
         path = folder / "figures" / f"map-{len(figures)}.png"
         audit_page.map_figure(columns, path)
-        figures.append({"caption": f"{one.name}. {audit_page.MAP_CAPTION}", "data": page.as_base64(path)})
+        figures.append(
+            {"caption": f"{drawing.shown(one.name)}. {audit_page.MAP_CAPTION}", "data": page.as_base64(path)}
+        )
     texts = {id: [value for value in row.values() if isinstance(value, str)][:2] for id, row in rows.items()}
     suspects = {
         "title": "Suspect labels",
@@ -176,7 +174,10 @@ def write_page(folder: Path, found: Found, rows: Mapping[int, dict], summary: Ma
         "note": audit_page.RUNS_NOTE,
         "columns": ["run", *keys_of.values()],
         "rows": [
-            [study_page.cell(name), *(study_page.cell(study_page.number(told[key], ",.6g")) for key in keys_of)]
+            [
+                study_page.cell(drawing.shown(name)),
+                *(study_page.cell(study_page.number(told[key], ",.6g")) for key in keys_of),
+            ]
             for name, told in found.summaries.items()
         ],
         "marked": [],

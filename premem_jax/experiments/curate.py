@@ -19,11 +19,11 @@ from premem_jax import keys
 from premem_jax.analysis import conclusion, curation, selection
 from premem_jax.analysis.jobs import BASE, job_of
 from premem_jax.analysis.selection import STRATEGIES, Seen
+from premem_jax.analysis.texts import texts_of_run
 from premem_jax.analysis.trace import Trace, read_trace
 from premem_jax.data import added, collection
 from premem_jax.data.examples import Example
 from premem_jax.data.rewriting import Endpoint, Rewriter
-from premem_jax.evaluators.suite import sampled_texts
 from premem_jax.experiments import materials, studies
 from premem_jax.experiments.analyze import without_nan
 from premem_jax.members import Member, config_of, members_of
@@ -158,9 +158,7 @@ def _source(config, job, trace: Trace, run: Path, endpoint: Endpoint) -> collect
         return collection.pool(study.pool, partial(tasks.answer_of_target, task))
     if study.source == "endpoint":
         return collection.rewritten(Rewriter(endpoint, tasks.find(task).final_answer))
-    return collection.own_samples(
-        row for step, digest in trace.texts.items() for row in sampled_texts(run, step, digest) or ()
-    )
+    return collection.own_samples(texts_of_run(run, trace))
 
 
 def _data(config, member: Member) -> tuple:

@@ -1,4 +1,4 @@
-"""Evaluate a Hugging Face folder on the rows of a file, without training: target NLL, samples, verdicts."""
+"""Evaluate a Hugging Face folder or a run's checkpoint on the rows of a file: target NLL, samples, verdicts."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -18,6 +18,7 @@ from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.evaluators.run import Run
 from premem_jax.experiments import hugging_face, materials
 from premem_jax.experiments.finetune import saw
+from premem_jax.experiments.run_checkpoint import RunCheckpoint, checkpoint_at
 from premem_jax.grading import named
 from premem_jax.models.hf_files import Checkpoint
 from premem_jax.running import processes, progress, sealed, workdir
@@ -55,7 +56,7 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
     together.batches({f"{name}.batch": config[name].batch for name in used}, sharding.parts(mesh))
 
     # ---- Model and rows ---------------------------------------------------------------------------------------------
-    checkpoint = hugging_face.checkpoint_of(config)
+    checkpoint = checkpoint_at(config.model.path)
     tokenizer = tokenizers.load(hugging_face.tokenizer_of(config, checkpoint))
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     templates = dict(prompt=config.data.prompt, target=config.data.target)
@@ -129,7 +130,9 @@ def chunks_of(data: Tokenized, size: int, folder: Path) -> dict[Path, list[int]]
     return {folder / f"{first:09d}.jsonl": order[first : first + size] for first in range(0, len(order), size)}
 
 
-def weights(config, checkpoint: Checkpoint, mesh, folder: Path, clock: Clock, known: bool = True) -> tuple:
+def weights(
+    config, checkpoint: Checkpoint | RunCheckpoint, mesh, folder: Path, clock: Clock, known: bool = True
+) -> tuple:
     """The weights and a digest of their values; None and the digest if files of this size and time were read before.
 
     `known=False` always reads them.

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -15,8 +16,9 @@ from premem_jax import keys, sharding
 from premem_jax.analysis import audit, estimate
 from premem_jax.analysis.conclusion import conclude
 from premem_jax.analysis.curves import INTERVALS, NAMES, interval
+from premem_jax.analysis.texts import texts_of_run
 from premem_jax.analysis.threshold import Threshold
-from premem_jax.analysis.trace import NOTHING, Trace, evaluation_steps, read_trace
+from premem_jax.analysis.trace import NOTHING, evaluation_steps, read_trace
 from premem_jax.data import added, chat
 from premem_jax.data.markers import shown
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
@@ -25,7 +27,7 @@ from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.evaluators.base import Split
 from premem_jax.evaluators.run import Run
 from premem_jax.evaluators.settled import Unsettled
-from premem_jax.evaluators.suite import Suite, sampled_texts
+from premem_jax.evaluators.suite import Suite
 from premem_jax.experiments import checks, hugging_face, materials
 from premem_jax.experiments.base_model import base_parameters
 from premem_jax.grading.grader import Grader
@@ -45,14 +47,17 @@ from premem_jax.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def run(config, folder: Path) -> dict:
+def run(config, folder: str | os.PathLike) -> dict:
     """Runs or continues the finetune of `config` in `folder`, and returns the summary that it writes there.
+
+    A config without a cache gets one beside the folder, as on the command line.
 
     Raises:
       UserError: a mistake in config, data, mesh or folder, before training starts.
     """
     keys.check(config)
-    clock = Clock()
+    clock, folder = Clock(), storage.path(folder)
+    config.cache = config.cache or str(folder.parent / "cache")
     with opened(folder, config.to_dict()), Goodput(folder, clock) as goodput:
         trained, splits = train(config, folder, clock, goodput)
         return processes.once(lambda: report(config, folder, goodput, trained, splits))
@@ -67,6 +72,9 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
     per_epoch = steps_per_epoch(len(trained_on), settings.batch)
     steps = settings.epochs * per_epoch
     suite = suite_of(config, folder, clock, made, per_epoch, steps)
+    extended = processes.once(lambda: extension(config, folder, per_epoch))
+    if extended:
+        progress.say(extended)
     phase = Phase(
         name="finetune",
         folder=folder,
@@ -89,10 +97,25 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
         evaluation_steps=suite.steps,
         look_back=suite.make_again,
         profile=Profile(folder / "profile", **config.profile),
+        trackers=tuple(config.trackers),
     )
     export(config, folder, clock, made, weights(phase.run(made.base)))
     sizes = {"steps": steps, "epochs": settings.epochs, "train_examples": len(trained_on)}
-    return sizes | {"first_example": made.seen}, made.splits
+    sizes |= {"first_example": made.seen} | ({"extended": extended} if extended else {})
+    return sizes, made.splits
+
+
+def extension(config, folder: Path, per_epoch: int) -> str:
+    """What more epochs mean for the learning rate, of a run that was extended by some; otherwise empty."""
+    train = config.train
+    if train.epochs == (epochs := max((c["train"]["epochs"] for c in workdir.earlier(folder)), default=train.epochs)):
+        return ""
+    rate = partial(learning_rate, epochs * per_epoch, peak=train.learning_rate, warmup_steps=train.warmup_steps)
+    return (
+        f"extended from {epochs} to {train.epochs} epochs: earlier updates had the schedule of {epochs} epochs, whose "
+        f"learning rate comes down to 0 at update {epochs * per_epoch}; later ones have that of {train.epochs}, with "
+        f"{rate(steps=train.epochs * per_epoch):.3g} there, so a run of {train.epochs} epochs from the start differs"
+    )
 
 
 class Ready(NamedTuple):
@@ -211,11 +234,6 @@ def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
     ]
 
 
-def texts_sampled(folder: Path, trace: Trace) -> list[dict]:
-    """The rows of all sampled texts of a run."""
-    return [row for step, digest in trace.texts.items() for row in sampled_texts(folder, step, digest) or ()]
-
-
 def report(
     config,
     folder: Path,
@@ -255,7 +273,7 @@ def report(
         "report": str(folder / "report.html"),
         **workdir.facts(),
     }
-    samples = texts_sampled(folder, trace)
+    samples = texts_of_run(folder, trace)
     audited = audit.audit(trace, chosen) if np.isfinite(curves["estimate"]).any() else None
     if audited:
         write_table(folder / "audit.parquet", audited)

@@ -14,6 +14,7 @@ from etils.epath import Path
 from premem_jax import keys, sharding
 from premem_jax.analysis import copied, displacement, response_curves
 from premem_jax.analysis.conclusion import conclude
+from premem_jax.analysis.texts import texts_of_run
 from premem_jax.analysis.trace import Trace, evaluation_steps, read_trace
 from premem_jax.data.pairs import pair_batches, tokenize_pairs
 from premem_jax.data.pipeline import Tokenized, steps_per_epoch
@@ -73,7 +74,7 @@ def hallucination(folder: Path, trace: Trace, splits: dict[str, Tokenized], sinc
     among the test split's own chosen responses.
     """
     answers = [(e.prompt, text) for e in splits["train"].examples for text in (e.target, e.rejected)]
-    found = copied.shares(answers, finetune.texts_sampled(folder, trace), "test greedy")
+    found = copied.shares(answers, texts_of_run(folder, trace), "test greedy")
     at = {"copied_before": 0, "copied_after_sft": since, "copied_after": int(trace.steps[-1])}
     shares = {name: found[step] for name, step in at.items() if step in found}
     if shares:
@@ -193,4 +194,5 @@ def phase_of(
         inspected=split.steps(steps),
         look_back=look_back,
         profile=Profile(folder / "profile", **config.profile),
+        trackers=tuple(config.trackers),
     )

@@ -29,7 +29,7 @@ from premem_jax.evaluators.base import Split
 from premem_jax.evaluators.likelihood import Likelihood
 from premem_jax.evaluators.run import Run
 from premem_jax.evaluators.suite import Suite
-from premem_jax.experiments import hugging_face
+from premem_jax.experiments import hugging_face, materials
 from premem_jax.models.architecture import ModelConfig, preset
 from premem_jax.models.decoder import Model, build
 from premem_jax.models.hf_config import to_hf_config
@@ -58,6 +58,7 @@ class Rung:
     step: int
     loss: float
     flops: float
+    weights: str  # SHA-256 over the checksums of their values
     folder: Path
 
 
@@ -191,7 +192,9 @@ def pretrained(config, ground: Ground) -> list[Rung]:
 
 def rungs_in(folder: Path) -> list[Rung]:
     """The finished rungs of a pretraining."""
-    facts = [sealed.read_json(file) for file in folder.glob("*.json") if file.stem.isdigit()]
+    files = [file for file in folder.glob("*.json") if file.stem.isdigit()]
+    read = lambda file: sealed.unless_damaged(sealed.read_json, file, folder, "a rung without it is none")
+    facts = [found for file in files if (found := read(file))]
     return sorted((Rung(**one, folder=folder / f"rung-{one['step']}") for one in facts), key=lambda rung: rung.step)
 
 
@@ -216,7 +219,7 @@ def _pretrain(config, ground: Ground, folder: Path) -> None:
         loss = float(np.sum(nll.astype(float) * tokens) / np.sum(tokens))
         with ground.clock("export"), progress.quiet():
             export(folder / f"rung-{step}", params, ground)
-        rung = dict(step=step, loss=loss, flops=float(flops * step))
+        rung = dict(step=step, loss=loss, flops=float(flops * step), weights=digest(params))
         processes.once(lambda: sealed.write_json(folder / f"{step}.json", rung))
         return {"heldout_loss": loss}
 
@@ -261,6 +264,7 @@ def fingerprint(config, ground: Ground) -> str:
         optimizer=PRETRAINING,
         seed=config.seed,
         texts=[text.target for text in knowledge.texts(ground.world, 64, config.seed)],  # of the generator as it is
+        kept=[field.name for field in dataclasses.fields(Rung)],
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -319,7 +323,7 @@ def planted(config, ground: Ground, rung: Rung) -> list[dict]:
 def measured(config, folder: Path, ground: Ground, rung: Rung) -> list[dict]:
     """Few-shot accuracy of a rung, and accuracy after each finetune, at the step that is best on `heldout`."""
     with ground.clock("load"):
-        params = hugging_face.load(Checkpoint(rung.folder), ground.mesh)
+        params = weights_of(rung, ground.mesh)
     few = suite(config, ground, folder / "fewshot", ("fewshot",), 0, ())
     few.run(0, {"": lambda: params})
     rows = [row_of(read_trace(folder / "fewshot" / "trace").split("fewshot"), 0, 0, 0)]
@@ -330,6 +334,23 @@ def measured(config, folder: Path, ground: Ground, rung: Rung) -> list[dict]:
         best = int(np.argmax(trace.split("heldout").accuracy.mean(axis=1)))
         rows.append(row_of(trace.split("test"), best, amount, k))
     return rows
+
+
+def weights_of(rung: Rung, mesh) -> dict:
+    """The weights of a rung.
+
+    Raises:
+      UserError: they are not those that were kept.
+    """
+    params = hugging_face.load(Checkpoint(rung.folder), mesh)
+    if digest(params) != rung.weights:
+        raise UserError(f"{rung.folder} is damaged: the weights are others; remove {rung.folder.parent}")
+    return params
+
+
+def digest(params) -> str:
+    """A digest of the values of all weights."""
+    return materials.digest(materials.of_arrays(params))
 
 
 def row_of(split: SplitTrace, at: int, amount: int, subset: int) -> dict:

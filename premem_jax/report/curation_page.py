@@ -42,7 +42,7 @@ def write_curation(folder: Path, result: Mapping, texts: Mapping[str, Sequence[t
     template = page.environment().get_template("study.html")
     title = "What does collecting new examples where the model is weak save?"
     path = folder / "report.html"
-    atomic.write_text(path, template.render(title=title, tasks=[section], facts=page.facts(facts)))
+    atomic.write_text(path, template.render(title=title, tasks=[section], facts=page.facts(facts), metric=False))
     return path
 
 

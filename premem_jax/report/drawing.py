@@ -36,12 +36,14 @@ def style(axes: Axes, title: str | None = None) -> None:
     axes.yaxis.label.set_color(INK)
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes `figure` as a PNG."""
-    buffer = io.BytesIO()
+def save(figure: Figure, path: str | os.PathLike | None) -> Figure:
+    """Writes `figure` as a PNG, if there is a path, and returns it; a notebook shows it."""
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
-    atomic.write_bytes(path, buffer.getvalue())
+    if path is not None:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+        atomic.write_bytes(path, buffer.getvalue())
+    return figure
 
 
 def shown(name: str) -> str:

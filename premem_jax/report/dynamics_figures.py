@@ -55,7 +55,8 @@ def responses_figure(arms: Mapping[str, Trace], since: Mapping[str, int], path: 
     ):
         axes.set_ylabel(label)
     rows[0, -1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    rows[2, -1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if rows[2, -1].get_legend_handles_labels()[0]:
+        rows[2, -1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     drawing.save(figure, path)
 
 
@@ -83,6 +84,10 @@ def _squeezing(axes: Axes, trace: Trace) -> None:
             known, most = np.isfinite(found[name]), np.nanmax(found[name]) if name == "entropy" else 1
             label = response_curves.MEASURES[name] + (f" / {most:.2f}" if name == "entropy" else "")
             axes.plot(trace.epochs[known], found[name][known] / (most or 1), marker=".", color=color, label=label)
+    if (repeated := response_curves.greedy_responses(trace).get("repeated_4grams")) is not None:
+        known = np.isfinite(repeated)
+        label = f"{response_curves.SAID['repeated_4grams']} (greedy)"
+        axes.plot(trace.epochs[known], repeated[known], marker=".", color=TEST, label=label)
     axes.set_ylim(0, 1.03)
 
 

@@ -1,4 +1,4 @@
-"""The two figures of a run: its curves, and its examples."""
+"""The two figures of a run: its curves, and its examples. Each is returned, and with a path written as a PNG."""
 
 import os
 
@@ -17,12 +17,15 @@ from premem_jax.report import drawing
 from premem_jax.report.drawing import INK, MEMORIZED, PREMEM, TEST, TRAIN, UNKNOWN
 
 
-def curves_figure(curves: dict[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Writes a PNG of train accuracy, the shrunk estimate and test accuracy against epochs, above the share memorized.
+def curves_figure(
+    curves: dict[str, np.ndarray], path: str | os.PathLike | None = None, *, narrow: bool = False
+) -> Figure:
+    """Train accuracy, the shrunk estimate and test accuracy against epochs, above the share memorized.
 
     `curves` is the result of `analysis.curves.run_curves`; NaNs are left out of the lines. Bands are 95 % intervals.
+    `narrow` is for phones.
     """
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    figure = Figure(figsize=(4.2, 5.4) if narrow else (8, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     lines = (
         ("train_accuracy", "train accuracy", TRAIN, "o", "-"),
@@ -35,20 +38,30 @@ def curves_figure(curves: dict[str, np.ndarray], path: str | os.PathLike) -> Non
             epoch, low = _measured(curves["epoch"], curves[name] - 1.96 * curves[f"{name}_error"])
             _, high = _measured(curves["epoch"], curves[name] + 1.96 * curves[f"{name}_error"])
             top.fill_between(epoch, low, high, color=color, alpha=0.15, linewidth=0)
-    drawing.style(top, "Accuracy before memorization, against accuracy on the test set")
+    drawing.style(top, "" if narrow else "Accuracy before memorization, against accuracy on the test set")
     top.set(ylabel="accuracy (mean over examples)", ylim=(0, 1.02))
-    top.legend(frameon=False, loc="best")
+    if narrow:
+        figure.legend(frameon=False, loc="outside upper left", fontsize=9)
+    else:
+        top.legend(frameon=False, loc="best")
     epoch, memorized = _measured(curves["epoch"], curves["fraction_memorized"])
     bottom.fill_between(epoch, memorized, color=MEMORIZED, alpha=0.18, linewidth=0)
     bottom.plot(epoch, memorized, color=MEMORIZED, marker=".", linewidth=1.5)
     drawing.style(bottom)
     bottom.set(xlabel="epochs", ylabel="memorized\nfraction", ylim=(0, 1.06), yticks=(0, 0.5, 1))
     bottom.xaxis.set_major_locator(ticker.MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
-    drawing.save(figure, path)
+    return drawing.save(figure, path)
 
 
-def examples_figure(trace: Trace, threshold: Threshold, path: str | os.PathLike, train: str = "train") -> None:
-    """Writes a PNG of the split `train` example by example.
+def examples_figure(
+    trace: Trace,
+    threshold: Threshold,
+    path: str | os.PathLike | None = None,
+    train: str = "train",
+    *,
+    narrow: bool = False,
+) -> Figure:
+    """The split `train` example by example.
 
     Left, one row per example and one column per evaluation: the sample accuracy, the step at which the target crosses
     the threshold, and in a strip of its own the pre-memorization accuracy that results. Right, the target NLL at each
@@ -63,19 +76,24 @@ def examples_figure(trace: Trace, threshold: Threshold, path: str | os.PathLike,
     if not len(whole):
         raise UserError(f"No evaluation has both likelihood and samples on split {train!r}: there is nothing to draw.")
     last = whole[-1]
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    axes = figure.subplot_mosaic(
-        [["map", "strip", "nll"], ["map", "strip", "bars"], ["scale", "scale", "bars"]],
-        width_ratios=(1.15, 0.06, 1),
-        height_ratios=(1.1, 0.95, 0.04),
-    )
+    figure = Figure(figsize=(4.4, 14) if narrow else (11, 7), layout="constrained")
+    if narrow:
+        rows = [["map", "strip"], ["scale", "scale"], ["nll", "nll"], ["bars", "bars"]]
+        axes = figure.subplot_mosaic(rows, width_ratios=(1, 0.08), height_ratios=(1.6, 0.04, 1, 1))
+    else:
+        axes = figure.subplot_mosaic(
+            [["map", "strip", "nll"], ["map", "strip", "bars"], ["scale", "scale", "bars"]],
+            width_ratios=(1.15, 0.06, 1),
+            height_ratios=(1.1, 0.95, 0.04),
+        )
     image = _heat_map(axes["map"], axes["strip"], split, premem_ME[last], trace.epochs, threshold)
     _color_scale(figure, axes["scale"], image)
     _nll_histogram(axes["nll"], split.nll, trace.epochs, threshold)
     _accuracy_bars(axes["bars"], split, premem_ME, last, trace.epochs[last])
     count = f"{len(split.example):,} training examples"
-    figure.suptitle(f"{count}: what was solved before it was memorized", color=INK, fontsize=14, weight="bold")
-    drawing.save(figure, path)
+    title = f"{count}:{chr(10) if narrow else ' '}what was solved before it was memorized"
+    figure.suptitle(title, color=INK, fontsize=11 if narrow else 14, weight="bold")
+    return drawing.save(figure, path)
 
 
 def _heat_map(
@@ -121,7 +139,7 @@ def _rows_image(axes: Axes, values_EM: np.ndarray, most: int = 700) -> AxesImage
 
 def _color_scale(figure: Figure, axes: Axes, image: AxesImage) -> None:
     bar = figure.colorbar(image, cax=axes, orientation="horizontal")
-    bar.set_label("accuracy (red line: the target is memorized for the first time)", color=INK)
+    bar.set_label("accuracy (red line: the target is memorized for the first time)", color=INK, wrap=True)
     bar.outline.set_visible(False)
 
 

@@ -13,7 +13,7 @@ from premem_jax.analysis import audit, record, response_curves
 from premem_jax.analysis.curves import interval
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import Trace
-from premem_jax.report import audit_page, dynamics_figures, figures, influence_figure
+from premem_jax.report import audit_page, dynamics_figures, figures, influence_figure, next_steps
 from premem_jax.report.explorer import explorer
 from premem_jax.running import atomic
 
@@ -76,9 +76,11 @@ def write_report(
     drawn, folder = [], workdir / "figures"
     if any(np.isfinite(values).any() for name, values in curves.items() if name not in ("step", "epoch")):
         figures.curves_figure(curves, folder / "curves.png")
+        figures.curves_figure(curves, folder / "curves_narrow.png", narrow=True)
         drawn.append("curves.png")
     if np.isfinite(curves["pre_memorization_accuracy"]).any():
         figures.examples_figure(trace, threshold, folder / "examples.png", train)
+        figures.examples_figure(trace, threshold, folder / "examples_narrow.png", train, narrow=True)
         drawn.append("examples.png")
     if response_curves.response_types(trace, train):
         since = {"": int(summary.get("sft_steps", 0))}
@@ -108,7 +110,8 @@ def write_report(
         .render(
             headline=headline(curves, summary),
             notices=trace.notices,
-            figures=[{"caption": _CAPTIONS[name], "data": as_base64(folder / name)} for name in drawn],
+            figures=[_picture(folder, name) for name in drawn],
+            next_steps=next_steps.of_run(trace, curves, threshold, train),
             columns=[title for _, title, _ in _COLUMNS],
             rows=_rows(curves),
             threshold=limits,
@@ -121,6 +124,13 @@ def write_report(
     path = workdir / "report.html"
     atomic.write_text(path, html)
     return path
+
+
+def _picture(folder: Path, name: str) -> dict:
+    """A figure of the page, with its layout for narrow screens if it has one."""
+    narrow = folder / name.replace(".png", "_narrow.png")
+    more = {"narrow": as_base64(narrow)} if narrow.exists() else {}
+    return {"caption": _CAPTIONS[name], "data": as_base64(folder / name)} | more
 
 
 def environment() -> jinja2.Environment:

@@ -1,4 +1,7 @@
-"""The figures of a set of runs: predictors against test accuracy, and the threshold."""
+"""The figures of a set of runs: predictors against test accuracy, and the threshold.
+
+Each is returned, and with a path written as a PNG.
+"""
 
 import math
 import os
@@ -18,8 +21,10 @@ from premem_jax.report.drawing import FAINT, INK, MEMORIZED, PREMEM, TEST, TRAIN
 MOST_NAMED = 16  # more runs than that have no legend
 
 
-def scatter_figure(runs: Sequence[Mapping], table: Mapping[str, Mapping], path: str | os.PathLike) -> None:
-    """Writes a PNG of pre-memorization accuracy, and beside it train accuracy, against test accuracy, with y = x.
+def scatter_figure(
+    runs: Sequence[Mapping], table: Mapping[str, Mapping], path: str | os.PathLike | None = None
+) -> Figure:
+    """Pre-memorization accuracy, and beside it train accuracy, against test accuracy, with y = x.
 
     `runs` and `table` are the results of `analysis.study.run_table` and `predictor_table`.
     """
@@ -54,11 +59,11 @@ def scatter_figure(runs: Sequence[Mapping], table: Mapping[str, Mapping], path: 
         handles = [Line2D([], [], color=color, label=label, **dot) for label, color in named]
         legend = figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
         legend.set_title("run (filled: its last evaluation)", prop={"size": 9})
-    drawing.save(figure, path)
+    return drawing.save(figure, path)
 
 
-def predictors_figure(table: Mapping[str, Mapping], path: str | os.PathLike) -> None:
-    """Writes a PNG of R² of every predictor with its interval over runs, at all evaluations and at the last ones."""
+def predictors_figure(table: Mapping[str, Mapping], path: str | os.PathLike | None = None) -> Figure:
+    """R² of every predictor with its interval over runs, at all evaluations and at the last ones."""
     names = sorted(table, key=lambda name: _sort_key(table[name]))
     figure = Figure(figsize=(11, 1.5 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -85,17 +90,17 @@ def predictors_figure(table: Mapping[str, Mapping], path: str | os.PathLike) -> 
         title="lines: 95 % intervals over runs; an arrow: below the scale",
         title_fontsize=9,
     )
-    drawing.save(figure, path)
+    return drawing.save(figure, path)
 
 
 def sensitivity_figure(
     curve: Mapping[str, Sequence[float]],
     rules: Sequence[Mapping],
     errors: Sequence[Mapping],
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     quantile: float = 0.01,
-) -> None:
-    """Writes a PNG of R² against the threshold, with the thresholds of the rules and the error of the held-out one.
+) -> Figure:
+    """R² against the threshold, with the thresholds of the rules and the error of the held-out one.
 
     Args:
       curve: nll (mean nats per token), r2_identity and r2_linear, one value per threshold.
@@ -143,13 +148,17 @@ def sensitivity_figure(
     perplexity.tick_params(colors=INK, labelsize=10, length=3)
     perplexity.spines["top"].set_visible(False)
     figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=2, markerscale=0.7)
-    drawing.save(figure, path)
+    return drawing.save(figure, path)
 
 
 def likelihood_figure(
-    heldout_E: np.ndarray | None, train: Mapping[str, np.ndarray], nll: float, title: str, path: str | os.PathLike
-) -> None:
-    """Writes a PNG of the distribution of target NLL, with the threshold.
+    heldout_E: np.ndarray | None,
+    train: Mapping[str, np.ndarray],
+    nll: float,
+    title: str,
+    path: str | os.PathLike | None = None,
+) -> Figure:
+    """The distribution of target NLL, with the threshold.
 
     Args:
       heldout_E: (E,) mean nats per token of held-out examples, or None.
@@ -182,7 +191,7 @@ def likelihood_figure(
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     drawing.style(axes, title)
     axes.legend(fontsize=9, framealpha=0.9, edgecolor="none", loc="upper left")
-    drawing.save(figure, path)
+    return drawing.save(figure, path)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

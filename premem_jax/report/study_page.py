@@ -9,7 +9,7 @@ from etils.epath import Path
 from premem_jax.analysis import predictors
 from premem_jax.analysis.robustness import EDGES
 from premem_jax.analysis.study import RULE_TITLES
-from premem_jax.report import drawing, page
+from premem_jax.report import drawing, next_steps, page
 from premem_jax.running import atomic
 
 CAPTIONS = {
@@ -42,19 +42,25 @@ def write_study(
             "figures": [
                 {"caption": CAPTIONS[kind], "data": page.as_base64(path)} for kind, path in figures[name].items()
             ],
+            "next_steps": next_steps.of_study(task),
             "tables": _tables(task),
             "notes": [f"{row['note']} ({textwrap.shorten(row['runs'], 2000)})" for row in task["notes"]],
         }
         for name, task in tasks.items()
     ]
-    return render(folder, "Does pre-memorization accuracy predict test accuracy?", parts, facts)
+    return render(folder, "Does pre-memorization accuracy predict test accuracy?", parts, facts, metric=True)
 
 
-def render(folder: Path, title: str, parts: Sequence[Mapping], facts: Mapping[str, object]) -> Path:
-    """Writes `report.html` of parts {name, headline, figures, tables, notes} into `folder`; returns its path."""
+def render(
+    folder: Path, title: str, parts: Sequence[Mapping], facts: Mapping[str, object], *, metric: bool = False
+) -> Path:
+    """Writes `report.html` of parts {name, headline, figures, tables, notes} into `folder`; returns its path.
+
+    A part may have `next_steps`; with `metric`, the page defines pre-memorization accuracy.
+    """
     template = page.environment().get_template("study.html")
     path = folder / "report.html"
-    atomic.write_text(path, template.render(title=title, tasks=parts, facts=page.facts(facts)))
+    atomic.write_text(path, template.render(title=title, tasks=parts, facts=page.facts(facts), metric=metric))
     return path
 
 

@@ -20,7 +20,10 @@ from premem_jax.running import storage
 from premem_jax.running.atomic import write_text
 
 # A run may continue with another mesh or cache, or be exported afterwards; any other change makes it another run.
-FREE_KEYS = ("cache", "mesh", "profile", "checkpoint.export", "checkpoint.export_dtype", "study.member")
+FREE_KEYS = ("cache", "mesh", "profile", "trackers", "extend", "study.member")
+FREE_KEYS += ("checkpoint.export", "checkpoint.export_dtype")
+# What `extend` may change in a finetune that has begun; epochs only upwards.
+EXTENDED = ("train.epochs", "evals", "checkpoint.every", "checkpoint.keep", "log_every")
 
 START = (
     "config.json",
@@ -45,7 +48,8 @@ def default_workdir(config_flag: str, overrides: dict) -> Path:
       overrides: values of the `--config.key` flags given.
     """
     path, _, arg = config_flag.partition(":")
-    overrides = {key: value for key, value in overrides.items() if key != "study.member"}  # all members share a folder
+    # All members share a folder.
+    overrides = {key: value for key, value in overrides.items() if key not in ("study.member", "extend")}
     options = re.sub(r"[^\w.=-]+", "_", arg)
     if len(options) > LONGEST:
         options = hashlib.sha256(arg.encode()).hexdigest()[:8]
@@ -66,7 +70,8 @@ def check(workdir: Path, config: dict) -> None:
 def claim(workdir: Path, config: dict) -> None:
     """Writes `config.json` into a folder whose lease the caller holds, or checks that the folder has this config.
 
-    A folder is free again if a mistake in the config ended its run before the first update.
+    A folder is free again if a mistake in the config ended its run before the first update. Of a run that is extended,
+    the earlier config stays as `config.N.json`.
 
     Raises:
       UserError: the folder has another config (the message names the keys that differ), or not all processes see the
@@ -80,7 +85,11 @@ def claim(workdir: Path, config: dict) -> None:
 
 
 def _claim(workdir: Path, config: dict) -> None:
-    if _differences(workdir, config):
+    differ = _differences(workdir, config)
+    if differ and begun(workdir):
+        theirs = (workdir / "config.json").read_text()
+        write_text(workdir / f"config.{len(earlier(workdir))}.json", theirs)
+    elif differ:
         for file in _made(workdir):  # of another config, and all of it from the start of its run
             file.unlink()
     try:
@@ -90,10 +99,10 @@ def _claim(workdir: Path, config: dict) -> None:
 
 
 def _differences(workdir: Path, config: dict) -> list[str]:
-    """Keys in which the config in `workdir` differs, if its run has not begun; none if there is no run.
+    """Keys in which the config in `workdir` differs, if its run has not begun or is extended; none if there is no run.
 
     Raises:
-      UserError: the folder is not a run's, or its run has begun with another config.
+      UserError: the folder is not a run's, or its run has begun with another config, which `extend` does not allow.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -111,20 +120,45 @@ def _differences(workdir: Path, config: dict) -> list[str]:
         raise UserError(f"{path} cannot be read ({error}); use another --workdir") from error
     mine_flat = _flat(json.loads(json.dumps(config)))
     differ = [k for k in sorted(mine_flat | theirs_flat) if mine_flat.get(k) != theirs_flat.get(k)]
-    differ = [k for k in differ if not _free(k)]
+    differ = [k for k in differ if not _in(FREE_KEYS, k)]
     if differ and begun(workdir):
-        shown = "; ".join(f"{k}: {theirs_flat.get(k)!r} there, {mine_flat.get(k)!r} here" for k in differ[:5])
-        raise UserError(f"{workdir} holds the run of another config ({shown}); use another --workdir")
+        _check_extension(workdir, differ, theirs_flat, mine_flat)
     return differ
 
 
-def _free(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{free}.") for free in FREE_KEYS)
+def _check_extension(workdir: Path, differ: list[str], theirs: dict, mine: dict) -> None:
+    """Raises UserError, with each key and both values, if a run that has begun cannot go on with other settings."""
+    said = lambda keys: "; ".join(f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} here" for k in keys[:5])
+    fixed = [k for k in differ if not _in(EXTENDED, k) or mine.get("experiment") != "finetune"]
+    fixed += [k for k in differ if k == "train.epochs" and mine[k] < theirs[k]]
+    if fixed and mine.get("extend"):
+        ways = f"more train.epochs, {', '.join(EXTENDED[1:])}"
+        raise UserError(
+            f"{workdir}: a run that has begun keeps these settings ({said(fixed)}); it can be extended by {ways}"
+        )
+    if not mine.get("extend"):
+        or_else = "" if fixed else "; or let that run go on with these settings: --config.extend=true"
+        raise UserError(f"{workdir} holds the run of another config ({said(differ)}); use another --workdir{or_else}")
+
+
+def earlier(workdir: Path) -> list[dict]:
+    """The configs that a run had before it was extended, first to last."""
+    found = [file for file in workdir.iterdir() if re.fullmatch(r"config\.\d+\.json", file.name)]
+    return [json.loads(file.read_text()) for file in sorted(found, key=lambda file: int(file.name.split(".")[1]))]
+
+
+def _in(groups: tuple[str, ...], key: str) -> bool:
+    """Whether a key is one of `groups`, or of a group there."""
+    return any(f"{key}.".startswith(f"{group}.") for group in groups)
 
 
 def settings(config: dict) -> dict[str, str]:
     """The settings that identify a run, flat, for comparison."""
-    return {key: json.dumps(value) for key, value in _flat(json.loads(json.dumps(config))).items() if not _free(key)}
+    return {
+        key: json.dumps(value)
+        for key, value in _flat(json.loads(json.dumps(config))).items()
+        if not _in(FREE_KEYS, key)
+    }
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from premem_jax.data import rows
 from premem_jax.data.examples import Example
 from premem_jax.errors import UserError
 from premem_jax.grading import named
-from premem_jax.running import progress, storage
+from premem_jax.running import storage
 from premem_jax.tasks.task import Task, answer_text
 
 GRADER = None  # `data.grader` says it, or the targets
@@ -47,6 +47,8 @@ def load(
     Raises:
       UserError: no such files, a row that is none, a row without an answer, or fewer rows than asked.
     """
+    from premem_jax.running import progress  # not at the top: it imports JAX
+
     if not path:
         raise UserError(
             "data.path is empty: it is the folder of train.jsonl, and of heldout.jsonl and test.jsonl if any"

@@ -1,15 +1,15 @@
-"""Metrics during a run: `metrics.jsonl` for programs, TensorBoard events for people."""
+"""Metrics during a run: `metrics.jsonl` for programs, TensorBoard and other trackers for people."""
 
 import json
 import logging
 import math
-import tempfile
+from collections.abc import Sequence
 
-import tensorboardX
 from etils.epath import Path
 
-from premem_jax.running import processes, sealed, storage
+from premem_jax.running import processes, sealed
 from premem_jax.running.atomic import write_bytes
+from premem_jax.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -24,44 +24,36 @@ class Metrics:
     sealed copy is never the older one.
     """
 
-    def __init__(self, workdir: Path, resume_step: int):
-        """Keeps the rows up to `resume_step`; later ones will be written again."""
+    def __init__(self, workdir: Path, resume_step: int, trackers: Sequence[str] = ()):
+        """Keeps the rows up to `resume_step`; later ones will be written again. `trackers` are names of `Trackers`."""
         self._path, self._sealed = workdir / "metrics.jsonl", workdir / "metrics.sealed"
-        self._rows, self._board, self._events, self._disk = [], None, workdir / "tensorboard", None
+        self._rows, self._trackers = [], None
         if processes.leads():
             rows = kept_rows(self._path, self._sealed, resume_step)
             self._rows = [r for r in rows if r["step"] < resume_step or (r["step"] == resume_step and "loss" in r)]
-            if storage.in_bucket(workdir):  # where nothing is appended to
-                self._disk = tempfile.TemporaryDirectory()
-            folder = self._disk.name if self._disk else self._events
-            self._board = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step + 1)
+            self._trackers = Trackers(trackers, workdir, resume_step)
 
     def write(self, step: int, values: dict, member: str = "", **for_people: float) -> None:
-        """Adds a row, in a stack that of one `member`. `for_people` (rates, seconds) goes to TensorBoard only."""
-        if self._board is None:
+        """Adds a row, in a stack that of one `member`. `for_people` (rates, seconds) goes to trackers only."""
+        if self._trackers is None:
             return
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
         self._rows.append({"step": step} | ({"member": member} if member else {}) | values)
-        for name, value in (values | for_people).items():
-            self._board.add_scalar(f"{member}/{name}" if member else name, value, step)
+        shown = {f"{member}/{name}" if member else name: value for name, value in (values | for_people).items()}
+        self._trackers.write(step, shown)
 
     def flush(self) -> None:
-        if self._board is None:
+        if self._trackers is None:
             return
         lines = "".join(json.dumps(row) + "\n" for row in self._rows).encode()
         sealed.write(self._sealed, lines)
         write_bytes(self._path, lines)
-        self._board.flush()
-        if self._disk:
-            for file in storage.files(Path(self._disk.name)):
-                write_bytes(self._events / file.name, file.read_bytes())
+        self._trackers.flush()
 
     def close(self) -> None:
         self.flush()
-        if self._board is not None:
-            self._board.close()
-            if self._disk:
-                self._disk.cleanup()
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def kept_rows(plain: Path, copy: Path, resume_step: int) -> list[dict]:

@@ -57,6 +57,7 @@ class Phase:
       members: names of the members, if the trainer trains a stack. Batches are then those of `data.reader.stacked`,
         `rate` gives (M,) rates, and each member has its own rows in the metrics. A member whose loss is not finite
         keeps its last good state (`good` in the train state) and is not evaluated again; the others continue.
+      trackers: where metrics go beside TensorBoard, names of `training/trackers.py`.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Phase:
     look_back: Callable[[list[int], Callable[[int], Weights | None]], None] = lambda kept, weights_at: None
     profile: Profile | None = None
     members: tuple[str, ...] = ()
+    trackers: tuple[str, ...] = ()
 
     def run(self, start_from: Callable[[], dict]) -> dict:
         """The train state after the last update. `start_from` makes the initial weights if there is no checkpoint.
@@ -92,7 +94,7 @@ class Phase:
         if 0 < step < self.steps:
             progress.say(f"continuing {self.folder} at step {step} of {self.steps}")
         if step < self.steps or self.evaluation_steps:
-            metrics = Metrics(self.folder, step)
+            metrics = Metrics(self.folder, step, self.trackers)
             state = Loop(self, checkpoints, metrics).run(state)
             metrics.close()
         with self.clock("checkpoint"):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from premem_jax.analysis import audit, study, threshold
+from premem_jax.analysis.audit_columns import COLUMNS
 from premem_jax.analysis.readers import read_runs
 from premem_jax.analysis.trace import SplitTrace, Trace
 from tests.analysis.traces import FOLDER
@@ -39,11 +40,15 @@ def traces(draw, samples=4):
     return Trace(np.arange(M) if start and M > 1 else 1 + np.arange(M), np.arange(M) / 2, {"train": split})
 
 
+def open_there(split, m, e):
+    return split.samples[m, e] > 0 and not split.nll[m, e] < math.log(P)
+
+
 @settings(deadline=None)
 @given(traces())
 def test_columns_are_their_loops(trace):
     found, split = audit.audit(trace, threshold.given(P)), trace.splits["train"]
-    assert set(found) == {"example", *audit.COLUMNS} and found["example"].tolist() == split.example.tolist()
+    assert set(found) == {"example", *COLUMNS} and found["example"].tolist() == split.example.tolist()
     begin = audit.first_evaluation(trace, split)
     for e in range(len(split.example)):
         rows = [
@@ -57,7 +62,7 @@ def test_columns_are_their_loops(trace):
         known = [accuracy for _, accuracy, _ in rows if accuracy is not None]
         kept = [m for m in range(begin, len(rows)) if rows[m][1] is not None and not rows[m][2] < math.log(P)]
         at_once = rows[begin][2] < math.log(P)
-        mine = {name: found[name][e] for name in audit.COLUMNS}
+        mine = {name: found[name][e] for name in COLUMNS}
         same = lambda a, b: a == pytest.approx(math.nan if b is None else b, nan_ok=True)
         assert mine["memorized_at_once"] == at_once and same(mine["first_accuracy"], rows[begin][1])
         open_mean = np.mean([rows[m][1] for m in kept]) if kept else None
@@ -68,12 +73,19 @@ def test_columns_are_their_loops(trace):
         assert (mine["solved_step"], mine["memorized_step"]) == (solved, memorized)
         assert mine["memorized_first"] == (memorized >= 0 and (solved < 0 or memorized <= solved))
         assert mine["forgotten"] == sum(a >= 0.5 > b for a, b in itertools.pairwise(known))
-        drawn = [int(h) for m in kept for h in split.answers[m, e]]
-        times = collections.Counter(h for h in drawn if h not in (0, RIGHT))
-        agreed, right = max(times.values(), default=0), drawn.count(RIGHT)
+        agreed, right, total = collections.Counter(), 0.0, 0.0
+        for m in kept:
+            of_open = [
+                split.correct[m, k] / split.samples[m, k] for k in range(len(split.example)) if open_there(split, m, k)
+            ]
+            weight = np.mean(of_open)  # how well the model does at that evaluation
+            for answer in split.answers[m, e].tolist():
+                total, right = total + weight, right + weight * (answer == RIGHT)
+                agreed[answer] += weight * (answer not in (0, RIGHT))
+        most = max(agreed.values(), default=0)
         if split.answers.any():
-            assert same(mine["agreement"], agreed / len(drawn) if drawn else None)
-            assert same(mine["suspicion"], (agreed - right - 1) / (len(drawn) + 2) if drawn else None)
+            assert same(mine["agreement"], most / total if total else None)
+            assert same(mine["suspicion"], (most - right - 1) / (total + 2) if total else None)
 
 
 @settings(deadline=None, max_examples=30)

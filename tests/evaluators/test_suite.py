@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from premem_jax import evaluators
+from premem_jax.analysis.texts import sampled_texts
 from premem_jax.analysis.trace import evaluation_path, evaluation_steps, read_trace
 from premem_jax.errors import Stopped, UserError
-from premem_jax.evaluators.suite import Suite, sampled_texts, scheduled_steps
+from premem_jax.evaluators.suite import Suite, scheduled_steps
 from premem_jax.models.decoder import build
 from premem_jax.running import processes
 from tests import tiny
@@ -39,6 +40,7 @@ def make(monkeypatch, tmp_path):
     def make(**evals):
         monkeypatch.setattr(evaluators, "__path__", [*evaluators.__path__, str(Path(__file__).parent / "more")])
         splits = {"train": tiny.split("train", tiny.data(13)), "test": tiny.split("test", tiny.data(4))}
+        splits["heldout"] = tiny.split("heldout", tiny.data(5))
         run = tiny.run(model=build(tiny.CONFIG, dtype="bfloat16"))
         return Suite(evals, splits, run, steps_per_epoch=10, steps=30, workdir=tmp_path)
 
@@ -200,6 +202,34 @@ def test_a_damaged_or_missing_evaluation_is_made_again_or_named(make, tmp_path, 
         assert sampled_texts(tmp_path, step, read.texts[step]) == texts
     aside = len(list((tmp_path / "unreadable").glob("*"))) if (tmp_path / "unreadable").exists() else 0
     assert aside in (0, 3)
+
+
+def test_a_suite_with_more_and_changed_evaluators_makes_these_alone(make, tmp_path):
+    """Over the kept steps (10, 20) and the end (30). What was there stays, in files with new evaluators too."""
+    nll, solved = mark("train", (0, 1, 2), "target_nll"), mark("train", (0, 1, 2), "skipped")
+    suite = make(nll=nll, solved=solved, test=mark("test", (1,), "samples"))
+    for step in sorted(suite.steps):
+        suite.run(step, tiny.alone(tiny.parameters()))
+    before, first = read_trace(tmp_path / "trace"), evaluation_path(tmp_path / "trace", 0).read_bytes()
+    suite = make(
+        nll=nll, solved=mark("train", (0, 1, 2), "samples", "correct"), more=mark("heldout", (1,), "target_nll")
+    )
+    suite.make_again([10, 20], lambda step: tiny.alone(tiny.parameters()))
+    for step in (20, 30):  # the last of these that are kept, and the end
+        suite.run(step, tiny.alone(tiny.parameters()))
+    made = {name: evaluator.steps for name, evaluator in suite.evaluators.items()}
+    assert made == {"nll": [], "solved": [10, 20, 30], "more": [10, 30]}
+    after = read_trace(tmp_path / "trace")
+    assert evaluation_path(tmp_path / "trace", 0).read_bytes() == first
+    np.testing.assert_array_equal(after.split("train").nll, before.split("train").nll)
+    np.testing.assert_array_equal(after.split("train").samples[1:], before.split("train").skipped[1:])
+    np.testing.assert_array_equal(after.split("test").samples, before.split("test").samples)
+    assert after.split("train").skipped.any(axis=1).tolist() == [True, False, False, False]
+    rows = np.arange(5)
+    np.testing.assert_array_equal(after.split("heldout").nll, [[np.nan] * 5, rows + 10, [np.nan] * 5, rows + 30])
+    texts = {step: [row["split"] for row in sampled_texts(tmp_path, step, after.texts[step])] for step in (10, 20)}
+    assert texts == {10: ["test"] * 4 + ["train"] * 13 + ["heldout"] * 5, 20: ["train"] * 13}
+    assert after.earlier == {"solved": [0]}
 
 
 def test_an_evaluation_whose_kept_weights_are_damaged_is_lost(make, tmp_path, caplog):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import audit as config_file
-from premem_jax.analysis import audit as analysis
+from premem_jax.analysis.audit_columns import COLUMNS
 from premem_jax.analysis.trace import write_evaluation
 from premem_jax.errors import UserError
 from premem_jax.experiments import audit_traces
@@ -42,7 +42,7 @@ def runs(tmp_path_factory):
 def test_tables_page_and_subset(runs, tmp_path):
     summary = audited(runs, tmp_path / "out", "select=hardest,share=0.4")
     table = pq.read_table(tmp_path / "out" / "audit.parquet").to_pydict()
-    assert table.keys() == {"run", "example", *analysis.COLUMNS} and len(table["run"]) == 120
+    assert table.keys() == {"run", "example", *COLUMNS} and len(table["run"]) == 120
     assert table["example"] == [*range(60)] * 2 and set(table["run"]) == {"a", "b"}
     suspects = pq.read_table(tmp_path / "out" / "suspects.parquet").to_pydict()
     assert suspects["suspicion"] == sorted(suspects["suspicion"], reverse=True)
@@ -82,10 +82,11 @@ def test_published_runs_have_memorization_scores(tmp_path):
 @pytest.mark.parametrize(
     "arg, rows, words",
     [
-        ("select=hard", "60", ["'hard'", "hardest", "first_accuracy"]),
+        ("select=hard", "60", ["'hard'", "did you mean 'hardest'"]),
         ("select=hardest", None, ["no texts", "rows=FILE"]),
         ("select=hardest,share=1.0", "5", ["no row 5"]),
         ("select=hardest", "missing", ["missing", "cannot be read"]),
+        ("select=hardest", "lists", ["lists:1", "no JSON object"]),
     ],
 )
 def test_a_mistake_is_one_message(tmp_path, arg, rows, words):
@@ -96,6 +97,7 @@ def test_a_mistake_is_one_message(tmp_path, arg, rows, words):
     if rows:
         (tmp_path / "60").write_text("{}\n" * 60)
         (tmp_path / "5").write_text("{}\n" * 5)
+        (tmp_path / "lists").write_text("[1]\n" * 60)
         changes["rows"] = str(tmp_path / rows)
     with pytest.raises(UserError) as error:
         audited(traces, tmp_path / "out", arg, changes)

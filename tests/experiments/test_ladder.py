@@ -13,6 +13,7 @@ from premem_jax.errors import Stopped, UserError
 from premem_jax.experiments import ladder, rungs
 from premem_jax.running import sealed, storage
 from premem_jax.tasks import knowledge
+from tests import tiny
 from tests.configs import tiny_ladder
 
 
@@ -45,6 +46,23 @@ def test_the_forecast_is_sealed_before_a_strong_model_is_begun_and_never_after(m
         weak = {"fit": storage.path(folder / "run" / "runs" / "fit")}
         ladder.foretell(config(folder / "cache"), storage.path(again), weak)
     assert not (again / "forecast.json").exists()
+
+
+def test_a_rung_whose_weights_changed_is_none(made, tmp_path, caplog):
+    """The whole pretraining is then to be made again; a damaged record is set aside."""
+    cache, *_ = (made[0] / "cache").glob("rungs-*")
+    folder = storage.path(shutil.copytree(cache, tmp_path / "rungs"))
+    *_, last = rungs.rungs_in(folder)
+    assert rungs.digest(rungs.weights_of(last, tiny.one_device())) == last.weights
+    [file] = last.folder.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(UserError, match="is damaged: the weights are others"):
+        rungs.weights_of(last, tiny.one_device())
+    record = folder / f"{last.step}.json"
+    record.write_bytes(record.read_bytes()[:-9])
+    assert last.step not in [rung.step for rung in rungs.rungs_in(folder)] and "is damaged" in caplog.text
 
 
 def test_the_table_is_one_that_anybody_can_read(made):

@@ -50,6 +50,7 @@ def config(cache, folder, **changes):
     c = tiny_preference.get_config()
     c.cache = str(cache)
     c.base.steps, c.sft.epochs, c.influence.every = 0, 0, 4
+    c.train.learning_rate = 2e-5  # small enough for first order
     c.evals = {name: c.evals[name] for name in ("train_chosen", "train_rejected")}
     c.evals.test_greedy = evaluator("greedy_responses", "test", (0,), prompts=4, batch=8, max_new_tokens=12)
     c.on_policy.update(every=3, samples=4, max_new_tokens=8, batch=16)

@@ -4,7 +4,6 @@ Weights and gradients go through `to_hf_state`. The shapes are random small ones
 windows and rotary scaling set so low that they matter at these lengths.
 """
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -14,19 +13,15 @@ import torch
 import transformers
 from transformers import MistralConfig, Qwen2Config, Qwen3Config, Trainer
 
-from premem_jax.models.decoder import build
 from premem_jax.models.hf import from_hf_state, to_hf_state
-from premem_jax.models.hf_config import from_hf_config
 from premem_jax.models.nll import token_nll
 from premem_jax.sampling.sampler import sample
 from premem_jax.training.losses import NEXT_TOKEN
 from premem_jax.training.optimizer import adamw, learning_rate
 from premem_jax.training.step import init_state, train_step
-from tests import tiny
+from tests.models.both import B, Pair, batch, theirs_on
 from tests.models.published import gemma, later, llama
 
-LENGTHS = (24, 17, 9, 21)
-B, T = len(LENGTHS), 24
 SCALING = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 
 slow = lambda config: pytest.param(config, marks=pytest.mark.slow)
@@ -46,45 +41,9 @@ CASES = {
 }
 
 
-@dataclasses.dataclass
-class Pair:
-    """The same weights in both libraries."""
-
-    theirs: transformers.PreTrainedModel
-    model: object
-    params: dict
-
-    def __init__(self, hf_config):
-        config = from_hf_config(hf_config.to_dict())
-        self.model, self.params = build(config), tiny.parameters(config)
-        self.theirs = transformers.AutoModelForCausalLM.from_config(hf_config, attn_implementation="eager").eval()
-        weights = {name: torch.tensor(x) for name, x in to_hf_state(self.params, config).items()}
-        missing, unknown = self.theirs.load_state_dict(weights, strict=False)
-        assert not unknown and missing == (["lm_head.weight"] if config.tied_embedding else [])
-
-    @property
-    def config(self):
-        return self.model.config
-
-
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def pair(request):
     return Pair(request.param)
-
-
-def batch(config, seed=0):
-    """Right-padded tokens, the mask of tokens, and weights of the targets, which begin at different places."""
-    rng = np.random.default_rng(seed)
-    tokens_BT = rng.integers(0, config.V, (B, T)).astype(np.int32)
-    real_BT = np.arange(T) < np.array(LENGTHS)[:, None]
-    target_BT = real_BT & (np.arange(T) >= rng.integers(1, 6, (B, 1)))
-    return tokens_BT, real_BT, target_BT
-
-
-def theirs_on(pair, tokens_BT, real_BT, target_BT):
-    tokens, mask = torch.tensor(tokens_BT, dtype=torch.long), torch.tensor(real_BT)
-    labels = torch.where(torch.tensor(target_BT), tokens, -100)
-    return pair.theirs(input_ids=tokens, attention_mask=mask.long(), labels=labels)
 
 
 def test_logits(pair):

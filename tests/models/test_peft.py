@@ -25,8 +25,8 @@ from premem_jax.models.hf_files import Checkpoint
 from premem_jax.training.losses import NEXT_TOKEN
 from premem_jax.training.optimizer import adamw, learning_rate
 from premem_jax.training.step import init_state, train_step, weights
+from tests.models.both import Pair, batch, theirs_on
 from tests.models.published import gemma, llama
-from tests.models.test_decoder_parity import Pair, batch, theirs_on
 
 LORA = Lora(rank=3, alpha=5.0, targets=("q", "v", "o", "gate", "down"))
 CASES = [

@@ -80,7 +80,9 @@ def test_the_page_holds_each_picture(report):
     assert all(file.startswith(PNG) for file in files)
     assert sorted(path.name for path in workdir.rglob("*") if path.is_file()) == [
         "curves.png",
+        "curves_narrow.png",
         "examples.png",
+        "examples_narrow.png",
         "report.html",
     ]
 

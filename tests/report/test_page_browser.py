@@ -249,6 +249,37 @@ def test_dark_and_narrow_pages_stay_readable(browser, made):
         assert page.locator("#rows").bounding_box()["height"] > 300
 
 
+WIDTHS = (390, 1440)
+# What is cut off: the page, cells and texts beyond its right border, and what only scrolling sideways shows of a table.
+CUT = """() => {
+  const beyond = [...document.querySelectorAll("td, th, p, li, button, input, figcaption")].filter(
+    (e) => e.offsetParent && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80));
+  const hidden = [...document.querySelectorAll(".wide, #rows")].filter((e) => e.scrollWidth > e.clientWidth + 1);
+  return [document.documentElement.scrollWidth > innerWidth, beyond, hidden.map((e) => e.id || e.className)];
+}"""
+SMALLEST = 9  # points, of texts in figures
+# CSS pixels of such a text in each picture, as shown; PNGs have 150 dots per inch.
+TEXT = "(points) => [...document.images].map((i) => (i.clientWidth / i.naturalWidth) * (150 / 72) * points)"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_of_a_run_is_cut_off_or_too_small(browser, made, width):
+    with opened(browser, made.path) as page:
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate(CUT) == [False, [], []]
+        assert len(sizes := page.evaluate(TEXT, SMALLEST)) == 2 and min(sizes) > 9
+        pictures = page.evaluate("[...document.images].map((i) => i.clientWidth)")
+        assert max(pictures) <= width  # drawn for this width, not scrolled
+        page.locator("#body tr").nth(3).click()
+        assert page.locator("#detail h3").is_visible() and page.evaluate(CUT)[:2] == [False, []]
+        text, width_of = (
+            page.locator("#rows th.text, #rows td.text").last,
+            page.locator("#rows").bounding_box()["width"],
+        )
+        assert text.bounding_box()["width"] > 0.25 * width_of
+        assert "What the metric is" in page.content() and "What to do next" in page.content()
+
+
 def test_eight_thousand_examples_open_quickly(browser, tmp_path, capsys):
     """The time is printed, for a busy machine would make it a matter of luck; what makes it short is asserted."""
     count, evaluations = 8000, 10
@@ -300,8 +331,11 @@ def test_the_page_of_a_study(browser, tmp_path):
     with opened(browser, tmp_path / "study" / "report.html") as page:
         assert page.locator("img").count() == 4 and broken_images(page) == []
         assert page.locator("script").count() == 0
-        hidden = "[...document.querySelectorAll('.wide')].map(box => box.scrollWidth - box.clientWidth)"
-        assert set(page.evaluate(hidden)) == {0}  # no column is out of sight
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 950})
+            assert page.evaluate(CUT) == [False, [], []]
+            assert min(page.evaluate(TEXT, SMALLEST)) > 9
+        assert "What the metric is" in page.content() and "What to do next" in page.content()
         runs = page.locator("h2", has_text="Runs, at their last").locator("xpath=following::table[1]")
         assert [run["run"] for run in task["run_table"]] == names
         assert runs.locator("td.name").all_text_contents() == [drawing.shown(name) for name in names]

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import premem_jax
+from premem_jax import config as defaults
 from premem_jax import keys
 from premem_jax.analysis.readers import npz
 from premem_jax.errors import Stopped, UserError
 from premem_jax.experiments import grade
 from premem_jax.running import atomic, lease, processes, rendezvous, storage, workdir
-from tests.configs import tiny_rungs
 from tests.pod import pod, texts
 from tests.processes import ENVIRONMENT, command
 
@@ -63,8 +63,7 @@ def test_a_refused_launch_changes_nothing(tmp_path):
         pass
 
 
-SHARED = ("curate", "dynamics", "ladder", "sweep")  # whose members several launches make
-ALONE = [name for name in keys.TABLES if name not in SHARED]
+ALONE = sorted({*keys.TABLES} - {"curate", "dynamics", "ladder", "sweep"})  # in these, several launches work
 
 
 @pytest.mark.parametrize("experiment", ALONE)
@@ -89,8 +88,8 @@ def configs(folder: Path):
     (folder / "rows.jsonl").write_text('{"output": "#### 3", "answer": "3"}\n')
     runs = dict(run=["a"] * 60, step=[1] * 60, example=range(60), n_samples=[1] * 60, n_correct=[1] * 60)
     pq.write_table(pa.table(runs | dict(nll=[0.5] * 60, test_accuracy=[0.5] * 60)), folder / "runs.parquet")
-    modules = (analyze, audit, dpo, emergence, evaluate, grade, plan, quickstart, squeezing_toy, tiny_rungs)
-    for config in (*(module.get_config() for module in modules), plan.get_config("task=dynamics_hh")):
+    modules = (analyze, audit, dpo, emergence, evaluate, grade, plan, quickstart, squeezing_toy)
+    for config in (defaults.rungs(), plan.get_config("task=dynamics_hh"), *(module.get_config() for module in modules)):
         places = {"traces": "runs.parquet", "table": "table.csv", "data.path": "rows.jsonl", "model.path": "model"}
         there = dict(keys.leaves(config))
         config.update_from_flattened_dict({k: str(folder / name) for k, name in places.items() if there.get(k) == ""})

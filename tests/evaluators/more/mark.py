@@ -13,7 +13,7 @@ class Mark(Evaluator):
     def __init__(self, split, run, *, layout="train", columns=(), opening=""):
         self.layout = layout
         super().__init__(split.perturbed(run.tokenizer, opening), run)
-        self._columns, self.steps, self.rows = columns, [], []
+        self.columns, self.steps, self.rows = tuple(columns), [], []
 
     def measure(self, params, step, only=None):
         self.steps.append(step)
@@ -21,4 +21,4 @@ class Mark(Evaluator):
         for row in only:
             self.rows.append(int(row))
             texts = [{"example": int(row), "split": self.split.name}]
-            yield Part([row], {name: np.array([row + step]) for name in self._columns}, texts)
+            yield Part([row], {name: np.array([row + step]) for name in self.columns}, texts)
