@@ -56,6 +56,7 @@ def test_its_report_has_the_curves_and_every_text(tmp_path):
     page = recorded(tmp_path).report().read_text()
     assert "accuracy before memorization is" in page and 'id="explorer"' in page
     assert all(f'"no {id}"' in page for id in range(3)) and "prompt 59 \\u003c/script\\u003e" in page
+    assert (tmp_path / "audit.parquet").exists() and len(read_runs(tmp_path)) == 1  # the audit is no table of runs
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["threshold"] == 1.1 and 0 < summary["pre_memorization_accuracy"] < summary["train_accuracy"] < 1
 

@@ -20,10 +20,13 @@ LARGEST = 2**62  # whole number; larger ones would be negative as int64
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
+OURS = ("step-", "audit.parquet")  # evaluations, and the audit of a run's examples
+
+
 def find(path: Path) -> list[Path]:
-    """The tables at `path` or directly in it, without npz files of the published layout and without traces."""
+    """The tables at `path` or directly in it, without npz files of the published layout and what runs write there."""
     files = [path] if path.is_file() else sorted(path.iterdir())
-    tables = [file for file in files if file.suffix in (".parquet", ".npz") and not file.name.startswith("step-")]
+    tables = [file for file in files if file.suffix in (".parquet", ".npz") and not file.name.startswith(OURS)]
     return [file for file in tables if not release.is_packed(file)]
 
 
