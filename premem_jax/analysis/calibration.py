@@ -137,10 +137,10 @@ class Sensitivity:
 
 
 TAILS = {
-    "quantile": np.quantile,
+    "quantile": lambda nll_ME, quantile: np.quantile(nll_ME, quantile, axis=-1),
     # Of a normal distribution of log NLL, fitted to all values, or by the deviations below the median.
-    "normal": lambda nll_E, quantile: _normal(np.log(np.maximum(nll_E, 1e-12)), quantile),
-    "lower_normal": lambda nll_E, quantile: _lower_normal(np.log(np.maximum(nll_E, 1e-12)), quantile),
+    "normal": lambda nll_ME, quantile: _normal(np.log(np.maximum(nll_ME, 1e-12)), quantile),
+    "lower_normal": lambda nll_ME, quantile: _lower_normal(np.log(np.maximum(nll_ME, 1e-12)), quantile),
 }
 
 
@@ -163,10 +163,13 @@ def redrawn(
     rows = [threshold.usable(run.heldout_nll) for run in runs]
     every = [nll_E for row in rows for nll_E in row.values()]
     reference = min(range(len(every)), key=lambda m: np.mean(every[m]))
+    sizes = np.array([len(nll_E) for nll_E in every])
+    stacks = {size: np.stack([nll_E for nll_E in every if len(nll_E) == size]) for size in np.unique(sizes)}
     drawn, r2 = [], []
     for _ in range(draws):
-        at = {size: rng.integers(size, size=examples) for size in sorted({len(nll_E) for nll_E in every})}
-        nll_M = np.array([TAILS[tail](nll_E[at[len(nll_E)]], quantile) for nll_E in every])
+        nll_M = np.empty(len(every))
+        for size, nll_ME in stacks.items():
+            nll_M[sizes == size] = TAILS[tail](nll_ME[:, rng.integers(size, size=examples)], quantile)
         left = iter(nll_M)
         thresholds = [
             np.exp(threshold.kept({m: next(left) for m in row}, len(run.trace.steps)))
@@ -180,11 +183,12 @@ def redrawn(
     return np.array(drawn), np.array(r2)
 
 
-def _normal(x_E: np.ndarray, quantile: float) -> float:
-    return math.exp(np.mean(x_E) + np.std(x_E) * norm.ppf(quantile))
+def _normal(x_ME: np.ndarray, quantile: float) -> np.ndarray:
+    return np.exp(np.mean(x_ME, axis=-1) + np.std(x_ME, axis=-1) * norm.ppf(quantile))
 
 
-def _lower_normal(x_E: np.ndarray, quantile: float) -> float:
-    middle = np.median(x_E)
-    below = x_E[x_E < middle] - middle
-    return math.exp(middle + np.sqrt(np.mean(below**2)) * norm.ppf(quantile))
+def _lower_normal(x_ME: np.ndarray, quantile: float) -> np.ndarray:
+    middle_M = np.median(x_ME, axis=-1)
+    below_ME = np.minimum(x_ME - middle_M[..., None], 0)
+    count_M = np.sum(below_ME < 0, axis=-1)
+    return np.exp(middle_M + np.sqrt(np.sum(below_ME**2, axis=-1) / count_M) * norm.ppf(quantile))
