@@ -161,7 +161,7 @@ def rungs() -> ConfigDict:
 
 
 def ladder(base: ConfigDict, weak, strong) -> ConfigDict:
-    """A ladder of sizes like `base`: name → {key: value} of the sizes that are finetuned, and of those foretold."""
+    """A ladder of sizes like `base`: name → {key: value} of the sizes that are finetuned, and of those predicted."""
     rung = {"experiment": "rungs"}
     members = [(name, rung | changes, ()) for name, changes in weak.items()]
     members += [(name, rung | {"finetune.amounts": ()} | changes, tuple(weak)) for name, changes in strong.items()]

@@ -139,8 +139,8 @@ def cli() -> None:
     except Exception as error:
         why = textwrap.shorten(str(error), 250)
         if found := fault_of_a_place(error):
-            what, mend = found
-            leave(f"error: {what} ({why}); {mend}, and run the same command again to continue", 2)
+            what, fix = found
+            leave(f"error: {what} ({why}); {fix}, and run the same command again to continue", 2)
         processes = sys.modules.get("premem_jax.running.processes")
         if processes and processes.lost_another(error):
             leave(f"error: another process is gone ({why}); start all of them again to continue", 1)

@@ -254,11 +254,11 @@ def ladder(config) -> None:
         raise UserError(f"planted={config.planted}: five numbers, of which alpha is above 0, or none")
 
 
-def foretold(config) -> None:
+def predicted(config) -> None:
     every = members_of(config).values()
     weak = [member.name for member in every if not member.needs]
     if wrong := [member.name for member in every if member.needs and set(member.needs) != set(weak)]:
-        raise UserError(f"study.members: {wrong[0]} is foretold, so it needs all that are not: {weak}")
+        raise UserError(f"study.members: {wrong[0]} is predicted, so it needs all that are not: {weak}")
 
 
 FINETUNE = (endless, ungraded, templates, tracked, mesh, buckets, micro_batches)
@@ -273,5 +273,5 @@ RULES = {  # of a study's members: those of the experiment that makes each
     "analyze": (perplexity,),
     "audit_traces": (perplexity,),
     "rungs": (mesh, ladder),
-    "ladder": (foretold,),
+    "ladder": (predicted,),
 }

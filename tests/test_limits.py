@@ -236,7 +236,7 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("finetune", {"model.preset": "llama_tinny"}, ["'llama_tinny'", "did you mean 'llama_tiny'"]),
         ("plan", {"plan.topology": "x"}, ["topology='x'", "v5e:4x4"]),
         ("finetune", {"data.grader": "numbr"}, ["data.grader='numbr'", "number"]),
-        ("finetune", {"data.grader": "none"}, ["_accuracy", "data.grader='none'"]),
+        ("finetune", {"data.grader": "none"}, ["evals.", "data.grader='none'"]),
         ("finetune", {"data.prompt": "{ask}"}, ["data.target=''", "go together"]),
         ("evaluate", {"data.grader": "number"}, ["data.grader='number'", "sampling.samples=0"]),
         ("plan", {"data.task": "arithmetic"}, ["data.task='arithmetic'"]),
@@ -261,7 +261,11 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("rungs", {"finetune.amounts": (16, 65)}, ["finetune.amounts=(16, 65)", "64 examples"]),
         ("rungs", {"finetune.amounts": (2, 16)}, ["finetune.amounts=(2, 16)", "evaluation.shots=2"]),
         ("rungs", {"evaluation.dev": 17}, ["evaluation.dev=17", "64 questions"]),
-        ("ladder", {"study.members": (("a", (), ()), ("b", (), ()), ("c", (), ("b",)))}, ["c is foretold", "'a', 'b'"]),
+        (
+            "ladder",
+            {"study.members": (("a", (), ()), ("b", (), ()), ("c", (), ("b",)))},
+            ["c is predicted", "'a', 'b'"],
+        ),
         ("curate", {"data.task": "arithmetic"}, ["study.source='generator'", "'arithmetic'"]),
         (
             "curate",

@@ -25,7 +25,7 @@ def displacement(trace: Trace, since: int, of: str = "train") -> dict[int, float
     return {int(id): float(x) for id, x in zip(chosen.example, change_E, strict=True) if np.isfinite(x)}
 
 
-def foretold(ches: Mapping[int, float], trace: Trace, since: int) -> dict[str, float]:
+def predicted(ches: Mapping[int, float], trace: Trace, since: int) -> dict[str, float]:
     """Spearman's rank correlation of each pair's CHES before training with its displacement, and its 95 % interval.
 
     The interval is a bootstrap over pairs of one run, so it says nothing about other seeds. Empty where the correlation

@@ -30,12 +30,12 @@ def run(config, folder: Path) -> dict | None:
       UserError: as the members do; a forecast that comes too late.
     """
     keys.check(config)
-    give = lambda member, earlier, files: foretell(config, folder / "forecast", earlier)
+    give = lambda member, earlier, files: predict(config, folder / "forecast", earlier)
     end = lambda rows, failed: conclude(config, folder / "forecast", rows)
     return studies.run(config, folder, columns=COLUMNS, give=give, conclude=end)
 
 
-def foretell(config, folder: Path, earlier: Mapping[str, Path]) -> dict[str, str]:
+def predict(config, folder: Path, earlier: Mapping[str, Path]) -> dict[str, str]:
     """Seals the forecast from the weak models, unless it is there; what a strong model is given is its SHA-256.
 
     Two launches that begin strong models at once make the same bytes.

@@ -62,7 +62,7 @@ def run(config, folder: Path) -> dict:
             trace, since = read_trace(folder / "trace"), trained["sft_steps"]
             ches = dict(zip(splits["train"].ids.tolist(), first.ches.tolist(), strict=True))
             pairs = {"ches": ches, "change": displacement.displacement(trace, since)}
-            trained |= response_curves.summary(trace, since) | displacement.foretold(ches, trace, since)
+            trained |= response_curves.summary(trace, since) | displacement.predicted(ches, trace, since)
             trained |= processes.once(lambda: hallucination(folder, trace, splits, since))
         return processes.once(lambda: finetune.report(config, folder, goodput, trained, splits, pairs))
 

@@ -183,7 +183,7 @@ def check_room(workdir: Path, need: int) -> None:
         )
 
 
-# Errors of the system that no restart mends: what is wrong, and what people can do. Libraries wrap those of disks.
+# Errors of the system that no restart fixes: what is wrong, and what people can do. Libraries wrap those of disks.
 DISK = {
     errno.ENOSPC: ("the disk is full", "free some space"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or ask for more"),
@@ -191,12 +191,12 @@ DISK = {
     errno.EFBIG: ("a file may not become that large", "raise the limit (ulimit -f)"),
     errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
 }
-PLACE = ("a path cannot be used", "mend it, or give another")
+PLACE = ("a path cannot be used", "correct it, or give another")
 PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 
 def fault_of_a_place(error: BaseException | None) -> tuple[str, str] | None:
-    """What is wrong with a disk or a path, and the mend, if that is the cause of `error`."""
+    """What is wrong with a disk or a path, and the fix, if that is the cause of `error`."""
     while error is not None:
         for number, said in DISK.items():
             if getattr(error, "errno", None) == number or os.strerror(number) in str(error):

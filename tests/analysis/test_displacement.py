@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from premem_jax.analysis.displacement import displacement, foretold
+from premem_jax.analysis.displacement import displacement, predicted
 from premem_jax.analysis.trace import read_trace, write_evaluation
 
 IDS = np.arange(40) * 3
@@ -30,11 +30,11 @@ def test_the_correlation_is_spearmans_and_lies_in_its_interval(tmp_path):
     rng = np.random.default_rng(1)
     change = rng.normal(size=40)
     ches = {int(id): float(-x + 0.5 * rng.normal()) for id, x in zip(IDS, change, strict=True)} | {999: 1.0}
-    found = foretold(ches, trace(tmp_path, change), since=4)
+    found = predicted(ches, trace(tmp_path, change), since=4)
     expected = stats.spearmanr([ches[id] for id in IDS.tolist()], change).statistic
     assert found["ches_correlation"] == pytest.approx(expected, abs=2e-3) and found["ches_pairs"] == 40
     assert -1 <= found["ches_correlation_low"] < expected < found["ches_correlation_high"] < 0
 
 
 def test_without_variation_there_is_no_correlation(tmp_path):
-    assert foretold(dict.fromkeys(IDS.tolist(), 1.0), trace(tmp_path, np.arange(40.0)), since=4) == {}
+    assert predicted(dict.fromkeys(IDS.tolist(), 1.0), trace(tmp_path, np.arange(40.0)), since=4) == {}

@@ -1,4 +1,4 @@
-"""A size from which a forecast is made, and one that is foretold."""
+"""A size from which a forecast is made, and one that is predicted."""
 
 from premem_jax import config as defaults
 from tests.configs import tiny_rungs

@@ -44,7 +44,7 @@ def test_the_forecast_is_sealed_before_a_strong_model_is_begun_and_never_after(m
     (again / "forecast.json").unlink()
     with pytest.raises(UserError, match="the truth has been opened"):
         weak = {"fit": storage.path(folder / "run" / "runs" / "fit")}
-        ladder.foretell(config(folder / "cache"), storage.path(again), weak)
+        ladder.predict(config(folder / "cache"), storage.path(again), weak)
     assert not (again / "forecast.json").exists()
 
 
