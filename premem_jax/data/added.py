@@ -36,4 +36,5 @@ def read(path: Path) -> list[Example]:
     except sealed.Damaged as error:
         mend = "in a curation, remove members/NAME and runs/NAME of its member, and the next launch makes both again"
         raise sealed.Damaged(error.what, mend) from error
-    return [Example(**json.loads(line)) for line in lines]
+    rows = (json.loads(line) for line in lines)
+    return [Example(**row | {"options": tuple(row["options"])}) for row in rows]

@@ -136,8 +136,7 @@ class Accuracy(Evaluator):
     def _hashes(self, drawn: Drawn, verdict_R: Sequence[int]) -> list[int]:
         if (answer := self.split.grader.answer) is None:
             return [0] * self.samples
-        text = self.run.tokenizer.spell
-        each = zip(drawn.tokens, drawn.length, verdict_R, strict=True)
+        text, each = self.run.tokenizer.spell, zip(drawn.tokens, drawn.length, verdict_R, strict=True)
         return [answer_hash(answer(text(tokens[:length])), verdict) for tokens, length, verdict in each]
 
     def _text(self, step: int, row: int, drawn: Drawn, verdict_R: Sequence[int]) -> dict:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from premem_jax.data import collection, rows
 from premem_jax.data.examples import Example
 from premem_jax.errors import UserError
 from premem_jax.tasks import preferences
+from premem_jax.tasks import task as tasks
 
 OWN = [{"prompt": f"Wie viele Äpfel? {i}\n", "target": f" {i + 2} 🍎", "id": f"row {i}"} for i in range(4)]
 PAIRS = [{"prompt": f"{i}?", "chosen": f" yes {i}", "rejected": " no", "calm": "é"} for i in range(4)]
@@ -82,7 +84,7 @@ def read_pairs(path):
 
 
 def read_pool(path):
-    source = collection.pool(str(path), "gsm8k")
+    source = collection.pool(str(path), partial(tasks.answer_of_target, "gsm8k"))
     of = [list(source.candidates(Example(id, "", "", ""))) for id in range(4)]
     return [[(e.prompt, e.target, e.answer) for e in found] for found in of]
 
