@@ -119,7 +119,7 @@ FINETUNE: Table = {
     "train.learning_rate": (number(0, FP32), "highest rate; 0 changes nothing, too high a one stops the run"),
     "train.warmup_steps": (NATURAL, "updates until the highest rate; with more than there are it is not reached"),
     "lora.rank": (integer(0, 4096), "LoRA: rank of the adapters, which alone are trained; 0: none, all weights are"),
-    "lora.alpha": (number(0, FP32, above=True), "LoRA: what the adapters add is multiplied by alpha / rank"),
+    "lora.alpha": (number(0, 1e6, above=True), "LoRA: what the adapters add is multiplied by alpha / rank"),
     "lora.targets": (tuple_of(choice(*(f"{name}_proj" for name in MATRICES))), "LoRA: matrices with an adapter"),
     "optimizer.b1": (number(0, 0.999999), "AdamW: decay of the mean of gradients"),
     "optimizer.b2": (number(0, 0.999999), "AdamW: decay of the mean of their squares"),
