@@ -162,7 +162,10 @@ ALLOWED = {
 PAIRWISE = ("preference", "dynamics", "plan_preference")
 BESIDE = {("emergence", "draws", "0"), ("evaluate", "sampling.samples", "0"), ("evaluate", "data.task", "''")}
 ZEROS = ("sft.epochs", "on_policy.every", "influence.every", "influence.draws")
-BESIDE |= {("audit_traces", key, "''") for key in ("select", "rows")} | {("finetune", "lora.rank", "0")}
+BESIDE |= {("audit_traces", key, "''") for key in ("select", "rows")} | {
+    ("finetune", "lora.rank", "0"),
+    ("finetune", "lora.targets", "()"),
+}
 BESIDE |= {("ladder", "study.draws", "0"), ("finetune", "evals.options.shots", "0")}
 BESIDE |= {(experiment, key, "0") for experiment in PAIRWISE for key in ZEROS}
 LIKE_FINETUNE = ("plan", "plan_preference", "sweep", "curate", "preference", "dynamics")
