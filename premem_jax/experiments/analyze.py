@@ -80,7 +80,7 @@ def study_task(runs: Sequence[Run], chosen: Sequence[Threshold], config) -> dict
         "threshold_quantile": config.threshold.quantile,
         "predictors": study.predictor_table(runs, chosen, config.draws, config.seed),
         "thresholds": study.threshold_table(runs, chosen, sensitivity),
-        "heldout_error": study.heldout_error(runs, config.threshold.quantile, 1 + config.draws // 5, config.seed),
+        "heldout_error": study.heldout_error(runs, config.threshold.quantile, 1 + config.draws // 10, config.seed),
         "sensitivity": {
             "nll": sensitivity.nll.tolist(),
             "r2_identity": sensitivity.r2().tolist(),
