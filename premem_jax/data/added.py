@@ -37,4 +37,5 @@ def read(path: Path) -> list[Example]:
         mend = "in a curation, remove members/NAME and runs/NAME of its member, and the next launch makes both again"
         raise sealed.Damaged(error.what, mend) from error
     rows = (json.loads(line) for line in lines)
-    return [Example(**row | {"options": tuple(row["options"])}) for row in rows]
+    tuples = lambda row: dict(options=tuple(row["options"]), messages=tuple(map(tuple, row["messages"])))
+    return [Example(**row | tuples(row)) for row in rows]

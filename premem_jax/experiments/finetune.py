@@ -224,10 +224,10 @@ def saw(split: Tokenized, tokenizer: Tokenizer, template: chat.Template | None) 
 
 
 def texts_of(splits: dict[str, Tokenized]) -> list[dict]:
-    """Rows {split, example, prompt, reference} of all examples, with `rejected` and `metadata` where there are any."""
+    """Rows {split, example, prompt, reference} of all examples, with `rejected` of pairs, and `metadata` if any."""
     return [
         {"split": name, "example": e.id, "prompt": shown(e.prompt), "reference": shown(e.target).strip()}
-        | ({"rejected": shown(e.rejected).strip()} if e.rejected else {})
+        | ({"rejected": shown(e.rejected).strip()} if len(data.rejected) else {})
         | ({"metadata": dict(e.metadata)} if e.metadata else {})
         for name, data in splits.items()
         for e in data.examples

@@ -93,7 +93,7 @@ def configs(folder: Path):
         places = {"traces": "runs.parquet", "table": "table.csv", "data.path": "rows.jsonl", "model.path": "model"}
         there = dict(keys.leaves(config))
         config.update_from_flattened_dict({k: str(folder / name) for k, name in places.items() if there.get(k) == ""})
-        if config.experiment in ("analyze", "audit"):
+        if config.experiment in ("analyze", "audit_traces"):
             config.threshold.update(rule="given", perplexity=1.2)
         if config.get("base"):
             config.model.path = ""
