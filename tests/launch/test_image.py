@@ -80,9 +80,9 @@ def test_every_package_that_the_image_imports_is_installed_in_it():
     names = {"ml_collections": "ml_collections", "orbax": "orbax-checkpoint", "absl": "absl-py", "yaml": "pyyaml"}
     names |= {"google": "protobuf", "tensorflow_datasets": "tensorflow-datasets", "markupsafe": "jinja2"}
     required = set(re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.M))
-    imported = set()
+    imported, elsewhere = set(), ROOT / "premem_jax" / "recorder" / "callback.py"  # runs in the trainer that it records
     for folder in ("premem_jax", "configs", "launch"):
-        for path in (ROOT / folder).rglob("*.py"):
+        for path in {*(ROOT / folder).rglob("*.py")} - {elsewhere}:
             for node in ast.parse(path.read_text()).body:
                 if isinstance(node, ast.Import):
                     imported |= {alias.name.split(".")[0] for alias in node.names}
