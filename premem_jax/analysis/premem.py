@@ -47,7 +47,9 @@ def pre_memorization_accuracy(
     maximum.
     """
     masked_ME = masked_accuracy(accuracy_ME, nll_ME, perplexity)
-    best_ME = np.fmax.accumulate(masked_ME, axis=0)  # fmax passes over NaN
+    best_ME = masked_ME.copy()
+    for m in range(1, len(best_ME)):  # by rows it takes a tenth of the time of fmax.accumulate
+        np.fmax(best_ME[m - 1], best_ME[m], out=best_ME[m])  # fmax passes over NaN
     return np.where(np.isnan(masked_ME), np.nan, np.minimum(accuracy_ME, best_ME))
 
 
