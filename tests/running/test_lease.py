@@ -81,6 +81,8 @@ def test_a_holder_elsewhere_lives_while_its_file_changes(holder, tmp_path, monke
     with pytest.raises(UserError, match="in use"), lease(tmp_path):
         pass
     holder.send_signal(signal.SIGSTOP)
+    while not stopped(holder):
+        time.sleep(0.05)
     monkeypatch.setattr(module, "DEAD_SECONDS", 1)
     with lease(tmp_path):
         holder.send_signal(signal.SIGCONT)  # stood still, and finds its folder taken
