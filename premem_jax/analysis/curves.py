@@ -16,6 +16,7 @@ NAMES = (
     "threshold",
 )
 PREDICTIONS = ("estimate", "pre_memorization_accuracy")
+HALF = 1.96  # standard errors in half of a 95 % interval
 INTERVALS = (*PREDICTIONS, "test_accuracy")  # those with a standard error, `NAME_error`
 
 
@@ -53,4 +54,4 @@ def run_curves(
 
 def interval(value: float, error: float) -> tuple[float, float]:
     """The 95 % interval of an accuracy with this standard error, by the normal distribution; within 0 to 1."""
-    return max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error)
+    return max(0.0, value - HALF * error), min(1.0, value + HALF * error)

@@ -55,13 +55,12 @@ def evaluate(run: Run, perplexity: float | np.ndarray) -> dict[str, np.ndarray]:
     train = run.train
     accuracy_ME, nll_ME = train.accuracy_or_skipped, train.nll
     masked_ME = premem.masked_accuracy(accuracy_ME, nll_ME, perplexity)
-    best_ME = np.where(np.isnan(masked_ME), np.nan, np.fmax.accumulate(masked_ME, axis=0))
     mean = premem.measured_mean
     accuracy_M = train.mean_accuracy
     return {
         "pre_memorization_accuracy": mean(premem.pre_memorization_accuracy(accuracy_ME, nll_ME, perplexity)),
         "shrunk_estimate": mean(estimate.of_split(train, perplexity)),
-        "without_minimum": mean(best_ME),
+        "without_minimum": mean(premem.running_maximum(masked_ME)),
         "masked_accuracy": mean(masked_ME),
         "accuracy_before_memorization": mean(accuracy_before_memorization(accuracy_ME, nll_ME, perplexity)),
         "train_accuracy": accuracy_M,

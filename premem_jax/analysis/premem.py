@@ -47,10 +47,15 @@ def pre_memorization_accuracy(
     maximum.
     """
     masked_ME = masked_accuracy(accuracy_ME, nll_ME, perplexity)
-    best_ME = masked_ME.copy()
+    return np.minimum(accuracy_ME, running_maximum(masked_ME))
+
+
+def running_maximum(values_ME: np.ndarray) -> np.ndarray:
+    """(M, E) the highest measured value up to each evaluation; NaN where that evaluation was not measured."""
+    best_ME = values_ME.copy()
     for m in range(1, len(best_ME)):  # by rows it takes a tenth of the time of fmax.accumulate
         np.fmax(best_ME[m - 1], best_ME[m], out=best_ME[m])  # fmax passes over NaN
-    return np.where(np.isnan(masked_ME), np.nan, np.minimum(accuracy_ME, best_ME))
+    return np.where(np.isnan(values_ME), np.nan, best_ME)
 
 
 def settled(accuracy_ME: np.ndarray, nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np.ndarray:

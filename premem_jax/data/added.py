@@ -4,7 +4,6 @@ They are the split `added` of a run. Only the task's own training examples are e
 addition are of the same examples.
 """
 
-import dataclasses
 import json
 from collections.abc import Sequence
 
@@ -19,8 +18,7 @@ SPLIT = "added"
 
 def write(path: Path, examples: Sequence[Example]) -> None:
     """Writes examples, sealed; their ids are their rows."""
-    rows = (json.dumps(dataclasses.asdict(example) | {"metadata": dict(example.metadata)}) for example in examples)
-    sealed.write(path, "".join(f"{row}\n" for row in rows).encode())
+    sealed.write(path, "".join(json.dumps(example.row) + "\n" for example in examples).encode())
 
 
 def read(path: Path) -> list[Example]:

@@ -35,6 +35,12 @@ class Example:
     messages: tuple[tuple[str, str], ...] = ()
 
     @property
+    def row(self) -> dict:
+        """All fields, as values of JSON."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"metadata": dict(self.metadata)}
+
+    @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
         """Turns (role, text) before the target: `messages`, those of a dialogue in hh-rlhf's form, or a question."""
         parts = TURN.split(self.prompt)

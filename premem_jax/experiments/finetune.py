@@ -18,7 +18,7 @@ from premem_jax.analysis.conclusion import conclude
 from premem_jax.analysis.curves import INTERVALS, NAMES, interval
 from premem_jax.analysis.texts import texts_of_run
 from premem_jax.analysis.threshold import Threshold
-from premem_jax.analysis.trace import NOTHING, evaluation_steps, read_trace
+from premem_jax.analysis.trace import NOTHING, Trace, evaluation_steps, read_trace
 from premem_jax.data import added, chat
 from premem_jax.data.markers import shown
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
@@ -79,30 +79,36 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
         name="finetune",
         folder=folder,
         trainer=trainer,
-        steps=steps,
-        batches=partial(
-            train_batches,
-            trained_on,
-            batch=settings.batch,
-            seed=config.seed,
-            buckets=config.data.buckets,
-            window=settings.length_window,
-            here=sharding.places_here(made.mesh, settings.batch),
-        ),
-        rate=partial(learning_rate, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=steps),
-        save_every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
-        log_every=config.log_every,
-        evaluate=evaluation(config, folder, suite, goodput),
+        batches=partial(train_batches, trained_on, **batch_order(config, made.mesh)),
+        evaluate=evaluation(folder, suite, goodput, progress.Table(), partial(row_of, config)),
         evaluation_steps=suite.steps,
         look_back=suite.make_again,
-        profile=Profile(folder / "profile", **config.profile),
-        trackers=tuple(config.trackers),
+        **phase_settings(config, folder, settings, steps),
     )
     export(config, folder, clock, made, weights(phase.run(made.base)))
     sizes = {"steps": steps, "epochs": settings.epochs, "train_examples": len(trained_on)}
     sizes |= {"first_example": made.seen} | ({"extended": extended} if extended else {})
     return sizes, made.splits
+
+
+def batch_order(config, mesh: Mesh) -> dict:
+    """What batches of training data are made by."""
+    train = config.train
+    order = dict(batch=train.batch, seed=config.seed, buckets=config.data.buckets, window=train.length_window)
+    return order | {"here": sharding.places_here(mesh, train.batch)}
+
+
+def phase_settings(config, folder: Path, settings, steps: int) -> dict:
+    """Fields of a phase of so many updates that are settings; `settings` has its learning rate and warm-up."""
+    return dict(
+        steps=steps,
+        rate=partial(learning_rate, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=steps),
+        save_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        log_every=config.log_every,
+        profile=Profile(folder / "profile", **config.profile),
+        trackers=tuple(config.trackers),
+    )
 
 
 def extension(config, folder: Path, per_epoch: int) -> str:
@@ -189,21 +195,30 @@ def export(config, folder: Path, clock: Clock, made: Ready, params) -> None:
             hugging_face.export(config, folder / "export", params, model, checkpoint, tokenizer, made.mesh)
 
 
-def evaluation(config, folder: Path, suite: Suite, goodput: Goodput) -> Callable[[int, Weights], dict | None]:
-    """What a phase calls: the evaluators that are due, a line of the table, and its numbers for the metrics."""
-    table = progress.Table()
+def evaluation(
+    folder: Path, suite: Suite, goodput: Goodput, table: progress.Table, row_of: Callable[[Trace], dict[str, float]]
+) -> Callable[[int, Weights], dict | None]:
+    """What a phase calls: the evaluators that are due, and a line of the table, whose numbers go to the metrics.
+
+    `row_of` makes these numbers from the trace so far.
+    """
 
     def evaluate(step: int, trained: Weights) -> dict[str, float] | None:
         suite.run(step, trained)
         if not processes.leads():
             return None
         goodput.keep()
-        found = conclude(read_trace(folder / "trace", up_to=step), **config.threshold)
-        row = {name: float(values[-1]) for name, values in found.curves.items() if name not in ("step", "threshold")}
+        row = row_of(read_trace(folder / "trace", up_to=step))
         table.line(row)
         return row
 
     return evaluate
+
+
+def row_of(config, trace: Trace) -> dict[str, float]:
+    """The curves of a run at its last evaluation."""
+    curves = conclude(trace, **config.threshold).curves
+    return {name: float(values[-1]) for name, values in curves.items() if name not in ("step", "threshold")}
 
 
 def tokenized(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:

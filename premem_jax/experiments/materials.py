@@ -49,9 +49,8 @@ def _claim(folder: Path, facts: Mapping[str, str]) -> None:
 
 def of_examples(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
     """A digest of all fields of the examples, by split."""
-    said = lambda e: [e.id, e.prompt, e.target, e.answer, sorted(e.metadata.items()), e.reworded, e.rejected]
     return {
-        f"data (split {name}, {len(examples)} examples)": digest([said(example) for example in examples])
+        f"data (split {name}, {len(examples)} examples)": digest([example.row for example in examples])
         for name, examples in splits.items()
     }
 

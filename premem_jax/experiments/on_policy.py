@@ -81,9 +81,9 @@ class Rounds:
         begin = processes.once(lambda: max([first for first in firsts if self._read(first) is not None], default=0))
         state = None
         for first in range(begin, phase.steps, every):
-            self._prepare(first, min(first + every, phase.steps), state)
-            state = None  # not beside the one that is restored
             end = min(first + every, phase.steps)
+            self._prepare(first, end, state)
+            state = None  # not beside the one that is restored
             due = [step for step in phase.evaluation_steps if step <= end]
             part = dataclasses.replace(phase, steps=end, batches=self.batches, evaluation_steps=due)
             state = part.run(lambda: jax.tree.map(jnp.copy, self._start()))

@@ -6,12 +6,11 @@ run's folder those of the second; metrics count the updates of their own phase.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 from etils.epath import Path
 
-from premem_jax import keys, sharding
+from premem_jax import keys
 from premem_jax.analysis import copied, displacement, response_curves
 from premem_jax.analysis.conclusion import conclude
 from premem_jax.analysis.texts import texts_of_run
@@ -28,10 +27,9 @@ from premem_jax.experiments.reference_model import Reference
 from premem_jax.running import processes, progress, workdir
 from premem_jax.running.goodput import Goodput
 from premem_jax.running.lease import opened
-from premem_jax.running.programs import Clock, Profile
+from premem_jax.running.programs import Clock
 from premem_jax.training.objectives import Likelihood, Responses, objective
-from premem_jax.training.optimizer import learning_rate
-from premem_jax.training.phase import Phase, Weights
+from premem_jax.training.phase import Phase
 from premem_jax.training.step import weights
 from premem_jax.training.trainer import Trainer
 
@@ -93,7 +91,9 @@ def train(
     suite = finetune.suite_of(config, folder, clock, made, per_epoch, before + steps)
     run = finetune.run_of(config, clock, made)
     split = Decomposition(config, folder, made, run)
-    phase = partial(phase_of, config, clock, made, suite, split, evaluation(config, folder, suite, goodput, before))
+    table, row = progress.Table(COLUMNS, FORMATS), partial(row_of, config, before)
+    evaluate = finetune.evaluation(folder, suite, goodput, table, row)
+    phase = partial(phase_of, config, clock, made, suite, split, evaluate)
     start = made.base
     if before:
         workdir.check_room(folder, 24 * made.model.config.trained)
@@ -117,25 +117,11 @@ def train(
     return sizes | {"train_pairs": len(made.splits["train"]), "first_example": made.seen}, made.splits, first
 
 
-def evaluation(
-    config, folder: Path, suite: Suite, goodput: Goodput, since: int
-) -> Callable[[int, Weights], dict | None]:
-    """What both phases call: the evaluators that are due, a line of the table, and its numbers for the metrics."""
-    table = progress.Table(COLUMNS, FORMATS)
-
-    def evaluate(step: int, weights) -> dict[str, float] | None:
-        suite.run(step, weights)
-        if not processes.leads():
-            return None
-        goodput.keep()
-        trace = read_trace(folder / "trace", up_to=step)
-        found = response_curves.curves_by_type(trace) | response_curves.margins(trace, since)
-        found |= {"epoch": trace.epochs, "test_accuracy": conclude(trace, **config.threshold).curves["test_accuracy"]}
-        row = {name: float(found[name][-1]) if name in found else math.nan for name in COLUMNS}
-        table.line(row)
-        return row
-
-    return evaluate
+def row_of(config, since: int, trace: Trace) -> dict[str, float]:
+    """The curves of `COLUMNS` at the last evaluation; preference training began at step `since`."""
+    found = response_curves.curves_by_type(trace) | response_curves.margins(trace, since)
+    found |= {"epoch": trace.epochs, "test_accuracy": conclude(trace, **config.threshold).curves["test_accuracy"]}
+    return {name: float(found[name][-1]) if name in found else math.nan for name in COLUMNS}
 
 
 def pairs(data, name: str, examples, tokenizer: Tokenizer) -> Tokenized:
@@ -163,7 +149,7 @@ def phase_of(
     The evaluation at the boundary belongs to the phase that ends there.
     """
     first, last = between
-    steps, batch = last - first, config.train.batch
+    steps = last - first
     trainer = Trainer(made.model, made.mesh, clock, config.optimizer.to_dict(), config.train.micro_batches, loss)
 
     def look_back(kept, weights_at) -> None:
@@ -173,26 +159,11 @@ def phase_of(
         name=name,
         folder=folder,
         trainer=trainer,
-        steps=steps,
-        batches=partial(
-            pair_batches,
-            made.splits["train"],
-            batch=batch,
-            seed=config.seed,
-            buckets=config.data.buckets,
-            window=config.train.length_window,
-            here=sharding.places_here(made.mesh, batch),
-            **batches,
-        ),
-        rate=partial(learning_rate, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=steps),
-        save_every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
-        log_every=config.log_every,
+        batches=partial(pair_batches, made.splits["train"], **finetune.batch_order(config, made.mesh), **batches),
         evaluate=lambda step, weights: evaluate(step + first, weights),
         evaluation_steps=[step - first for step in suite.steps if step <= last and (step > first or not first)],
         inspect=partial(split.write, first),
         inspected=split.steps(steps),
         look_back=look_back,
-        profile=Profile(folder / "profile", **config.profile),
-        trackers=tuple(config.trackers),
+        **finetune.phase_settings(config, folder, settings, steps),
     )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from premem_jax.analysis import premem
+from premem_jax.analysis.curves import HALF
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import SplitTrace, Trace
 from premem_jax.errors import UserError
@@ -35,8 +36,8 @@ def curves_figure(
     for name, label, color, marker, style in lines:
         _line(top, curves["epoch"], curves[name], label, color, marker, style)
         if f"{name}_error" in curves:
-            epoch, low = _measured(curves["epoch"], curves[name] - 1.96 * curves[f"{name}_error"])
-            _, high = _measured(curves["epoch"], curves[name] + 1.96 * curves[f"{name}_error"])
+            epoch, low = _measured(curves["epoch"], curves[name] - HALF * curves[f"{name}_error"])
+            _, high = _measured(curves["epoch"], curves[name] + HALF * curves[f"{name}_error"])
             top.fill_between(epoch, low, high, color=color, alpha=0.15, linewidth=0)
     drawing.style(top, "" if narrow else "Accuracy before memorization, against accuracy on the test set")
     top.set(ylabel="accuracy (mean over examples)", ylim=(0, 1.02))

@@ -10,7 +10,7 @@ import numpy as np
 from etils.epath import Path
 
 from premem_jax.analysis import audit, record, response_curves
-from premem_jax.analysis.curves import interval
+from premem_jax.analysis.curves import HALF, interval
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import Trace
 from premem_jax.report import audit_page, dynamics_figures, figures, influence_figure, next_steps
@@ -162,7 +162,7 @@ def headline(curves: Mapping[str, np.ndarray], summary: Mapping[str, object] = M
     else:
         off = curves["estimate"][at] - curves["test_accuracy"][measured]
         error = math.hypot(curves["estimate_error"][at], curves["test_accuracy_error"][measured])
-        around = "" if math.isnan(error) else f" ± {100 * 1.96 * error:.1f}"
+        around = "" if math.isnan(error) else f" ± {100 * HALF * error:.1f}"
         when = "" if measured == at else f" (at epoch {curves['epoch'][measured]:.3g})"
         said.append(
             f"The measured test accuracy is {_between(curves, 'test_accuracy', measured)}{when}: the estimate is off "
@@ -206,7 +206,7 @@ def _last(values_M: np.ndarray) -> int | None:
 def _rows(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
     evaluations = range(len(curves["step"]))
     never = np.full(len(evaluations), np.nan)
-    around = lambda key, m: _number(1.96 * curves.get(f"{key}_error", never)[m], " ± {:.4f}", "")
+    around = lambda key, m: _number(HALF * curves.get(f"{key}_error", never)[m], " ± {:.4f}", "")
     return [[_number(curves[key][m], form) + around(key, m) for key, _, form in _COLUMNS] for m in evaluations]
 
 

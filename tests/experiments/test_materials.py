@@ -49,6 +49,8 @@ def test_a_damaged_record_is_made_again(folder, caplog):
 def test_every_field_of_an_example_counts():
     example = Example(1, "p", " t", "a", {"level": "1"}, "r")
     changes = dict(id=2, prompt="q", target=" u", answer="b", metadata={"level": "2"}, reworded="s")
+    changes |= dict(rejected=" v", options=(" u", " v"), messages=(("user", "q"),))
+    assert changes.keys() == vars(example).keys()
     made = [example, *(Example(**(vars(example) | {name: value})) for name, value in changes.items())]
     assert len({materials.digest(materials.of_examples({"train": [each]})) for each in made}) == len(made)
 
