@@ -15,7 +15,7 @@ from premem_jax.analysis.threshold import Threshold
 from premem_jax.data.sources import fields, jsonl
 from premem_jax.errors import UserError
 from premem_jax.experiments.analyze import without_nan
-from premem_jax.report import audit_page, drawing, page, study_page
+from premem_jax.report import audit_page, drawing, study_page
 from premem_jax.running import progress, sealed, storage, workdir
 from premem_jax.running.atomic import write_text
 from premem_jax.running.lease import opened
@@ -158,7 +158,7 @@ def write_page(folder: Path, found: Found, rows: Mapping[int, dict], summary: Ma
         path = folder / "figures" / f"map-{len(figures)}.png"
         audit_page.map_figure(columns, path)
         figures.append(
-            {"caption": f"{drawing.shown(one.name)}. {audit_page.MAP_CAPTION}", "data": page.as_base64(path)}
+            {"caption": f"{drawing.shown(one.name)}. {audit_page.MAP_CAPTION}", "data": drawing.as_base64(path)}
         )
     texts = {id: [value for value in row.values() if isinstance(value, str)][:2] for id, row in rows.items()}
     suspects = {

@@ -13,7 +13,7 @@ from etils.epath import Path
 from jax.sharding import Mesh
 
 from premem_jax import keys, sharding
-from premem_jax.analysis import audit, estimate
+from premem_jax.analysis import estimate
 from premem_jax.analysis.conclusion import conclude
 from premem_jax.analysis.curves import INTERVALS, NAMES, interval
 from premem_jax.analysis.texts import texts_of_run
@@ -262,7 +262,7 @@ def report(
     `pairs`: further columns of the page's table of pairs, by example.
     """
     # Matplotlib, which a run does without until here.
-    from premem_jax.report.audit_page import write_table
+    from premem_jax.report import audit_page
     from premem_jax.report.page import headline, write_report
 
     steps = evaluation_steps(folder / "trace")
@@ -289,9 +289,7 @@ def report(
         **workdir.facts(),
     }
     samples = texts_of_run(folder, trace)
-    audited = audit.audit(trace, chosen) if np.isfinite(curves["estimate"]).any() else None
-    if audited:
-        write_table(folder / "audit.parquet", audited)
+    audited = audit_page.audited(folder, trace, chosen, curves)
     write_report(folder, trace, curves, chosen, summary, texts_of(splits), samples, audited=audited, pairs=pairs)
     sealed.write_json(folder / "summary.json", summary)
     goodput.keep(finished=True)

@@ -17,7 +17,7 @@ from etils.epath import Path
 
 import premem_jax
 from premem_jax import strict_json
-from premem_jax.analysis import audit, trace
+from premem_jax.analysis import trace
 from premem_jax.analysis.conclusion import RULES, conclude
 from premem_jax.analysis.texts import body_of, sampled_texts, texts_of_run, write_texts
 from premem_jax.errors import UserError
@@ -149,7 +149,7 @@ class Recorder:
           UserError: nothing is recorded.
         """
         # Matplotlib, which recording does without.
-        from premem_jax.report.audit_page import write_table
+        from premem_jax.report import audit_page
         from premem_jax.report.page import write_report
 
         found = trace.read_trace(self.folder / "trace")
@@ -167,9 +167,7 @@ class Recorder:
         }
         sealed.write_json(self.folder / "summary.json", summary)
         examples, samples = _rows(self.folder / "examples.jsonl"), texts_of_run(self.folder, found)
-        audited = audit.audit(found, chosen) if np.isfinite(curves["estimate"]).any() else None
-        if audited:
-            write_table(self.folder / "audit.parquet", audited)
+        audited = audit_page.audited(self.folder, found, chosen, curves)
         return write_report(self.folder, found, curves, chosen, summary, examples, samples, audited=audited)
 
 

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils.epath import Path
 from matplotlib.figure import Figure
 
 from premem_jax.analysis import audit
+from premem_jax.analysis.threshold import Threshold
+from premem_jax.analysis.trace import Trace
 from premem_jax.report import drawing
 from premem_jax.report.drawing import INK
 from premem_jax.running import atomic
@@ -38,6 +41,29 @@ def write_table(path: str | os.PathLike, columns: Mapping[str, np.ndarray | Sequ
     buffer = io.BytesIO()
     pq.write_table(pa.table(dict(columns)), buffer, compression="zstd")
     atomic.write_bytes(path, buffer.getvalue())
+
+
+def audited(
+    folder: Path, trace: Trace, threshold: Threshold | None, curves: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray] | None:
+    """The audit of a run, also written to its folder as `audit.parquet`; None without an estimate."""
+    if not np.isfinite(curves["estimate"]).any():
+        return None
+    found = audit.audit(trace, threshold)
+    write_table(folder / "audit.parquet", found)
+    return found
+
+
+def section(columns: Mapping[str, np.ndarray], texts: Mapping[int, tuple[str, str]], figure: Path) -> dict:
+    """The audit on a run's page, from its columns and the texts of examples; draws the data map as `figure`."""
+    map_figure(columns, figure)
+    return {
+        "said": said(audit.summary(columns, None)),
+        "note": NOTE,
+        "columns": SUSPECT_COLUMNS,
+        "rows": suspects(columns, texts),
+        "figure": {"caption": MAP_CAPTION, "data": drawing.as_base64(figure)},
+    }
 
 
 def map_figure(columns: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:

@@ -34,7 +34,7 @@ def write_curation(folder: Path, result: Mapping, texts: Mapping[str, Sequence[t
     section = {
         "name": "curation",
         "headline": headline(result),
-        "figures": [{"caption": CAPTIONS[kind], "data": page.as_base64(path)} for kind, path in figures.items()],
+        "figures": [{"caption": CAPTIONS[kind], "data": drawing.as_base64(path)} for kind, path in figures.items()],
         "tables": [_points(result), _texts(texts)],
         "notes": [],
     }

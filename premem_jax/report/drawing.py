@@ -3,11 +3,13 @@
 Drawn on `Figure` objects without pyplot, so there is no global state and no display is needed.
 """
 
+import base64
 import io
 import os
 import sys
 
 import matplotlib
+from etils.epath import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -44,6 +46,11 @@ def save(figure: Figure, path: str | os.PathLike | None) -> Figure:
         figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
         atomic.write_bytes(path, buffer.getvalue())
     return figure
+
+
+def as_base64(path: Path) -> str:
+    """The bytes of a file as base64 text."""
+    return base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def shown(name: str) -> str:

@@ -6,7 +6,7 @@ from etils.epath import Path
 
 from premem_jax.analysis import arms
 from premem_jax.analysis.trace import Trace
-from premem_jax.report import dynamics_figures, page
+from premem_jax.report import drawing, dynamics_figures, page
 from premem_jax.running import atomic
 
 
@@ -33,7 +33,7 @@ def write_page(
         compared.setdefault(f"{contrast.of} − {contrast.against}", {})[contrast.column] = contrast.text
     environment = page.environment()
     html = environment.get_template("dynamics.html").render(
-        figure=page.as_base64(folder / "responses.png"),
+        figure=drawing.as_base64(folder / "responses.png"),
         caption=dynamics_figures.CAPTION,
         columns=[column.replace("_", " ") for column in columns],
         rows={name: [_cell(row[column]) for column in columns] for name, row in values.items()},

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from etils.epath import Path
 
-from premem_jax.report import page
+from premem_jax.report import drawing
 from premem_jax.report.study_page import cell, number, render
 
 TITLE = "Where will few-shot ability appear?"
@@ -40,7 +40,7 @@ def write_emergence(
     part = {
         "name": TITLE,
         "headline": headline(found, said),
-        "figures": [{"caption": CAPTIONS[name], "data": page.as_base64(path)} for name, path in figures.items()],
+        "figures": [{"caption": CAPTIONS[name], "data": drawing.as_base64(path)} for name, path in figures.items()],
         "tables": [table for table in (_methods(found, said), _law(found), _forms(found)) if table["rows"]],
         "notes": list(notes),
     }

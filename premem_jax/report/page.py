@@ -1,6 +1,5 @@
 """The report of a run, one self-contained HTML file: result, figures, numbers, every example."""
 
-import base64
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -9,11 +8,11 @@ import jinja2
 import numpy as np
 from etils.epath import Path
 
-from premem_jax.analysis import audit, record, response_curves
+from premem_jax.analysis import record, response_curves
 from premem_jax.analysis.curves import HALF, interval
 from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import Trace
-from premem_jax.report import audit_page, dynamics_figures, figures, influence_figure, next_steps
+from premem_jax.report import audit_page, drawing, dynamics_figures, figures, influence_figure, next_steps
 from premem_jax.report.explorer import explorer
 from premem_jax.running import atomic
 
@@ -89,17 +88,7 @@ def write_report(
     if documents := influence_figure.documents(workdir):
         influence_figure.influence_figure(documents, folder / "influence.png")
         drawn.append("influence.png")
-    looked_at = {}
-    if audited is not None:
-        audit_page.map_figure(audited, folder / "map.png")
-        texts = {row["example"]: (row["prompt"], row["reference"]) for row in examples if row["split"] == train}
-        looked_at = {
-            "said": audit_page.said(audit.summary(audited, None)),
-            "note": audit_page.NOTE,
-            "columns": audit_page.SUSPECT_COLUMNS,
-            "rows": audit_page.suspects(audited, texts),
-            "figure": {"caption": audit_page.MAP_CAPTION, "data": as_base64(folder / "map.png")},
-        }
+    texts = {row["example"]: (row["prompt"], row["reference"]) for row in examples if row["split"] == train}
     limits = {}
     if threshold is not None:
         limits = facts({"perplexity": threshold, "rule": threshold.rule})
@@ -118,7 +107,7 @@ def write_report(
             summary=facts({name: value for name, value in summary.items() if name != "first_example"}),
             first=summary.get("first_example"),
             explorer=explored,
-            audit=looked_at,
+            audit=audit_page.section(audited, texts, folder / "map.png") if audited else {},
         )
     )
     path = workdir / "report.html"
@@ -129,8 +118,8 @@ def write_report(
 def _picture(folder: Path, name: str) -> dict:
     """A figure of the page, with its layout for narrow screens if it has one."""
     narrow = folder / name.replace(".png", "_narrow.png")
-    more = {"narrow": as_base64(narrow)} if narrow.exists() else {}
-    return {"caption": _CAPTIONS[name], "data": as_base64(folder / name)} | more
+    more = {"narrow": drawing.as_base64(narrow)} if narrow.exists() else {}
+    return {"caption": _CAPTIONS[name], "data": drawing.as_base64(folder / name)} | more
 
 
 def environment() -> jinja2.Environment:
@@ -221,8 +210,3 @@ def facts(values: Mapping[str, object]) -> dict[str, str]:
         name.replace("_", " "): f"{value:.6g}" if isinstance(value, floats) else str(value)
         for name, value in values.items()
     }
-
-
-def as_base64(path: Path) -> str:
-    """The bytes of a file as base64 text."""
-    return base64.b64encode(path.read_bytes()).decode("ascii")

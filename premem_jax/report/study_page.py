@@ -40,7 +40,7 @@ def write_study(
             "name": drawing.shown(name),
             "headline": headline(task),
             "figures": [
-                {"caption": CAPTIONS[kind], "data": page.as_base64(path)} for kind, path in figures[name].items()
+                {"caption": CAPTIONS[kind], "data": drawing.as_base64(path)} for kind, path in figures[name].items()
             ],
             "next_steps": next_steps.of_study(task),
             "tables": _tables(task),
