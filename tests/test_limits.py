@@ -19,7 +19,7 @@ from premem_jax import evaluators, experiments, keys, together
 from premem_jax.analysis import conclusion, emergence_law, threshold
 from premem_jax.analysis.readers import release
 from premem_jax.analysis.trace import read_trace
-from premem_jax.data import tokenizers
+from premem_jax.data import tokenizer_files
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Evaluator
 from premem_jax.experiments import finetune
@@ -97,7 +97,7 @@ def test_names_are_those_of_the_code_that_reads_them():
     assert modules > set(keys.TABLES) > set(experiments.POLLING) | set(experiments.ELSEWHERE)
     assert options("data.task") == set(tasks.names()) > set(keys.GRADED)
     assert options("model.remat") == set(REMAT) and options("model.attention") == set(BACKENDS)
-    assert options("tokenizer.kind") == set(tokenizers.TRAINING)
+    assert options("tokenizer.kind") == set(tokenizer_files.TRAINING)
     subset = keys.TABLES["analyze"]["release.subset"][0]
     assert subset.choices == release.SUBSETS
     assert keys.TABLES["analyze"]["release.test_samples"][0].choices == release.SAMPLES

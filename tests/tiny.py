@@ -10,8 +10,9 @@ from premem_jax import sharding
 from premem_jax.data.examples import Example
 from premem_jax.data.pipeline import tokenize
 from premem_jax.data.reader import train_batches
-from premem_jax.data.tokenizers import SentencePiece, Tokenizer
-from premem_jax.data.tokenizers import train as train_tokenizer
+from premem_jax.data.tokenizer_files import train as train_tokenizer
+from premem_jax.data.tokenizer_kinds import SentencePiece
+from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.evaluators.base import Split
 from premem_jax.evaluators.run import Run
 from premem_jax.models.architecture import ModelConfig

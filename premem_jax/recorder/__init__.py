@@ -20,6 +20,7 @@ from premem_jax import strict_json
 from premem_jax.analysis import trace
 from premem_jax.analysis.conclusion import RULES, conclude
 from premem_jax.analysis.texts import body_of, sampled_texts, texts_of_run, write_texts
+from premem_jax.analysis.trace_table import VALUES
 from premem_jax.errors import UserError
 from premem_jax.grading.verdict import Verdict
 from premem_jax.running import sealed, storage, workdir
@@ -192,7 +193,7 @@ def _joined(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> dic
     for key in (old.keys() | new.keys()) - {"example"}:
         parts = [part for part in (old, new) if key in part]
         width = [max(part[key].shape[1] for part in parts)] if key == "answers" else []
-        joined[key] = np.full([len(example), *width], np.nan if key in trace.VALUES else 0)
+        joined[key] = np.full([len(example), *width], np.nan if key in VALUES else 0)
         for part in parts:
             at = np.searchsorted(example, part["example"])
             joined[key][(at, slice(part[key].shape[1])) if width else at] = part[key]
