@@ -25,7 +25,6 @@ from premem_jax.errors import UserError
 from premem_jax.running import atomic
 
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
-Key = str | tuple[str, str]  # a name, or of a stack of members (member, name)
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,8 @@ class Evaluation(NamedTuple):
     """One evaluation as `write_evaluation` takes it; its keys are (member, name)."""
 
     epoch: float
-    splits: dict[Key, dict[str, np.ndarray]]
-    measures: dict[Key, float]
+    splits: dict[tuple[str, str], dict[str, np.ndarray]]
+    measures: dict[tuple[str, str], float]
     due: tuple[int, ...] = ()
     texts: str = ""
     made: Mapping[str, str] = MappingProxyType({})
@@ -129,8 +128,8 @@ def write_evaluation(
     folder: str | os.PathLike,
     step: int,
     epoch: float,
-    splits: Mapping[Key, Mapping[str, np.ndarray]],
-    measures: Mapping[Key, float] | None = None,
+    splits: Mapping[str, Mapping[str, np.ndarray]] | Mapping[tuple[str, str], Mapping[str, np.ndarray]],
+    measures: Mapping[str, float] | Mapping[tuple[str, str], float] | None = None,
     *,
     due: Collection[int] = (),
     texts: str = "",
@@ -172,9 +171,14 @@ def write_evaluation(
 
 def named_steps(folder: str | os.PathLike) -> list[int]:
     """Steps of the evaluations in `folder` by their file names, ascending; no file is opened."""
-    folder = Path(folder)
-    matches = [_FILE_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(match[1]) for match in matches if match)
+    place = Path(folder)
+    steps = [_named_step(path) for path in place.iterdir()] if place.is_dir() else []
+    return sorted(step for step in steps if step is not None)
+
+
+def _named_step(path: Path) -> int | None:
+    match = _FILE_NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
 
 
 def evaluation_steps(folder: str | os.PathLike) -> list[int]:
@@ -213,7 +217,7 @@ def read_trace(folder: str | os.PathLike, up_to: int | None = None, member: str 
     of_member = [table.filter(pc.equal(table["member"].cast(pa.string()), member)) for table in every]
     # A member whose loss stopped being finite has no rows in later evaluations.
     kept = [(step, table) for step, table in zip(steps, of_member, strict=True) if len(table)]
-    steps, tables = zip(*kept, strict=True)
+    steps, tables = [step for step, _ in kept], [table for _, table in kept]
     parts = [trace_table.by_split(table) for table in tables]
     nothing = {key: values[:0] for key, values in next(iter(parts[0].values())).items()}
     names = sorted({name for part in parts for name in part})
@@ -252,7 +256,7 @@ def read_evaluation(folder: str | os.PathLike, step: int) -> Evaluation:
     if not path.exists():
         raise FileNotFoundError(path)
     table = trace_table.read(path, step)
-    splits: dict[Key, dict[str, np.ndarray]] = {}
+    splits: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for member in table["member"].unique().to_pylist():
         found = trace_table.by_split(table.filter(pc.equal(table["member"].cast(pa.string()), member)))
         splits |= {(member, name): columns for name, columns in found.items()}
@@ -314,5 +318,5 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | 
     return SplitTrace(example, values["target_nll"], tokens, **counts, **known)
 
 
-def _key(key: Key) -> tuple[str, str]:
+def _key(key: str | tuple[str, str]) -> tuple[str, str]:
     return ("", key) if isinstance(key, str) else key

@@ -11,6 +11,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils.epath import Path
@@ -26,7 +27,7 @@ from premem_jax.grading.verdict import Verdict
 from premem_jax.running import sealed, storage, workdir
 from premem_jax.running.atomic import write_text
 
-THRESHOLD = {"rule": "heldout_quantile", "split": "heldout", "quantile": 0.01, "perplexity": 0.0}
+THRESHOLD: dict[str, Any] = {"rule": "heldout_quantile", "split": "heldout", "quantile": 0.01, "perplexity": 0.0}
 VERDICTS = tuple(verdict.name.lower() for verdict in Verdict if verdict != Verdict.UNDECIDED)
 
 
@@ -111,9 +112,9 @@ class Recorder:
             infinite NLL, an unknown verdict.
         """
         given = {"target_nll": nll, "correct": correct, "samples": samples} | more
-        ids = np.asarray(ids, np.int64)
+        ids_E = np.asarray(ids, np.int64)
         columns = {key: np.asarray(values) for key, values in given.items() if values is not None}
-        columns = {key: np.broadcast_to(x, ids.shape) if x.ndim == 0 else x for key, x in columns.items()}
+        columns = {key: np.broadcast_to(x, ids_E.shape) if x.ndim == 0 else x for key, x in columns.items()}
         if any(np.any(~np.isfinite(x) | (x < 0)) for key, x in columns.items() if key != "log_confidence"):
             raise ValueError(f"Split {split!r} at step {step}: a value is negative, infinite or no number.")
         rows = [
@@ -126,7 +127,7 @@ class Recorder:
             before = trace.read_evaluation(folder, step)
         except FileNotFoundError:
             before = trace.Evaluation(epoch, {}, {})
-        here = {"example": ids, **columns}
+        here = {"example": ids_E, **columns}
         splits = before.splits | {("", split): _joined(before.splits.get(("", split), {}), here)}
         again = {(row["split"], row["example"]) for row in rows}
         old = sampled_texts(self.folder, step, before.texts) if before.texts else []
