@@ -71,7 +71,7 @@ def of_split(step: int, epoch: float, member: str, name: str, columns: Mapping[s
     if np.any((counts["skipped"] > 0) & (counts["samples"] > 0)):
         raise ValueError(f"Split {name!r}: an example is both sampled and skipped.")
     rows, each = answers.shape
-    offsets = np.arange(0, rows * each + 1, each, np.int32) if each else np.zeros(rows + 1, np.int32)
+    offsets = np.arange(0, rows * each + 1, each, dtype=np.int32) if each else np.zeros(rows + 1, np.int32)
     columns = {
         "step": pa.array(np.full(rows, step, np.int32)),
         "epoch": pa.array(np.full(rows, epoch, np.float32)),
