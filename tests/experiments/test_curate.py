@@ -39,7 +39,9 @@ def test_a_round_ends_in_accuracies_at_equal_numbers_of_examples(done):
         assert point["accuracy"] == summary["runs"][f"{point['strategy']}+8-seed0"]["test_accuracy"]
         assert point["seconds"] > 0 and (point["strategy"] == "iid" or point["ratio"] >= 0.8)
     assert "One seed has no interval" in (folder / "report.html").read_text() and "Look at" in said
-    assert {path.name for path in (folder / "figures").iterdir()} == {"accuracy.png", "types.png"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{kind}{width}.png" for kind in ("accuracy", "types") for width in ("", "_narrow")
+    }
 
 
 def test_members_are_trained_on_what_was_chosen_and_only_originals_are_looked_at(done):
