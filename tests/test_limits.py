@@ -127,7 +127,7 @@ WRONG = {
     },
     "10**400": 10**400,
 }
-FLAGS = {"drop_long", "export", "skip_settled", "reworded", "search", "reference_free", "extend"}
+FLAGS = {"drop_long", "export", "skip_settled", "drafted", "reworded", "search", "reference_free", "extend"}
 TEXTS = {
     "forecast",
     "cache",

@@ -171,11 +171,14 @@ class Accuracy(Evaluator):
 
     @classmethod
     def cost(cls, options, shape, layout, T: int):
-        """Cost of one batch, all rounds."""
+        """Cost of one batch, all rounds, and with `drafted` of the pass over the references, which decide nothing."""
         from premem_jax.models import costs
 
         sizes = dict(B=options["batch"], R=options["samples"], P=T, T=options["max_new_tokens"])
-        return costs.sample(shape, layout, **sizes)
+        sampled = costs.sample(shape, layout, **sizes)
+        if not options["drafted"]:
+            return sampled
+        return costs.Cost(*map(sum, zip(sampled, costs.score(shape, layout, B=options["batch"], T=T), strict=True)))
 
     @classmethod
     def program(cls, options, planned):
