@@ -129,7 +129,9 @@ def heldout(config) -> None:
 
 def measured(config) -> set[tuple[str, str]]:
     """(column, split) of all that is measured on the task's own prompts and targets."""
-    evals = [e for e in config.evals.values() if not any(e.get(key) for key in ("opening", "reworded", "response"))]
+    evals = [
+        e for e in config.evals.values() if not any(e.get(key) for key in ("opening", "reworded", "alone", "response"))
+    ]
     return {(column, options.split) for options in evals for column in find(options.type).columns}
 
 
@@ -192,6 +194,9 @@ def collecting(config) -> None:
         before = [jobs.job_of(need) for need in member.needs]
         if job.added and [one.seed for one in before if one.added < job.added] != [job.seed]:
             raise UserError(f"study.members: {member.name} needs one member of its seed, with fewer examples")
+    scored_alone = any(e.get("alone") and e.split == "train" for e in config.evals.values())
+    if not scored_alone and any(jobs.job_of(name).strategy == "ifd" for name in members_of(config)):
+        raise UserError("strategy 'ifd' needs a likelihood evaluator of the split 'train' with alone=True")
     study = config.study
     if (study.source == "file") != bool(study.pool):
         raise UserError(f"study.pool={study.pool!r}: a file goes with study.source=file, and with no other source")

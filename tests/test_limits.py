@@ -257,6 +257,11 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("preference", {"data.task": "preferences", "on_policy.every": 2}, ["on_policy.every=2", "data.grader"]),
         ("preference", {"preference.gate": 1.0}, ["preference.gate=1.0", "[0, 1)"]),
         ("curate", {"study.source": "file"}, ["study.pool=''", "study.source=file"]),
+        (
+            "curate",
+            {"study.members": (("base-seed0", (), ()), ("ifd+8-seed0", (), ("base-seed0",)))},
+            ["'ifd' needs", "alone=True"],
+        ),
         ("rungs", {"planted": (1.0, 2.0)}, ["planted=(1.0, 2.0)", "five"]),
         ("rungs", {"pretrain.first": 13}, ["pretrain.first=13", "12"]),
         ("rungs", {"model.width": 20}, ["model.width=20", "8"]),
