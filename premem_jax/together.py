@@ -152,8 +152,8 @@ def threshold(config) -> None:
     scored = {split for column, split in measured(config) if column == "target_nll"}
     if split not in scored:
         raise UserError(
-            f"threshold.split={split!r} has no likelihood evaluator (there are: {', '.join(sorted(scored))}); add one, "
-            f"{OTHERWISE}"
+            f"threshold.split={split!r} has no likelihood evaluator with alone=False (there are: "
+            f"{', '.join(sorted(scored))}); add one, {OTHERWISE}"
         )
     if 0 < config.data[split] < MIN_HELDOUT:
         raise UserError(few(split, config.data[split]))

@@ -127,7 +127,7 @@ WRONG = {
     },
     "10**400": 10**400,
 }
-FLAGS = {"drop_long", "export", "skip_settled", "drafted", "reworded", "search", "reference_free", "extend"}
+FLAGS = {"drop_long", "export", "skip_settled", "drafted", "reworded", "alone", "search", "reference_free", "extend"}
 TEXTS = {
     "forecast",
     "cache",
@@ -178,6 +178,7 @@ NOT = {
     *((experiment, "on_policy.temperature", zero) for experiment in PAIRWISE for zero in ("0", "0.0")),
     *((experiment, "sft.epochs", "()") for experiment in PAIRWISE),
     ("finetune", "evals.test_accuracy.skip_settled", "True"),
+    ("finetune", "evals.heldout_likelihood.alone", "True"),  # the threshold is of targets with their prompts
     *(("evaluate", key, "''") for key in ("data.path", "model.path")),
     ("grade", "data.path", "''"),
     *((experiment, "data.grader", "'x'") for experiment in ("finetune", "evaluate")),
@@ -257,11 +258,7 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("preference", {"data.task": "preferences", "on_policy.every": 2}, ["on_policy.every=2", "data.grader"]),
         ("preference", {"preference.gate": 1.0}, ["preference.gate=1.0", "[0, 1)"]),
         ("curate", {"study.source": "file"}, ["study.pool=''", "study.source=file"]),
-        (
-            "curate",
-            {"study.members": (("base-seed0", (), ()), ("ifd+8-seed0", (), ("base-seed0",)))},
-            ["'ifd' needs", "alone=True"],
-        ),
+        ("curate", {"evals.train_alone.alone": False}, ["'ifd' needs", "alone=True"]),
         ("rungs", {"planted": (1.0, 2.0)}, ["planted=(1.0, 2.0)", "five"]),
         ("rungs", {"pretrain.first": 13}, ["pretrain.first=13", "12"]),
         ("rungs", {"model.width": 20}, ["model.width=20", "8"]),
