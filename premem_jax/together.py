@@ -244,8 +244,6 @@ def ladder(config) -> None:
         raise UserError(f"pretrain.first={config.pretrain.first}: after the last update, {config.pretrain.steps}")
     if config.model.width % 8:
         raise UserError(f"model.width={config.model.width}: must be a multiple of 8")
-    if config.finetune.steps < 2 ** (config.finetune.looks - 1):
-        raise UserError(f"finetune.looks={config.finetune.looks}: too many for {config.finetune.steps} steps")
     even, odd = (part * world.relations for part in ((world.entities + 1) // 2, world.entities // 2))
     if max(amounts, default=0) > even or asked.shots > even:
         raise UserError(f"finetune.amounts={amounts}, evaluation.shots={asked.shots}: there are {even} examples")
@@ -253,10 +251,36 @@ def ladder(config) -> None:
         raise UserError(
             f"evaluation.dev={asked.dev}, evaluation.questions={asked.questions}: there are {odd} questions"
         )
-    if any(amount <= asked.shots for amount in amounts):
-        raise UserError(f"finetune.amounts={amounts}: each must be more than evaluation.shots={asked.shots}")
     if len(config.planted) not in (0, 5) or (config.planted and config.planted[2] <= 0):
         raise UserError(f"planted={config.planted}: five numbers, of which alpha is above 0, or none")
+
+
+def rung(config) -> None:
+    asked, shots = config.finetune, config.evaluation.shots
+    if asked.steps < 2 ** (asked.looks - 1):
+        raise UserError(f"finetune.looks={asked.looks}: too many for {asked.steps} steps")
+    if any(amount <= shots for amount in asked.amounts):
+        raise UserError(f"finetune.amounts={asked.amounts}: each must be more than evaluation.shots={shots}")
+
+
+def checkpoint(config) -> None:
+    if not config.model.path:
+        raise UserError("model.path is empty: give the Hugging Face folder of the checkpoint")
+    kinds = [find(options.type) for options in config.evals.values()]
+    if len(kinds) != 1 or "samples" not in kinds[0].columns:
+        raise UserError("evals: one evaluator that says what is right, such as option_likelihood or exact_match")
+    if not config.data.heldout:
+        raise UserError("data.heldout=0: held-out questions choose when a finetune ends; keep some")
+    if bool(config.rung.loss) == bool(config.rung.texts):
+        raise UserError(
+            f"rung.loss={config.rung.loss:g}, rung.texts={config.rung.texts!r}: give the loss or a text to measure it"
+        )
+
+
+def one_text(config) -> None:
+    texts = {member.changes.get("rung.texts", config.rung.texts) for member in members_of(config).values()}
+    if len(texts) > 1:
+        raise UserError(f"rung.texts: losses are of one text, not of {len(texts)}: {', '.join(sorted(texts))}")
 
 
 def predicted(config) -> None:
@@ -277,6 +301,8 @@ RULES = {  # of a study's members: those of the experiment that makes each
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
     "audit_traces": (perplexity,),
-    "rungs": (mesh, ladder),
+    "rungs": (mesh, ladder, rung),
     "ladder": (predicted,),
+    "checkpoint_rung": (*FINETUNE, rung, checkpoint),
+    "checkpoint_ladder": (predicted, one_text),
 }

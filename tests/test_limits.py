@@ -30,6 +30,7 @@ from tests.processes import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted({*ROOT.glob("configs/*.py"), *ROOT.glob("tests/configs/*.py")} - {ROOT / "configs/common.py"})
+FILES.remove(ROOT / "configs/emergence_checkpoints.py")  # has none without a folder
 NEEDED = {"traces": "runs", "table": "rows.csv", "data.path": "rows.jsonl", "model.path": "model"}  # of no default
 
 
@@ -142,7 +143,7 @@ TEXTS = {
     "opening",
     "response",
 }
-TEXTS |= {"forecast"}
+TEXTS |= {"forecast", "by", "texts"}
 RATES = {"learning_rate", "prompt_weight", "b1", "b2", "weight_decay", "perplexity", "temperature", "below"}
 RATES |= {"label_smoothing", "delta", "weight", "eta", "gate", "zipf", "asked", "prose"}
 COUNTS = {"seed", "train", "heldout", "test", "steps", "warmup_steps", "decode_tensor", "start", "keep_texts"}
@@ -152,7 +153,7 @@ ALLOWED = {
     "-1": {"fsdp"},  # the axis that takes the rest of the devices
     "0": RATES | COUNTS,
     "0.0": RATES,
-    repr(10**30): {"learning_rate", "clip_norm", "perplexity"},
+    repr(10**30): {"learning_rate", "clip_norm", "perplexity", "flops"},
     "'x'": TEXTS | {"traces", "table", "truth", "rows", "template"},
     "''": TEXTS | {"check", "truth"},
     "()": {"buckets", "epochs", "amounts", "planted", "trackers"},
@@ -167,8 +168,14 @@ BESIDE |= {("audit_traces", key, "''") for key in ("select", "rows")} | {
     ("finetune", "lora.targets", "()"),
 }
 BESIDE |= {("ladder", "study.draws", "0"), ("finetune", "evals.options.shots", "0")}
-BESIDE |= {(experiment, key, "0") for experiment in PAIRWISE for key in ZEROS}
+OWN = ("checkpoint_rung", "checkpoint_ladder")
+BESIDE |= {
+    (experiment, f"rung.{key}", zero) for experiment in OWN for key in ("loss", "flops") for zero in ("0", "0.0")
+}
+BESIDE |= {("checkpoint_ladder", "study.draws", "0")}
+LADDERS = experiments.LADDERS
 LIKE_FINETUNE = ("plan", "plan_preference", "sweep", "curate", "preference", "dynamics")
+LIKE_FINETUNE += ("checkpoint_rung", "checkpoint_ladder")
 NOT = {
     *(("finetune", f"data.{split}", "0") for split in ("train", "test")),  # of a task without end
     ("finetune", "data.heldout", "0"),  # the threshold is from there
@@ -183,7 +190,8 @@ NOT = {
     ("grade", "data.path", "''"),
     *((experiment, "data.grader", "'x'") for experiment in ("finetune", "evaluate")),
     *((experiment, f"data.{key}", "'x'") for experiment in ("finetune", "evaluate") for key in ("prompt", "target")),
-    *((experiment, f"{phase}.steps", "0") for experiment in ("rungs", "ladder") for phase in ("pretrain", "finetune")),
+    *((experiment, f"{phase}.steps", "0") for experiment in LADDERS for phase in ("pretrain", "finetune")),
+    *((experiment, "rung.texts", "''") for experiment in OWN),  # without a loss either
     *(("curate", f"study.{key}", "'x'") for key in ("pool", "url", "model")),  # without a source that reads it
 }
 
