@@ -11,7 +11,7 @@ from functools import partial
 from etils.epath import Path
 
 from premem_jax import keys
-from premem_jax.analysis.trace import read_trace
+from premem_jax.analysis.trace import Trace, read_trace
 from premem_jax.data.examples import Example
 from premem_jax.data.fewshot import with_shots
 from premem_jax.data.pipeline import Tokenized
@@ -45,9 +45,10 @@ def run(config, folder: Path) -> dict:
         available = len(made.splits["train"])
         if max(config.finetune.amounts, default=0) > available:
             raise UserError(f"finetune.amounts={config.finetune.amounts}: there are {available} training examples")
+        few = with_solved(config, made)
         about = {"model": f"{made.model.config.parameters}@{folder.name}", "loss": loss_of(config, folder, clock, made)}
         about |= {"flops": config.rung.flops} if config.rung.flops else {}
-        rows = rung_rows.kept(folder, partial(measured, config, folder, clock, goodput, made), **about)
+        rows = rung_rows.kept(folder, partial(measured, config, folder, clock, goodput, made, few), **about)
         return processes.once(lambda: rung_rows.concluded(config, folder, goodput, rows))
 
 
@@ -84,12 +85,17 @@ def windows_of(text: str, tokenizer: Tokenizer, context: int) -> Tokenized:
     return Tokenized(examples, [start] * len(windows), windows)
 
 
-def measured(config, folder: Path, clock: Clock, goodput: Goodput, made: Ready) -> list[dict]:
+def with_solved(config, made: Ready) -> Tokenized:
+    """The test examples with solved ones before them."""
+    asked, train = config.evaluation, made.splits["train"].examples
+    shot = with_shots(made.splits["test"].examples, train, asked.shots, config.seed, by=asked.by)
+    return tokenized(config.data, "fewshot", shot, made.tokenizer)
+
+
+def measured(config, folder: Path, clock: Clock, goodput: Goodput, made: Ready, few: Tokenized) -> list[dict]:
     """Few-shot accuracy, and accuracy after each finetune, at the evaluation that is best on `heldout`."""
-    train, asked = made.splits["train"], config.evaluation
-    shot = with_shots(made.splits["test"].examples, train.examples, asked.shots, config.seed, by=asked.by)
-    few = {"fewshot": tokenized(config.data, "fewshot", shot, made.tokenizer)}
-    suite(config, folder / "fewshot", clock, made, few, [0]).run(0, {"": made.base})
+    train = made.splits["train"]
+    suite(config, folder / "fewshot", clock, made, {"fewshot": few}, [0]).run(0, {"": made.base})
     rows = [rung_rows.fewshot_row(read_trace(folder / "fewshot" / "trace"))]
     trainer = Trainer(made.model, made.mesh, clock, config.optimizer.to_dict(), config.train.micro_batches)
     for name, (amount, k) in rung_rows.subsets(config.finetune, len(train)).items():
@@ -104,7 +110,7 @@ def measured(config, folder: Path, clock: Clock, goodput: Goodput, made: Ready) 
     return rows
 
 
-def finetuned(config, folder: Path, made: Ready, trainer: Trainer, data: Tokenized):
+def finetuned(config, folder: Path, made: Ready, trainer: Trainer, data: Tokenized) -> Trace:
     """The trace of a finetune on `data`."""
     looks, settings = rung_rows.looks(config.finetune), config.train
     splits = {name: made.splits[name] for name in ("heldout", "test")}
