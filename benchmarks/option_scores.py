@@ -48,9 +48,8 @@ class Both:
         mesh = sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))
         self.tokenizer = tokenizers.load(str(folder))
         self.tokenizer.also_stop = (*self.tokenizer.also_stop, *checkpoint.eos_ids)
-        self.run = Run(
-            self.tokenizer, build(checkpoint.config, dtype="float32", mesh=mesh), mesh, Clock(), buckets=BUCKETS
-        )
+        model = build(checkpoint.config, dtype="float32", mesh=mesh)
+        self.run = Run(self.tokenizer, model, mesh, Clock(), buckets=BUCKETS)
         self.params = checkpoint.load(mesh, "float32")
         self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
         self.their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
