@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from premem_jax import sharding
-from premem_jax.data import tokenizers
+from premem_jax.data import tokenizer_files
 from premem_jax.data.examples import Example
 from premem_jax.data.fewshot import with_shots
 from premem_jax.data.pipeline import tokenize
@@ -46,7 +46,7 @@ class Both:
     def __init__(self, folder: Path):
         checkpoint = Checkpoint(str(folder))
         mesh = sharding.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-        self.tokenizer = tokenizers.load(str(folder))
+        self.tokenizer = tokenizer_files.load(str(folder))
         self.tokenizer.also_stop = (*self.tokenizer.also_stop, *checkpoint.eos_ids)
         model = build(checkpoint.config, dtype="float32", mesh=mesh)
         self.run = Run(self.tokenizer, model, mesh, Clock(), buckets=BUCKETS)

@@ -13,8 +13,8 @@ Members = dict[str, dict]
 def models_in(path: str) -> tuple[Members, Members]:
     """Settings of the models in a folder of Hugging Face folders, by their names: those to finetune, those to predict.
 
-    `losses.csv` has the columns model (a folder's name) and loss (nats per token), and may have flops and strong (1: to
-    be predicted). Without it all models are finetuned, and losses are measured on `text.txt`.
+    Its file losses.csv has the columns model (a folder's name) and loss (nats per token), and may have flops and strong
+    (1: to be predicted). Without it all models are finetuned, and losses are measured on the file text.txt.
 
     Raises:
       UserError: neither file, or a row that does not fit; it is named.

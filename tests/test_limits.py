@@ -168,6 +168,7 @@ BESIDE |= {("audit_traces", key, "''") for key in ("select", "rows")} | {
     ("finetune", "lora.targets", "()"),
 }
 BESIDE |= {("ladder", "study.draws", "0"), ("finetune", "evals.options.shots", "0")}
+BESIDE |= {(experiment, key, "0") for experiment in PAIRWISE for key in ZEROS}
 OWN = ("checkpoint_rung", "checkpoint_ladder")
 BESIDE |= {
     (experiment, f"rung.{key}", zero) for experiment in OWN for key in ("loss", "flops") for zero in ("0", "0.0")

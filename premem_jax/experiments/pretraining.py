@@ -18,8 +18,9 @@ from premem_jax.data import tokenizer_export
 from premem_jax.data.fewshot import with_shots
 from premem_jax.data.pipeline import Tokenized, tokenize
 from premem_jax.data.reader import train_batches
-from premem_jax.data.tokenizers import SentencePiece, Tokenizer
-from premem_jax.data.tokenizers import train as train_tokenizer
+from premem_jax.data.tokenizer_files import train as train_tokenizer
+from premem_jax.data.tokenizer_kinds import SentencePiece
+from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Split
 from premem_jax.evaluators.likelihood import Likelihood

@@ -9,7 +9,8 @@ import transformers
 
 from premem_jax.analysis.emergence_table import read
 from premem_jax.data.fewshot import with_shots
-from premem_jax.data.tokenizers import SentencePiece, train
+from premem_jax.data.tokenizer_files import train
+from premem_jax.data.tokenizer_kinds import SentencePiece
 from premem_jax.errors import Stopped, UserError
 from premem_jax.experiments import checkpoint_ladder, checkpoint_rung
 from premem_jax.running import sealed, storage
