@@ -309,8 +309,9 @@ TABLES: Mapping[str, Table] = {
     "checkpoint_rung": CHECKPOINT_RUNG,
     "checkpoint_ladder": CHECKPOINT_RUNG | STUDY | {"study.form": FORM, "study.draws": DRAWS},
     "grade": {
-        "data.task": (choice(*GRADED), "whose rules grade the outputs"),
-        "data.path": (NEEDED, "file of rows {output, answer}"),
+        "data.task": (choice(*GRADED), "whose rules grade the outputs, without a grader"),
+        "data.grader": ROW["data.grader"],
+        "data.path": (NEEDED, "file of rows {output, answer}, or of own rows with an output"),
         "check": (choice("", "math_verify"), "a second opinion; empty: none"),
         "deadline": (number(0.001, 86400), "seconds that the second opinion may take for a row"),
     },

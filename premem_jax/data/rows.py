@@ -59,21 +59,28 @@ def read(path: str | Sequence[str], answer_of: Answer | None, *, prompt: str = "
     Raises:
       UserError: a file cannot be read or is empty, or a row is none; file, row and field are named.
     """
-    found = [_items(each) for each in ([path] if isinstance(path, str) else path)]
+    found = [items_of(each) for each in ([path] if isinstance(path, str) else path)]
     checksums = [checksum for _, checksum in found]
     rows = parse([item for items, _ in found for item in items], answer_of, prompt=prompt, target=target)
     return rows._replace(checksum=checksums[0] if len(checksums) == 1 else sha256("".join(checksums).encode()))
 
 
-def parse(items: Iterable[tuple[str, object]], answer_of: Answer | None, *, prompt: str = "", target: str = "") -> Rows:
+def parse(
+    items: Iterable[tuple[str, object]],
+    answer_of: Answer | None,
+    *,
+    prompt: str = "",
+    target: str = "",
+    others: Sequence[Form] = (),
+) -> Rows:
     """The rows of pairs (where, item), as `read` takes those of a file, and raises.
 
-    `where` is for messages.
+    `where` is for messages. `others` are forms after the usual ones.
     """
     if bool(prompt) != bool(target):
         raise UserError("data.prompt and data.target: give both, or neither")
     there = list(items)
-    form = _form(there, (Form(prompt, target),) if prompt else (*FORMS, CONVERSATION))
+    form = _form(there, (Form(prompt, target),) if prompt else (*FORMS, CONVERSATION, *others))
     rows = [_row(number, where, item, form, answer_of) for number, (where, item) in enumerate(there)]
     first: dict[object, str] = {}
     for (where, item), (_, id) in zip(there, rows, strict=True):
@@ -82,7 +89,8 @@ def parse(items: Iterable[tuple[str, object]], answer_of: Answer | None, *, prom
     return Rows([example for example, _ in rows], [id for _, id in rows], "")
 
 
-def _items(path: str) -> tuple[list[tuple[str, object]], str]:
+def items_of(path: str) -> tuple[list[tuple[str, object]], str]:
+    """Place and content of each row of a file, and its checksum. Raises UserError as `read` does."""
     if not path:
         raise UserError("data.path is empty; give it a file of rows {prompt, target}, one JSON object per line")
     try:
@@ -146,7 +154,7 @@ def _row(number: int, where: str, there: dict, form: Form, answer_of) -> tuple[E
     else:
         texts = {name: _text(where, name, there[name]) for name in form.fields}
         prompt, target = (FIELD.sub(lambda field: texts[field[1]], template) for template in form)
-    whole = (texts if form in FORMS else {}) | {"target": target}
+    whole = (texts if form in FORMS else {}) | ({"target": target} if form.prompt else {})
     if empty := [name for name, text in whole.items() if name != "prompt" and not text.strip()]:
         raise UserError(f"{where}: {empty[0]} is empty; fill it in, or leave the row out")
     id = there.get("id", number)
