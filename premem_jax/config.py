@@ -44,7 +44,7 @@ def finetune() -> ConfigDict:
         dict(epochs=3, batch=128, micro_batches=1, length_window=1, learning_rate=2e-5, warmup_steps=20)
     )
     c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=tuple(f"{name}_proj" for name in MATRICES)))  # 0: no adapters
-    c.optimizer = ConfigDict(dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=2.0))
+    c.optimizer = ConfigDict(dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=2.0, mean_dtype="float32"))
     c.evals = ConfigDict()
     c.threshold = ConfigDict(dict(rule="heldout_quantile", quantile=0.01, split="heldout", perplexity=0.0))
     c.checkpoint = ConfigDict(dict(every=100, keep=2, export=False, export_dtype="float32"))

@@ -125,6 +125,7 @@ FINETUNE: Table = {
     "optimizer.b2": (number(0, 0.999999), "AdamW: decay of the mean of their squares"),
     "optimizer.eps": (number(1e-30, 1), "AdamW: added to the root of that mean"),
     "optimizer.weight_decay": (number(0, 1000), "AdamW: decay of matrices, times the learning rate"),
+    "optimizer.mean_dtype": (choice("float32", "bfloat16"), "in which the mean of gradients is kept"),
     "optimizer.clip_norm": (number(1e-30, FP32), "largest norm of a gradient; 1e30 turns clipping off"),
     "threshold.rule": (choice("given", "heldout_quantile", "none"), "where the memorization threshold comes from"),
     "threshold.quantile": QUANTILE,
