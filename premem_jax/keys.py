@@ -228,7 +228,7 @@ STUDY: Table = {
     "study.member": (NAME, "the one that this launch makes, with what it needs; all: every one"),
 }
 PLAN: Table = {
-    "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4"),
+    "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4, or GPUs of a host, such as h100:1"),
     "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
     "plan.search": (flag(), "look for the nearest setting that fits, if the run does not"),
 }

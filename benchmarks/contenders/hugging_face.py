@@ -32,7 +32,15 @@ class Tasks:
         return {name: x.to(DEVICE) for name, x in batch.items()}
 
     def train(self):
-        model, step = self._model("float32").train(), 0
+        return self._train(self._model("float32"))
+
+    def train_lora(self):
+        from peft import PeftModel
+
+        return self._train(PeftModel.from_pretrained(self._model(), self._folder / "adapter", is_trainable=True))
+
+    def _train(self, model):
+        model, step = model.train(), 0
         update = self._update(model, workload.OPTIMIZER)
 
         def turn() -> list[float]:
@@ -49,7 +57,8 @@ class Tasks:
         """One step of AdamW on a batch, at a learning rate; returns the loss."""
         betas = (given["b1"], given["b2"])
         rest = dict(eps=given["eps"], weight_decay=given["weight_decay"], fused=True)
-        optimizer = torch.optim.AdamW(model.parameters(), betas=betas, **rest)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, betas=betas, **rest)
         narrow = self._given.dtype != "float32"
 
         def update(batch: dict, rate: float) -> torch.Tensor:
@@ -57,7 +66,7 @@ class Tasks:
             with torch.autocast(DEVICE.type, getattr(torch, self._given.dtype), enabled=narrow):
                 loss = model(**self._batch(batch), use_cache=False).loss
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), given["clip_norm"])
+            torch.nn.utils.clip_grad_norm_(trained, given["clip_norm"])
             optimizer.step()
             optimizer.zero_grad()
             return loss.detach()
@@ -173,6 +182,6 @@ def until(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one", "finetune")
+    names = ("train", "train_lora", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one")
     versions = dict(torch=torch.__version__, transformers=transformers.__version__)
-    serve({name: getattr(tasks, name) for name in names}, versions)
+    serve({name: getattr(tasks, name) for name in (*names, "finetune")}, versions)

@@ -15,8 +15,8 @@ def adamw(
     Equal settings give the same object, so compiled updates are shared.
 
     Weight decay is decoupled (Loshchilov & Hutter, arXiv 1711.05101) and applies to matrices, not to biases and norm
-    scales, as in the trainer of `transformers`. The mean of the gradients is kept in `mean_dtype` between updates, that of
-    their squares always in fp32: in bf16 it would not grow where b2 is 0.999.
+    scales, as in the trainer of `transformers`. The mean of the gradients is kept in `mean_dtype` between updates, that
+    of their squares always in fp32: with b2 = 0.999, its changes are lost in bf16.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
