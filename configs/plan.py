@@ -7,9 +7,9 @@
 Needs no TPU and no GPU, but its compiler: pip install -e '.[plan]', for GPUs '.[plan-gpu]'. It compiles the train,
 score and sample programs of the paper's run (configs/llama3_8b_TASK.py), which takes some minutes on two CPU cores.
 Every key of that run can be changed, such as --config.train.micro_batches=8. Options after the colon: model, task
-(gsm8k, math, gsm8k_gpu, dynamics_hh, dynamics_ultrafeedback or emergence_openllama, a finetune of that ladder), topology
-(v5e:4x4, v6e:2x4, v5p:2x2x2, ...; GPUs of one host: rtx4090:1, l40s:1, a100:1, h100:1, h200:1 or more), slices, search
-(false: do not look for the nearest configuration that fits).
+(gsm8k, math, gsm8k_gpu, dynamics_hh, dynamics_ultrafeedback or emergence_openllama, a finetune of that ladder),
+topology (v5e:4x4, v6e:2x4, v5p:2x2x2, ...; GPUs of one host: rtx4090:1, l40s:1, a100:1, h100:1, h200:1 or more),
+slices, search (false: do not look for the nearest configuration that fits).
 """
 
 from configs import (
