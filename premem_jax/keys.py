@@ -227,6 +227,14 @@ STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),
     "study.member": (NAME, "the one that this launch makes, with what it needs; all: every one"),
 }
+LADDER: Table = STUDY | {
+    "study.form": FORM,
+    "study.draws": DRAWS,
+    "study.mixes": (
+        tuple_of(NAME),
+        "mixes that are compared, members being called MIX.NAME; none: there is one",
+    ),
+}
 PLAN: Table = {
     "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4, or GPUs of a host, such as h100:1"),
     "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
@@ -306,9 +314,9 @@ TABLES: Mapping[str, Table] = {
         "draws": DRAWS,
     },
     "rungs": RUNGS,
-    "ladder": RUNGS | STUDY | {"study.form": FORM, "study.draws": DRAWS},
+    "ladder": RUNGS | LADDER,
     "checkpoint_rung": CHECKPOINT_RUNG,
-    "checkpoint_ladder": CHECKPOINT_RUNG | STUDY | {"study.form": FORM, "study.draws": DRAWS},
+    "checkpoint_ladder": CHECKPOINT_RUNG | LADDER,
     "grade": {
         "data.task": (choice(*GRADED), "whose rules grade the outputs, without a grader"),
         "data.grader": ROW["data.grader"],
