@@ -145,11 +145,11 @@ def test_a_planted_law_is_drawn_from_on_the_losses_of_real_rungs(made, tmp_path)
     assert np.abs(z).max() < 4 and 0.5 < np.std(z) < 1.5
 
 
-def test_mixes_are_all_forecast_before_a_strong_model_of_any_is_begun(tmp_path):
+def test_mixes_are_all_forecast_before_a_strong_model_of_any_is_begun(made, tmp_path):
     """Accuracies are planted; the mixes share facts and held-out texts, and differ in the texts that ask."""
     mixes = {name: {"world.asked": asked, "planted": law} for name, asked, law in PLANTED}
     c = defaults.ladder(tiny_rungs.get_config(), {"fit": {}}, {"truth": {"pretrain.steps": 24}}, mixes)
-    c.update(cache=str(tmp_path / "cache"))
+    c.update(cache=str(made[0] / "cache"))  # which has the rungs of one mix
     c.study.draws = 0
     summary = ladder.run(c, storage.path(tmp_path / "run"))
     time = lambda name: (tmp_path / "run" / name).stat().st_mtime_ns
