@@ -125,7 +125,9 @@ def _json(where: str, text: bytes) -> object:
 def _table(path: str, data: bytes) -> list[dict]:
     try:
         if path.endswith(".arrow"):
-            return pa.ipc.open_stream(data).read_all().to_pylist()
+            table = pa.ipc.open_stream(data).read_all()
+            table.validate(full=True)  # without which a damaged file ends the process
+            return table.to_pylist()
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         kind = "stream of Arrow" if path.endswith(".arrow") else "Parquet file"
