@@ -167,8 +167,7 @@ def checkpoint_rung() -> ConfigDict:
     c.experiment = "checkpoint_rung"
     del c["extend"]
     del c.train["epochs"]
-    c.model.preset = "llama_tiny"  # not used beside model.path
-    c.train.update(batch=16, learning_rate=1e-5)  # to 512 tokens of a batch, the rate of arXiv 2411.16035 is not known
+    c.train.update(batch=16, learning_rate=1e-5)  # of the trainer of the paper's author
     c.threshold.rule = "none"
     c.data.update(heldout=256)
     c.evals = dict(answers=evaluator("option_likelihood", "test", ()))
@@ -179,16 +178,19 @@ def checkpoint_rung() -> ConfigDict:
     return c
 
 
-def ladder(base: ConfigDict, weak, strong) -> ConfigDict:
+def ladder(base: ConfigDict, weak, strong, mixes=None) -> ConfigDict:
     """A ladder of models like `base`: name → {key: value} of those that are finetuned, and of those predicted.
 
-    `base` is of `rungs`, which pretrains them, or of `checkpoint_rung`.
+    `base` is of `rungs`, which pretrains them, or of `checkpoint_rung`. `mixes`, name → {key: value}, are compared:
+    each has all of these models, called MIX.NAME.
     """
-    rung = {"experiment": base.experiment}
+    rung, mixes = {"experiment": base.experiment}, mixes or {}
+    of = lambda models: {f"{mix}.{name}": more | own for mix, more in mixes.items() for name, own in models.items()}
+    weak, strong = (of(weak), of(strong)) if mixes else (weak, strong)
     members = [(name, rung | changes, ()) for name, changes in weak.items()]
     members += [(name, rung | {"finetune.amounts": ()} | changes, tuple(weak)) for name, changes in strong.items()]
     c = study({"rungs": "ladder", "checkpoint_rung": "checkpoint_ladder"}[base.experiment], base, members)
-    c.study.update(form="log_power_law", draws=100)
+    c.study.update(form="log_power_law", draws=100, mixes=tuple(mixes))
     return c
 
 

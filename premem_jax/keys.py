@@ -227,6 +227,14 @@ STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),
     "study.member": (NAME, "the one that this launch makes, with what it needs; all: every one"),
 }
+LADDER: Table = STUDY | {
+    "study.form": FORM,
+    "study.draws": DRAWS,
+    "study.mixes": (
+        tuple_of(NAME),
+        "mixes that are compared, members being called MIX.NAME; none: there is one",
+    ),
+}
 PLAN: Table = {
     "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4, or GPUs of a host, such as h100:1"),
     "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
@@ -278,7 +286,7 @@ TABLES: Mapping[str, Table] = {
         "data.path": (NEEDED, "file of rows {prompt, target}; a task needs their answers too"),
         "data.task": (choice("", *TASKS), "whose rules grade the responses; empty: they are not graded"),
         "data.context": (integer(2, 2**20), "longest row in tokens"),
-        "data.buckets": BUCKETS,
+        "data.buckets": (BUCKETS[0], "lengths to which batches are padded; none: a few, by the longest row"),
         "tokenizer.path": (text(), "file or folder of the tokenizer; empty: that of model.path"),
         "model.path": (NEEDED, "what to evaluate: a Hugging Face folder, a run's folder, or RUN/checkpoints/STEP"),
         "likelihood.batch": evaluators.find("likelihood").OPTIONS["batch"],
@@ -306,9 +314,9 @@ TABLES: Mapping[str, Table] = {
         "draws": DRAWS,
     },
     "rungs": RUNGS,
-    "ladder": RUNGS | STUDY | {"study.form": FORM, "study.draws": DRAWS},
+    "ladder": RUNGS | LADDER,
     "checkpoint_rung": CHECKPOINT_RUNG,
-    "checkpoint_ladder": CHECKPOINT_RUNG | STUDY | {"study.form": FORM, "study.draws": DRAWS},
+    "checkpoint_ladder": CHECKPOINT_RUNG | LADDER,
     "grade": {
         "data.task": (choice(*GRADED), "whose rules grade the outputs, without a grader"),
         "data.grader": ROW["data.grader"],

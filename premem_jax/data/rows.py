@@ -59,10 +59,8 @@ def read(path: str | Sequence[str], answer_of: Answer | None, *, prompt: str = "
     Raises:
       UserError: a file cannot be read or is empty, or a row is none; file, row and field are named.
     """
-    found = [items_of(each) for each in ([path] if isinstance(path, str) else path)]
-    checksums = [checksum for _, checksum in found]
-    rows = parse([item for items, _ in found for item in items], answer_of, prompt=prompt, target=target)
-    return rows._replace(checksum=checksums[0] if len(checksums) == 1 else sha256("".join(checksums).encode()))
+    items, checksum = items_of(path)
+    return parse(items, answer_of, prompt=prompt, target=target)._replace(checksum=checksum)
 
 
 def parse(
@@ -89,8 +87,15 @@ def parse(
     return Rows([example for example, _ in rows], [id for _, id in rows], "")
 
 
-def items_of(path: str) -> tuple[list[tuple[str, object]], str]:
-    """Place and content of each row of a file, and its checksum. Raises UserError as `read` does."""
+def items_of(path: str | Sequence[str]) -> tuple[list[tuple[str, object]], str]:
+    """Place and content of each row of one file or several, and the checksum. Raises UserError as `read` does."""
+    found = [_items(each) for each in ([path] if isinstance(path, str) else path)]
+    checksums = [checksum for _, checksum in found]
+    whole = checksums[0] if len(checksums) == 1 else sha256("".join(checksums).encode())
+    return [item for items, _ in found for item in items], whole
+
+
+def _items(path: str) -> tuple[list[tuple[str, object]], str]:
     if not path:
         raise UserError("data.path is empty; give it a file of rows {prompt, target}, one JSON object per line")
     try:
@@ -120,7 +125,9 @@ def _json(where: str, text: bytes) -> object:
 def _table(path: str, data: bytes) -> list[dict]:
     try:
         if path.endswith(".arrow"):
-            return pa.ipc.open_stream(data).read_all().to_pylist()
+            table = pa.ipc.open_stream(data).read_all()
+            table.validate(full=True)  # without which a damaged file ends the process
+            return table.to_pylist()
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         kind = "stream of Arrow" if path.endswith(".arrow") else "Parquet file"
@@ -129,7 +136,8 @@ def _table(path: str, data: bytes) -> list[dict]:
 
 def _form(items: Sequence[tuple[str, object]], forms: Sequence[Form]) -> Form:
     """The first form whose fields all rows have. Raises UserError at the first row without those of the most rows."""
-    has = lambda item, form: isinstance(item, dict) and all(item.get(name) is not None for name in form.fields)
+    fields = {form: form.fields for form in forms}
+    has = lambda item, form: isinstance(item, dict) and all(item.get(name) is not None for name in fields[form])
     counts = [sum(has(item, form) for _, item in items) for form in forms]
     form, count = forms[counts.index(max(counts))], max(counts)
     if count == len(items):
