@@ -83,7 +83,7 @@ class Accuracy(Evaluator):
         rounds, run = self._rounds(), self.run
         key = run.key(zlib.crc32(self.split.name.encode()), step)
         for batch in rounds.batches(self._batch, only, run.places_here):
-            arrays, answers = run.put((batch.arrays, self._answers_of(batch)), batch.size)
+            arrays, answers = run.put((batch.arrays, self._answers_of(batch)))
             out = self._programs[batch.round](params, arrays, answers, self._vocabulary, key)
             tokens, length, verdict = (np.asarray(x)[: len(batch.at)] for x in out)
             if (length < 0).any():

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from premem_jax.data.pipeline import Tokenized, collate, evaluation_batches, pad_to
+from premem_jax.data.packing import pad_to
+from premem_jax.data.pipeline import Tokenized, collate, evaluation_batches
 
 
 class Batch(NamedTuple):

@@ -20,6 +20,7 @@ from premem_jax.analysis.emergence_law import Law
 from premem_jax.analysis.trace import SplitTrace, read_trace
 from premem_jax.data import tokenizer_export
 from premem_jax.data.fewshot import with_shots
+from premem_jax.data.packing import Packing
 from premem_jax.data.pipeline import Tokenized, tokenize
 from premem_jax.data.reader import stacked, train_batches
 from premem_jax.data.tokenizers import SentencePiece, Tokenizer
@@ -225,8 +226,8 @@ def _pretrain(config, ground: Ground, folder: Path) -> None:
 
     def batches(start: int, stop: int):
         texts = base_texts(ground.world, settings.steps * settings.batch, config.seed, asking=True)
-        here = sharding.places_here(ground.mesh, settings.batch)
-        options = dict(batch=settings.batch, seed=config.seed, buckets=(CONTEXT,), here=here)
+        packing = Packing(here=partial(sharding.places_here, ground.mesh))
+        options = dict(batch=settings.batch, seed=config.seed, buckets=(CONTEXT,), packing=packing)
         return train_batches(texts, start, stop, **options)
 
     Phase(
@@ -364,15 +365,14 @@ def row_of(split: SplitTrace, at: int, amount: int, subset: int) -> dict:
 def finetune(config, folder: Path, ground: Ground, params, asked: Mapping[str, tuple[int, int]]) -> None:
     """Trains the finetunes of a rung as one stack; their traces in `folder` have `heldout` and `test` on the way."""
     settings, train, trainer = config.finetune, ground.splits["train"], ground.trainer
-    here = sharding.places_here(ground.mesh, settings.batch)
+    packing = Packing(here=partial(sharding.places_here, ground.mesh))
+    order = dict(batch=settings.batch, buckets=(QUESTION + 1,), packing=packing)
 
     def source(amount: int, k: int):
         rows = np.random.default_rng([config.seed, *b"subset", amount, k]).permutation(len(train))[:amount]
         pick = lambda column: [column[row] for row in rows]
         data = Tokenized(pick(train.examples), pick(train.prompts), pick(train.targets))
-        return partial(
-            train_batches, data, batch=settings.batch, seed=config.seed + k, buckets=(QUESTION + 1,), here=here
-        )
+        return partial(train_batches, data, seed=config.seed + k, **order)
 
     looks = [settings.steps // 2**i for i in range(settings.looks)]
     watched = suite(config, ground, folder, ("heldout", "test"), settings.steps, looks)

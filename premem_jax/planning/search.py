@@ -31,7 +31,8 @@ def smaller(config, name: str, parts: int) -> list[dict]:
         return path
     if name == "train":
         micro_batches = config.train.micro_batches
-        while config.train.batch % (2 * micro_batches * parts) == 0:
+        sizes = config.train.batch, config.train.packed_rows
+        while all(size % (2 * micro_batches * parts) == 0 for size in sizes):
             micro_batches *= 2
             step(**{"train.micro_batches": micro_batches})
         return path

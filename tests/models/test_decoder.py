@@ -129,7 +129,7 @@ def test_positions_are_relative():
     @jax.jit
     def at(positions_BT):
         decoder = model.bind(params)
-        return decoder.logits(decoder(tokens_BT, positions_BT)[0])
+        return decoder.logits(decoder(tokens_BT, positions_BT=positions_BT)[0])
 
     positions = jnp.arange(T)[None]
     np.testing.assert_allclose(at(positions + 50), at(positions), atol=5e-5)
