@@ -83,10 +83,15 @@ def pairs():
     return dataclasses.replace(data, rejected=others)
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=("all weights", "adapters"))
+ADAPTERS = lora_of(rank=4, alpha=8.0, targets=[f"{name}_proj" for name in MATRICES])
+
+
+@pytest.mark.parametrize(
+    "lora", [None, pytest.param(ADAPTERS, marks=pytest.mark.slow)], ids=("all weights", "adapters")
+)
 def test_losses_on_responses_are_those_of_responses_alone(lora):
     """Of two micro-batches, with a prompt missing; a row holds responses to several prompts."""
-    config = dataclasses.replace(tiny.config(), lora=lora_of(4, 8.0, [f"{m}_proj" for m in MATRICES]) if lora else None)
+    config = dataclasses.replace(tiny.config(), lora=lora)
     model, params = build(config), tiny.parameters(config)
     losses = {name: loss for name, loss in LOSSES.items() if not lora or name == "dpo"}
 
