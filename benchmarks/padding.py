@@ -3,7 +3,7 @@
     python -m benchmarks.padding DATA_DIR TOKENIZER [--config=llama3_8b_gsm8k] [--cycles] [--topology=v5e:4x4]
 
 Both sides have the examples of the config in its order; one gives each example a row, padded to `data.buckets`, the
-other packs them as `train.packed_rows` and `train.packed_lengths` say. Prints for each how many batches of an epoch
+other packs them as `train.packed_tokens` says. Prints for each how many batches of an epoch
 have which shape, and the share of real tokens in them. `--cycles` compiles an update of each shape for the topology,
 which takes minutes, and sums XLA's estimated cycles (see `tpu_cycles`) and the bytes that each chip receives.
 """
@@ -48,10 +48,9 @@ def update(config, place, rows: int, length: int) -> tuple[int, float, float]:
     """Cycles, peak bytes and received bytes of an update of some rows of one length."""
     changed = ConfigDict(config.to_dict())
     if rows == config.train.batch:
-        changed.train.update(packed_rows=0, packed_lengths=())
-        changed.data.buckets = (length,)
+        changed.train.packed_tokens, changed.data.buckets = (), (length,)
     else:
-        changed.train.packed_lengths = (length,)
+        changed.train.packed_tokens = (rows * length,)
     mesh = sharding.make_mesh(config.mesh, devices(place))
     compiled = lowered.lower(changed, mesh, "train")[0].compile()
     cost = lowered.cost(changed, place, mesh, "train")
@@ -70,7 +69,8 @@ def main() -> None:
     config = recipes.load(options.config)
     place, data = topology(options.topology), examples(config, options.data, options.tokenizer)
     sums = []
-    shared = Packing(config.train.packed_rows, config.train.packed_lengths)
+    parts = sharding.parts(sharding.make_mesh(config.mesh, devices(place)))
+    shared = Packing.of(config.train.packed_tokens, parts, config.train.micro_batches)
     for name, packing in (("a row each", ALONE), ("shared rows", shared)):
         counts = Counter(shapes(config, data, packing))
         slots = sum(count * rows * length for (rows, length), count in counts.items())

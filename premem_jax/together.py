@@ -37,8 +37,7 @@ def batches(sizes: Mapping[str, float], parts: int) -> None:
 def on_mesh(config, parts: int, decode_parts: int) -> None:
     """Raises UserError if a batch of a finetune does not divide over the mesh for training or sampling."""
     train, base = config.train, config.base
-    of_part = {key: train[key] / train.micro_batches for key in ("batch", "packed_rows")}
-    batches({f"train.{key} / train.micro_batches": size for key, size in of_part.items()}, parts)
+    batches({"train.batch / train.micro_batches": train.batch / train.micro_batches}, parts)
     if base.steps:
         batches({"base.batch": base.batch}, parts)
     if (own := config.get("on_policy")) and own.every:
@@ -105,17 +104,8 @@ def buckets(config) -> None:
 def micro_batches(config) -> None:
     groups = {"train": config.train} | {f"evals.{name}": options for name, options in config.evals.items()}
     for name, options in groups.items():
-        parts = options.get("micro_batches", 1)
-        for key in ("batch", "packed_rows"):
-            if options.get(key, 0) % parts:
-                raise UserError(f"{name}.micro_batches={parts} does not divide {name}.{key}={options[key]}")
-
-
-def packing(config) -> None:
-    if config.train.packed_lengths and not config.train.packed_rows:
-        raise UserError(
-            f"train.packed_lengths={config.train.packed_lengths}: train.packed_rows=0 shares no rows; say how many"
-        )
+        if options.get("batch", 0) % (parts := options.get("micro_batches", 1)):
+            raise UserError(f"{name}.micro_batches={parts} does not divide {name}.batch={options.batch}")
 
 
 def base(config) -> None:
@@ -271,14 +261,14 @@ def predicted(config) -> None:
         raise UserError(f"study.members: {wrong[0]} is predicted, so it needs all that are not: {weak}")
 
 
-FINETUNE = (endless, ungraded, templates, tracked, mesh, buckets, micro_batches, packing)
+FINETUNE = (endless, ungraded, templates, tracked, mesh, buckets, micro_batches)
 FINETUNE += (base, lora, heldout, skipping, threshold)
 RULES = {  # of a study's members: those of the experiment that makes each
     "finetune": FINETUNE,
     "curate": (collecting,),
     "preference": (*FINETUNE, on_policy),
-    "plan": (mesh, buckets, micro_batches, packing, lora, topology),
-    "plan_preference": (mesh, buckets, micro_batches, packing, lora, on_policy, topology),
+    "plan": (mesh, buckets, micro_batches, lora, topology),
+    "plan_preference": (mesh, buckets, micro_batches, lora, on_policy, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
     "audit_traces": (perplexity,),

@@ -146,7 +146,7 @@ TEXTS |= {"forecast"}
 RATES = {"learning_rate", "prompt_weight", "b1", "b2", "weight_decay", "perplexity", "temperature", "below"}
 RATES |= {"label_smoothing", "delta", "weight", "eta", "gate", "zipf", "asked", "prose"}
 COUNTS = {"seed", "train", "heldout", "test", "steps", "warmup_steps", "decode_tensor", "start", "keep_texts"}
-COUNTS |= {"prompts", "packed_rows"}
+COUNTS |= {"prompts"}
 # What is allowed nevertheless, by the last part of the key, and where that part does not decide it.
 ALLOWED = {
     "-1": {"fsdp"},  # the axis that takes the rest of the devices
@@ -155,7 +155,7 @@ ALLOWED = {
     repr(10**30): {"learning_rate", "clip_norm", "perplexity"},
     "'x'": TEXTS | {"traces", "table", "truth", "rows", "template"},
     "''": TEXTS | {"check", "truth"},
-    "()": {"buckets", "packed_lengths", "epochs", "amounts", "planted", "trackers"},
+    "()": {"buckets", "packed_tokens", "epochs", "amounts", "planted", "trackers"},
     "True": FLAGS,
     "False": FLAGS,
 }
@@ -215,8 +215,7 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("finetune", {"evals.train_accuracy.top_p": 1.5}, ["evals.train_accuracy.top_p=1.5"]),
         ("finetune", {"evals.train_accuracy.temperature": 1e-300}, ["evals.train_accuracy.temperature=1e-300"]),
         ("finetune", {"train.micro_batches": 3}, ["train.micro_batches=3", "train.batch=8"]),
-        ("finetune", {"train.packed_lengths": (128,)}, ["train.packed_lengths=(128,)", "train.packed_rows=0"]),
-        ("finetune", {"train.micro_batches": 2, "train.packed_rows": 3}, ["micro_batches=2", "train.packed_rows=3"]),
+        ("finetune", {"train.packed_tokens": (2048, 128)}, ["train.packed_tokens=(2048, 128)", "increasing"]),
         ("finetune", {"evals.variance.micro_batches": 16}, ["evals.variance.micro_batches=16"]),
         ("finetune", {"mesh.tensor": -1}, ["mesh", "at most one may be -1"]),
         ("finetune", {"model.path": "folder"}, ["base.steps=12", "model.path"]),

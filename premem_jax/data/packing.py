@@ -61,6 +61,13 @@ class Packing(NamedTuple):
     micro_batches: int = 1
     here: Callable[[int], Sequence[int]] = range
 
+    @classmethod
+    def of(cls, tokens: Sequence[int], parts: int, micro_batches: int, here=range) -> "Packing":
+        """One row for each of the `parts` of a mesh and micro-batch, for updates of so many tokens; without, alone."""
+        rows = parts * micro_batches
+        lengths = sorted({pad_to(-(-size // rows), (), LANES) for size in tokens})
+        return cls(rows if tokens else 0, lengths, micro_batches, here)
+
     def shares(self, sequences: int) -> bool:
         """Whether rows of a batch of so many sequences hold more than one."""
         return 0 < self.rows < sequences

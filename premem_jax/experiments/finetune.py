@@ -96,7 +96,7 @@ def batch_order(config, mesh: Mesh) -> dict:
     """What batches of training data are made by."""
     train = config.train
     here = partial(sharding.places_here, mesh)
-    packing = Packing(train.packed_rows, train.packed_lengths, train.micro_batches, here)
+    packing = Packing.of(train.packed_tokens, sharding.parts(mesh), train.micro_batches, here)
     order = dict(batch=train.batch, seed=config.seed, buckets=config.data.buckets, window=train.length_window)
     return order | {"packing": packing}
 

@@ -84,7 +84,7 @@ class SelfAttention:
         if cap is not None:
             return "has no soft-cap of attention logits"
         if segments_BT is not None:
-            return "has no segments, and sequences share rows (train.packed_rows)"
+            return "has no segments, and sequences share rows (train.packed_tokens)"
         if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16) or q_BTNH.shape[3] > 128:
             return f"takes 16-bit numbers and heads of at most 128, not {q_BTNH.dtype} and {q_BTNH.shape[3]}"
         return None

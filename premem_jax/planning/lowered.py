@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from premem_jax import sharding
-from premem_jax.data.packing import LANES, Packing, pad_to
+from premem_jax.data.packing import Packing
 from premem_jax.evaluators import find
 from premem_jax.evaluators.base import Evaluator
 from premem_jax.evaluators.planned import Planned
@@ -63,16 +63,12 @@ def longest(config) -> int:
     return max(config.data.buckets, default=config.data.context)
 
 
-def rows(config) -> tuple[int, int]:
-    """Rows of an update, and the tokens of the longest ones by the config; a batch of long examples may need more.
-
-    Without `train.packed_lengths`, as if all examples were of the largest length.
-    """
-    N = config.train.packed_rows
-    if not Packing(N).shares(sequences(config)):
-        return sequences(config), longest(config)
-    full = -(-sequences(config) * longest(config) // N)
-    return N, max(config.train.packed_lengths, default=pad_to(full, (), LANES))
+def rows(config, mesh: Mesh) -> tuple[int, int]:
+    """Rows of an update, and the tokens of the longest ones by the config; a batch of long examples may need more."""
+    packing = Packing.of(config.train.packed_tokens, sharding.parts(mesh), config.train.micro_batches)
+    if packing.shares(sequences(config)):
+        return packing.rows, max(packing.lengths)
+    return sequences(config), longest(config)
 
 
 def sequences(config) -> int:
@@ -96,7 +92,7 @@ def cost(config, topology: Topology, mesh: Mesh, name: str) -> costs.Cost:
     """Cost of one call of the program `name`."""
     layout = costs.Layout(*(mesh_of(config, mesh, name).shape[axis] for axis in sharding.AXES))
     shape, T = shape_of(config), longest(config)
-    N, of_row = rows(config)
+    N, of_row = rows(config, mesh)
     update = costs.train(shape, layout, topology.slices, B=N, T=of_row, micro_batches=config.train.micro_batches)
     if name == "train":
         return update
@@ -122,9 +118,9 @@ def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     model = build(shape, dtype=config.compute_dtype, mesh=mesh, **options)
     array = lambda dtype, *shape: sharding.abstract_batch(mesh, shape, dtype)
     texts = lambda *shape: {"tokens": array(jnp.int32, *shape), "weights": array(jnp.float32, *shape)}
-    loss, batch = NEXT_TOKEN, texts(*rows(config))
+    loss, batch = NEXT_TOKEN, texts(*rows(config, mesh))
     if "preference" in config or batch["tokens"].shape[0] < sequences(config):
-        batch["segments"] = array(jnp.int32, *rows(config))
+        batch["segments"] = array(jnp.int32, *rows(config, mesh))
     if "preference" in config:
         asked = objective(config.preference.objective, config.preference.to_dict())
         loss = Responses(asked, gate=config.preference.gate)

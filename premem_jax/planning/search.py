@@ -31,8 +31,7 @@ def smaller(config, name: str, parts: int) -> list[dict]:
         return path
     if name == "train":
         micro_batches = config.train.micro_batches
-        sizes = config.train.batch, config.train.packed_rows
-        while all(size % (2 * micro_batches * parts) == 0 for size in sizes):
+        while config.train.batch % (2 * micro_batches * parts) == 0:
             micro_batches *= 2
             step(**{"train.micro_batches": micro_batches})
         return path

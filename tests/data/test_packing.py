@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from premem_jax.data.packing import LANES, Packing, pack
 from premem_jax.data.reader import train_batches
-from tests.data.test_pipeline import numbered
+from tests.data.numbered import numbered
 
 SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 
@@ -82,3 +82,10 @@ def test_a_packed_batch_holds_the_examples_of_the_plain_one(lengths, batch, rows
         assert shared["tokens"].shape == (rows, length)
         for key in shared:
             np.testing.assert_array_equal(np.concatenate([part[key] for _, part in parts]), shared[key])
+
+
+def test_sizes_of_updates_give_rows_for_every_mesh():
+    """One row per part and micro-batch, of a multiple of 128 tokens; sizes that come to the same are one."""
+    of = lambda *where: Packing.of((20480, 20500, 24576), *where)[:3]
+    assert of(16, 1) == (16, [1280, 1408, 1536], 1) and of(8, 2) == (16, [1280, 1408, 1536], 2)
+    assert of(32, 1) == (32, [640, 768], 1) and Packing.of((), 16, 2)[:3] == (0, [], 2)

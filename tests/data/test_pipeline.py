@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from premem_jax.data.examples import Example
 from premem_jax.data.packing import pad_to
 from premem_jax.data.pipeline import (
-    Tokenized,
     collate,
     evaluation_batches,
     sequence,
@@ -21,15 +19,9 @@ from premem_jax.data.reader import batch_rows, train_batches
 from premem_jax.data.tokenizers import SentencePiece, train
 from premem_jax.errors import UserError
 from premem_jax.tasks import arithmetic
+from tests.data.numbered import numbered
 
 SEEDS = st.integers(0, 2**31)
-
-
-def numbered(lengths) -> Tokenized:
-    """Example e has id 1000 + 3 e, a prompt and a target whose tokens say which example they are of."""
-    examples = [Example(1000 + 3 * e, "", "", "") for e in range(len(lengths))]
-    prompts = [np.full(p, 10 * e + 1, np.int32) for e, (p, _) in enumerate(lengths)]
-    return Tokenized(examples, prompts, [np.full(t, 10 * e + 2, np.int32) for e, (_, t) in enumerate(lengths)])
 
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 40)), min_size=1, max_size=20)

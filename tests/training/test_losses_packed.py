@@ -19,7 +19,7 @@ from premem_jax.training.losses import NEXT_TOKEN, needed
 from premem_jax.training.objectives import Likelihood, Responses
 from premem_jax.training.step import loss_gradient
 from tests import tiny
-from tests.models.test_decoder import SHAPES
+from tests.models.shapes import SHAPES
 
 EXAMPLES = 11  # of a batch of 12
 
