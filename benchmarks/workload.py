@@ -44,10 +44,18 @@ class Workload:
         self.examples = [(draw(prompt), draw(target)) for prompt, target in LENGTHS]
         self._order = random.permutation(len(LENGTHS))
 
+    def picked(self, step: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Prompt and target of the examples of update `step`."""
+        first = step * TRAIN_ROWS % len(self.examples)
+        return [self.examples[i] for i in self._order[first : first + TRAIN_ROWS]]
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Batch `step` of the training, right-padded: `tokens` and `weights`, both (TRAIN_ROWS, TRAIN_LENGTH)."""
-        first = step * TRAIN_ROWS % len(self.examples)
-        return self.padded([self.examples[i] for i in self._order[first : first + TRAIN_ROWS]], TRAIN_LENGTH)
+        return self.padded(self.picked(step), TRAIN_LENGTH)
+
+    def uncut(self, step: int) -> dict[str, np.ndarray]:
+        """The same, padded to the longest example, as the collators of `transformers` do."""
+        return self.padded(self.picked(step), max(sum(map(len, example)) for example in self.picked(step)))
 
     @property
     def prompts(self) -> list[np.ndarray]:

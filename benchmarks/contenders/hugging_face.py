@@ -31,7 +31,11 @@ class Tasks:
         batch = dict(input_ids=tokens, attention_mask=(tokens != 0).long(), labels=tokens.where(weights > 0, -100))
         return {name: x.to(DEVICE) for name, x in batch.items()}
 
-    def train(self):
+    def train_uncut(self):
+        return self.train(self._given.uncut)
+
+    def train(self, batch=None):
+        batch = batch or self._given.batch
         model, step = self._model("float32").train(), 0
         update = self._update(model, workload.OPTIMIZER)
 
@@ -39,7 +43,7 @@ class Tasks:
             nonlocal step
             losses = []
             for _ in range(workload.UPDATES):
-                losses.append(update(self._given.batch(step), workload.LEARNING_RATE))
+                losses.append(update(batch(step), workload.LEARNING_RATE))
                 step += 1
             return torch.stack(losses).tolist()
 
@@ -173,6 +177,6 @@ def until(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one", "finetune")
+    names = ("train", "train_uncut", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one", "finetune")
     versions = dict(torch=torch.__version__, transformers=transformers.__version__)
     serve({name: getattr(tasks, name) for name in names}, versions)

@@ -21,6 +21,7 @@ from benchmarks import workload
 from benchmarks.contenders.turns import serve
 from benchmarks.workload import Workload
 from premem_jax import sharding
+from premem_jax.data.packing import Packing
 from premem_jax.models.architecture import ModelConfig, preset
 from premem_jax.models.decoder import build, init, unstack
 from premem_jax.models.hf_config import to_hf_config
@@ -32,6 +33,7 @@ from premem_jax.training.trainer import Trainer
 
 # Settings of an update. Micro-batches of a small model fit CPU caches better; presets are trained as in the recipes.
 SMALL = dict(micro_batches=4)
+PACKED_ROWS = 8
 FULL = dict(micro_batches=1, remat="full", vocab_chunks=8)
 
 
@@ -64,15 +66,31 @@ class Tasks:
         self._model = build(checkpoint.config, dtype=self._given.dtype, **options)
         self._load = lambda dtype: checkpoint.load(_mesh(), dtype)
 
-    def train(self):
-        trainer = Trainer(self._model, _mesh(), Clock(), workload.OPTIMIZER, self._micro_batches)
+    def train_packed(self):
+        """Examples share rows, one for each micro-batch."""
+        packing = Packing.of((1,), 1, PACKED_ROWS)  # of a multiple of 128 tokens
+
+        def batch(step: int) -> dict[str, np.ndarray]:
+            examples = self._given.picked(step)
+            weights = lambda prompt, target: np.repeat([0, 1], [len(prompt), len(target)])
+            one = lambda i: (np.concatenate(examples[i]), weights(*examples[i]))
+            return packing.batch([sum(map(len, e)) for e in examples], one, full=len(examples), buckets=())
+
+        return self.train(batch, PACKED_ROWS)
+
+    def train_uncut(self):
+        return self.train(self._given.uncut)
+
+    def train(self, batch=None, micro_batches=0):
+        batch_of = batch or self._given.batch
+        trainer = Trainer(self._model, _mesh(), Clock(), workload.OPTIMIZER, micro_batches or self._micro_batches)
         state, step = trainer.init_state(self._load("float32")), 0
 
         def turn() -> list[float]:
             nonlocal state, step
             losses = []
             for _ in range(workload.UPDATES):
-                batch = sharding.put_batch(_mesh(), self._given.batch(step))
+                batch = sharding.put_batch(_mesh(), batch_of(step))
                 state, metrics = trainer.program(state, batch, np.float32(workload.LEARNING_RATE))
                 losses.append(metrics["loss"])
                 step += 1
@@ -136,7 +154,17 @@ class Tasks:
 
 if __name__ == "__main__":
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "sample", "sample_top_p", "greedy", "score", "finetune", "finetune_in_one_round")
+    names = (
+        "train",
+        "train_packed",
+        "train_uncut",
+        "sample",
+        "sample_top_p",
+        "greedy",
+        "score",
+        "finetune",
+        "finetune_in_one_round",
+    )
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     versions = dict(jax=jax.__version__, flax=flax.__version__, devices=devices)
     serve({name: getattr(tasks, name) for name in names}, versions)

@@ -31,7 +31,7 @@ def pack(sizes: Sequence[int], rows: int) -> list[list[int]]:
 
 
 def fill(held: Sequence[Sequence[int]], length: int, sequence: Callable[[int], Tokens]) -> dict[str, np.ndarray]:
-    """`tokens`, `weights` and `segments` (N, T) of rows that hold some sequences one after another.
+    """`tokens`, `weights` and `segments` (X, T) of rows that hold some sequences one after another.
 
     Segments are 1 + the number of the sequence, and 0 at the padding, which follows the last one.
     """

@@ -107,7 +107,7 @@ def collate_pairs(
 ) -> dict:
     """R responses to each of B prompts, chosen, then rejected, each after its prompt.
 
-    `tokens`, `weights` and `segments` (N, T), see `packing.py`; `responses` (B, R), the segment of each, 0 where a
+    `tokens`, `weights` and `segments` (X, T), see `packing.py`; `responses` (B, R), the segment of each, 0 where a
     prompt is missing; and `reference` (B, R), if given. Prompt b is in micro-batch b % A.
     """
     R, views = responses, [answers(data, bool(r)) for r in range(responses)]

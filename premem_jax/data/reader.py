@@ -44,7 +44,7 @@ def train_batches(
 ) -> Iterator[tuple[np.ndarray, dict]]:
     """Batches `start` to `stop - 1`, made ahead of time by Grain's reader threads: the ids of all examples and arrays.
 
-    Ids (B,) are -1 where a row is missing. Arrays are `tokens` and `weights` (N, T), and `segments` where rows are
+    Ids (B,) are -1 where a row is missing. Arrays are `tokens` and `weights` (X, T), and `segments` where rows are
     shared, see `packing.py`. `buckets` are the padded lengths of single examples that may occur; without any, all
     batches have the length of the longest example.
     """

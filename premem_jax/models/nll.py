@@ -22,10 +22,10 @@ def nll_of(model: Model, params, hidden_BTD: jax.Array, tokens_BT: jax.Array) ->
     return jnp.pad(nll_BT[:, :-1], [(0, 0), (1, 0)])
 
 
-def by_segment(x_NT: jax.Array, segments_NT: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Sums of `x_NT` over each of the `wanted` segments, in their shape."""
-    mine_NTS = segments_NT[..., None] == wanted.ravel()
-    return jnp.sum(jnp.sum(jnp.where(mine_NTS, x_NT[..., None], 0), axis=1), axis=0).reshape(wanted.shape)
+def by_segment(x_XT: jax.Array, segments_XT: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Sums of `x_XT` over each of the `wanted` segments, in their shape."""
+    mine_XTS = segments_XT[..., None] == wanted.ravel()
+    return jnp.sum(jnp.sum(jnp.where(mine_XTS, x_XT[..., None], 0), axis=1), axis=0).reshape(wanted.shape)
 
 
 def next_token_logits(model: Model, params, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:

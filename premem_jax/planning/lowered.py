@@ -92,8 +92,8 @@ def cost(config, topology: Topology, mesh: Mesh, name: str) -> costs.Cost:
     """Cost of one call of the program `name`."""
     layout = costs.Layout(*(mesh_of(config, mesh, name).shape[axis] for axis in sharding.AXES))
     shape, T = shape_of(config), longest(config)
-    N, of_row = rows(config, mesh)
-    update = costs.train(shape, layout, topology.slices, B=N, T=of_row, micro_batches=config.train.micro_batches)
+    X, of_row = rows(config, mesh)
+    update = costs.train(shape, layout, topology.slices, B=X, T=of_row, micro_batches=config.train.micro_batches)
     if name == "train":
         return update
     if name == "sources":

@@ -141,11 +141,11 @@ def effects(model: Model, params, directions: Mapping[str, dict], tokens_BT, wei
 def norms_of_g(model: Model, loss: Responses, params, batch: Mapping[str, jax.Array]) -> jax.Array:
     """(R,): ‖G‖ of the chosen responses of a batch, and of the rejected ones: the gradient of the mean loss at their
     logits, whose column at a token is the coefficient times π − y."""
-    of_response = lambda x_NT: by_segment(x_NT * batch["weights"][:, 1:], batch["segments"][:, 1:], batch["responses"])
-    mass_NTV = jax.nn.softmax(next_token_logits(model, params, batch["tokens"], shared(batch)))
-    own_NT = jnp.take_along_axis(mass_NTV, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
-    square_BR = of_response(jnp.sum(mass_NTV**2, axis=-1) - 2 * own_NT + 1)
-    policy_BR, length_BR = of_response(jnp.log(own_NT)), of_response(jnp.ones_like(own_NT))
+    of_response = lambda x_XT: by_segment(x_XT * batch["weights"][:, 1:], batch["segments"][:, 1:], batch["responses"])
+    mass_XTV = jax.nn.softmax(next_token_logits(model, params, batch["tokens"], shared(batch)))
+    own_XT = jnp.take_along_axis(mass_XTV, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
+    square_BR = of_response(jnp.sum(mass_XTV**2, axis=-1) - 2 * own_XT + 1)
+    policy_BR, length_BR = of_response(jnp.log(own_XT)), of_response(jnp.ones_like(own_XT))
     (_, c_BR), _ = loss.pull(policy_BR, batch.get(loss.objective.given), length_BR)
     c_BR = jnp.where(length_BR > 0, c_BR, 0)
     prompts = jnp.maximum(jnp.sum(jnp.any(length_BR > 0, axis=1)), 1)

@@ -48,16 +48,16 @@ def needed(loss: Loss, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 class NextToken:
     """Weighted next-token negative log-likelihood, for supervised finetuning and base models.
 
-    A batch has `tokens` (N, T) int32, `weights` (N, T) fp32, the weight of each token as a target, and `segments`
-    (N, T) int32 if sequences share rows, see `token_nll`.
+    A batch has `tokens` (X, T) int32, `weights` (X, T) fp32, the weight of each token as a target, and `segments`
+    (X, T) int32 if sequences share rows, see `token_nll`.
     """
 
     keys: ClassVar[tuple[str, ...]] = ("tokens", "weights", "segments")
     unit: ClassVar[str] = "tokens"
 
     def __call__(self, model: Model, params, batch: Mapping[str, jax.Array]) -> LossSum:
-        nll_NT = token_nll(model, params, batch["tokens"], batch.get("segments"))
-        return LossSum(jnp.sum(nll_NT * batch["weights"]), jnp.sum(batch["weights"]))
+        nll_XT = token_nll(model, params, batch["tokens"], batch.get("segments"))
+        return LossSum(jnp.sum(nll_XT * batch["weights"]), jnp.sum(batch["weights"]))
 
 
 NEXT_TOKEN = NextToken()

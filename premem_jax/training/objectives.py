@@ -172,7 +172,7 @@ class Advantage:
 class Responses:
     """The mean over prompts of an objective on their responses.
 
-    A batch has `tokens` and `segments` (N, T) int32 and `weights` (N, T) fp32, which are 1 on the tokens of a response,
+    A batch has `tokens` and `segments` (X, T) int32 and `weights` (X, T) fp32, which are 1 on the tokens of a response,
     `responses` (B, R) int32, the segment of each, and the array (B, R) that the objective names. A prompt whose
     responses have no weight does not count.
 
@@ -190,7 +190,7 @@ class Responses:
         return ("tokens", "weights", "segments", "responses", *filter(None, [self.objective.given]))
 
     def __call__(self, model: Model, params, batch: Mapping[str, jax.Array]) -> LossSum:
-        of_response = lambda x_NT: by_segment(x_NT * batch["weights"], batch["segments"], batch["responses"])
+        of_response = lambda x_XT: by_segment(x_XT * batch["weights"], batch["segments"], batch["responses"])
         policy_BR = -of_response(token_nll(model, params, batch["tokens"], shared(batch)))
         given_BR, length_BR = batch.get(self.objective.given), of_response(jnp.ones_like(batch["weights"]))
         there_B = jnp.any(length_BR > 0, axis=1).astype(policy_BR.dtype)
