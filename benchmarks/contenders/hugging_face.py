@@ -177,6 +177,7 @@ def until(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "train_uncut", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one", "finetune")
+    names = ("train", "train_uncut", "sample", "sample_static", "sample_top_p", "greedy")
+    names += ("score", "score_one_by_one", "finetune")
     versions = dict(torch=torch.__version__, transformers=transformers.__version__)
     serve({name: getattr(tasks, name) for name in names}, versions)
