@@ -148,8 +148,9 @@ def by_sort(probability_XV: jax.Array, top_p: float) -> jax.Array:
     return jnp.where(probability_XV < jnp.take_along_axis(falling, count - 1, axis=-1), 0, probability_XV)
 
 
-def by_noise(keys_X: jax.Array, weight_XV: jax.Array) -> jax.Array:
-    return jax.vmap(jax.random.categorical)(keys_X, jnp.log(weight_XV))
+def by_noise(keys_XR: jax.Array, weight_XV: jax.Array) -> jax.Array:
+    of_row = jax.vmap(jax.random.categorical, (0, None))
+    return jax.vmap(of_row)(keys_XR, jnp.log(weight_XV))
 
 
 def seconds(call: Callable) -> float:

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from premem_jax.data import tokenizers
+from premem_jax.data import tokenizer_files
 from premem_jax.grading.answers import answer_bytes, grade, vocabulary
 from premem_jax.grading.grader import by_rules
 from premem_jax.grading.reference import find_answer, grade_bytes
@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
 
-    tokenizer = tokenizers.load(options.data / "tokenizers" / "tokenizer_llama3.tiktoken")
+    tokenizer = tokenizer_files.load(options.data / "tokenizers" / "tokenizer_llama3.tiktoken")
     token_bytes = tokenizer.token_bytes()
     tables = timed(lambda: jax.device_put(vocabulary(token_bytes, options.rules)))
     tokens_BT, answers = responses(options.data, options.rules, tokenizer)

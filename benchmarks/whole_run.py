@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from premem_jax import config as defaults
 from premem_jax.data.pipeline import Tokenized, steps_per_epoch, tokenize
 from premem_jax.data.reader import train_batches
+from premem_jax.data.tokenizer_files import load_or_train
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.evaluators.suite import scheduled_steps
 from premem_jax.tasks import task as tasks
@@ -23,9 +24,7 @@ THRESHOLD = 1.5  # perplexity; nothing is held out to read it from
 def write(folder: Path, data: str, examples: int, vocabulary: int) -> None:
     """Trains a tokenizer on GSM8K; writes it and the settings of the run into `folder`."""
     task = tasks.load("gsm8k", path=data, train=examples, heldout=0, test=1, seed=0, cache=str(folder / "cache"))
-    Tokenizer.load_or_train(
-        folder / "tokenizer.model", task.tokenizer_texts(), path="", kind="bpe", vocab_size=vocabulary
-    )
+    load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), path="", kind="bpe", vocab_size=vocabulary)
     (folder / "finetune.json").write_text(json.dumps(dict(data=data, examples=examples)))
 
 
@@ -53,7 +52,7 @@ def config(folder: Path) -> ConfigDict:
 def examples(c: ConfigDict) -> tuple[Tokenized, Tokenizer]:
     """The training examples."""
     task = tasks.load("gsm8k", **{k: c.data[k] for k in ("path", "train", "heldout", "test", "seed")}, cache=c.cache)
-    tokenizer = Tokenizer.load_or_train(Path(c.tokenizer.path), (), **c.tokenizer.to_dict())
+    tokenizer = load_or_train(Path(c.tokenizer.path), (), **c.tokenizer.to_dict())
     return tokenize("train", task.splits["train"], tokenizer, context=c.data.context, drop_long=False), tokenizer
 
 

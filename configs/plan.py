@@ -5,21 +5,22 @@
 
 Needs no TPU, but its compiler: pip install -e '.[plan]'. It compiles the train, score and sample programs of the
 paper's run (configs/llama3_8b_TASK.py), which takes some minutes on two CPU cores. Every key of that run can be
-changed, such as --config.train.micro_batches=8. Options after the colon: model, task (gsm8k, math, dynamics_hh or
-dynamics_ultrafeedback), topology (v5e:4x4, v6e:2x4, v5p:2x2x2, ...), slices, search (false: do not look for the nearest
-configuration that fits).
+changed, such as --config.train.micro_batches=8. Options after the colon: model, task (gsm8k, math, dynamics_hh,
+dynamics_ultrafeedback or emergence_openllama, a finetune of that ladder), topology (v5e:4x4, v6e:2x4, v5p:2x2x2, ...),
+slices, search (false: do not look for the nearest configuration that fits).
 """
 
-from configs import dynamics_hh, dynamics_ultrafeedback, llama3_8b_gsm8k, llama3_8b_math
+from configs import dynamics_hh, dynamics_ultrafeedback, emergence_openllama, llama3_8b_gsm8k, llama3_8b_math
 from premem_jax.config import parse_arg
 from premem_jax.errors import UserError
 from premem_jax.running.topology import topology
 
 RUNS = {
-    "gsm8k": llama3_8b_gsm8k,
-    "math": llama3_8b_math,
-    "dynamics_hh": dynamics_hh,
-    "dynamics_ultrafeedback": dynamics_ultrafeedback,
+    "gsm8k": llama3_8b_gsm8k.get_config,
+    "math": llama3_8b_math.get_config,
+    "dynamics_hh": dynamics_hh.get_config,
+    "dynamics_ultrafeedback": dynamics_ultrafeedback.get_config,
+    "emergence_openllama": emergence_openllama.finetune,  # whatever the model
 }
 
 
@@ -27,7 +28,7 @@ def get_config(arg=None):
     options = parse_arg(arg, model="llama3_8b", task="gsm8k", topology="v5e:4x4", slices=1, search=True)
     if options.task not in RUNS:
         raise UserError(f"config option task={options.task!r}: choose {', '.join(RUNS)}")
-    c = RUNS[options.task].get_config(model=options.model)
+    c = RUNS[options.task](model=options.model)
     c.experiment = {"finetune": "plan", "preference": "plan_preference"}[c.experiment]
     c.mesh.data = options.slices
     c.mesh.decode_tensor = min(c.mesh.decode_tensor, topology(options.topology, options.slices).chips)

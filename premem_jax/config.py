@@ -90,7 +90,8 @@ def evaluate() -> ConfigDict:
     del c.model["preset"]
     c.likelihood = evaluators.options("likelihood", {})
     c.sampling = evaluators.options("accuracy", dict(samples=0))
-    for key in ("keep_texts", "skip_settled", "opening", "reworded"):
+    del c.likelihood["alone"]
+    for key in ("keep_texts", "skip_settled", "opening", "reworded", "drafted"):
         del c.sampling[key]
     c.mesh = like.mesh
     return c
@@ -161,12 +162,33 @@ def rungs() -> ConfigDict:
     return c
 
 
+def checkpoint_rung() -> ConfigDict:
+    """One of anybody's checkpoints on a ladder of emergence, see `experiments/checkpoint_rung.py`."""
+    c = finetune()
+    c.experiment = "checkpoint_rung"
+    del c["extend"]
+    del c.train["epochs"]
+    c.model.preset = "llama_tiny"  # not used beside model.path
+    c.train.update(batch=16, learning_rate=1e-5)  # to 512 tokens of a batch, the rate of arXiv 2411.16035 is not known
+    c.threshold.rule = "none"
+    c.data.update(heldout=256)
+    c.evals = dict(answers=evaluator("option_likelihood", "test", ()))
+    c.rung = ConfigDict(dict(loss=0.0, texts="", flops=0.0))
+    c.finetune = ConfigDict(dict(amounts=(16, 64, 256, 1024, 4096), subsets=2, steps=128, looks=4))
+    c.evaluation = ConfigDict(dict(shots=5, by=""))
+    c.forecast = ""
+    return c
+
+
 def ladder(base: ConfigDict, weak, strong) -> ConfigDict:
-    """A ladder of sizes like `base`: name → {key: value} of the sizes that are finetuned, and of those predicted."""
-    rung = {"experiment": "rungs"}
+    """A ladder of models like `base`: name → {key: value} of those that are finetuned, and of those predicted.
+
+    `base` is of `rungs`, which pretrains them, or of `checkpoint_rung`.
+    """
+    rung = {"experiment": base.experiment}
     members = [(name, rung | changes, ()) for name, changes in weak.items()]
     members += [(name, rung | {"finetune.amounts": ()} | changes, tuple(weak)) for name, changes in strong.items()]
-    c = study("ladder", base, members)
+    c = study({"rungs": "ladder", "checkpoint_rung": "checkpoint_ladder"}[base.experiment], base, members)
     c.study.update(form="log_power_law", draws=100)
     return c
 

@@ -213,6 +213,17 @@ RUNGS: Table = {
     ),
     "forecast": (text(), "SHA-256 of the forecast that was sealed before; empty: a size that it is made from"),
 }
+SWEPT = ("finetune.amounts", "finetune.subsets", "finetune.steps", "finetune.looks", "evaluation.shots")
+CHECKPOINT_RUNG: Table = {key: FINETUNE[key] for key in FINETUNE if key not in ("extend", "train.epochs")} | {
+    **{key: RUNGS[key] for key in SWEPT},
+    "train.batch": (ROWS, "examples of an update of the finetunes, over all devices"),
+    "train.learning_rate": (number(0, FP32), "constant rate of the finetunes; 0 changes nothing"),
+    "evaluation.by": (text(), "field in which these agree with the question, such as subject; empty: any"),
+    "rung.loss": (number(0, 1000), "pretraining loss in nats per token; 0: that on rung.texts"),
+    "rung.texts": (text(), "text file on which the loss is measured, the same for all checkpoints"),
+    "rung.flops": (number(0, 1e40), "FLOPs of the pretraining; 0: not known"),
+    "forecast": (text(), "SHA-256 of the forecast that was sealed before; empty: a model that it is made from"),
+}
 STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),
     "study.member": (NAME, "the one that this launch makes, with what it needs; all: every one"),
@@ -297,6 +308,8 @@ TABLES: Mapping[str, Table] = {
     },
     "rungs": RUNGS,
     "ladder": RUNGS | STUDY | {"study.form": FORM, "study.draws": DRAWS},
+    "checkpoint_rung": CHECKPOINT_RUNG,
+    "checkpoint_ladder": CHECKPOINT_RUNG | STUDY | {"study.form": FORM, "study.draws": DRAWS},
     "grade": {
         "data.task": (choice(*GRADED), "whose rules grade the outputs"),
         "data.path": (NEEDED, "file of rows {output, answer}"),

@@ -129,7 +129,9 @@ def heldout(config) -> None:
 
 def measured(config) -> set[tuple[str, str]]:
     """(column, split) of all that is measured on the task's own prompts and targets."""
-    evals = [e for e in config.evals.values() if not any(e.get(key) for key in ("opening", "reworded", "response"))]
+    evals = [
+        e for e in config.evals.values() if not any(e.get(key) for key in ("opening", "reworded", "alone", "response"))
+    ]
     return {(column, options.split) for options in evals for column in find(options.type).columns}
 
 
@@ -150,8 +152,8 @@ def threshold(config) -> None:
     scored = {split for column, split in measured(config) if column == "target_nll"}
     if split not in scored:
         raise UserError(
-            f"threshold.split={split!r} has no likelihood evaluator (there are: {', '.join(sorted(scored))}); add one, "
-            f"{OTHERWISE}"
+            f"threshold.split={split!r} has no likelihood evaluator with alone=False (there are: "
+            f"{', '.join(sorted(scored))}); add one, {OTHERWISE}"
         )
     if 0 < config.data[split] < MIN_HELDOUT:
         raise UserError(few(split, config.data[split]))
@@ -192,6 +194,9 @@ def collecting(config) -> None:
         before = [jobs.job_of(need) for need in member.needs]
         if job.added and [one.seed for one in before if one.added < job.added] != [job.seed]:
             raise UserError(f"study.members: {member.name} needs one member of its seed, with fewer examples")
+    scored_alone = any(e.get("alone") and e.split == "train" for e in config.evals.values())
+    if not scored_alone and any(jobs.job_of(name).strategy == "ifd" for name in members_of(config)):
+        raise UserError("strategy 'ifd' needs a likelihood evaluator of the split 'train' with alone=True")
     study = config.study
     if (study.source == "file") != bool(study.pool):
         raise UserError(f"study.pool={study.pool!r}: a file goes with study.source=file, and with no other source")
@@ -239,8 +244,6 @@ def ladder(config) -> None:
         raise UserError(f"pretrain.first={config.pretrain.first}: after the last update, {config.pretrain.steps}")
     if config.model.width % 8:
         raise UserError(f"model.width={config.model.width}: must be a multiple of 8")
-    if config.finetune.steps < 2 ** (config.finetune.looks - 1):
-        raise UserError(f"finetune.looks={config.finetune.looks}: too many for {config.finetune.steps} steps")
     even, odd = (part * world.relations for part in ((world.entities + 1) // 2, world.entities // 2))
     if max(amounts, default=0) > even or asked.shots > even:
         raise UserError(f"finetune.amounts={amounts}, evaluation.shots={asked.shots}: there are {even} examples")
@@ -248,10 +251,36 @@ def ladder(config) -> None:
         raise UserError(
             f"evaluation.dev={asked.dev}, evaluation.questions={asked.questions}: there are {odd} questions"
         )
-    if any(amount <= asked.shots for amount in amounts):
-        raise UserError(f"finetune.amounts={amounts}: each must be more than evaluation.shots={asked.shots}")
     if len(config.planted) not in (0, 5) or (config.planted and config.planted[2] <= 0):
         raise UserError(f"planted={config.planted}: five numbers, of which alpha is above 0, or none")
+
+
+def rung(config) -> None:
+    asked, shots = config.finetune, config.evaluation.shots
+    if asked.steps < 2 ** (asked.looks - 1):
+        raise UserError(f"finetune.looks={asked.looks}: too many for {asked.steps} steps")
+    if any(amount <= shots for amount in asked.amounts):
+        raise UserError(f"finetune.amounts={asked.amounts}: each must be more than evaluation.shots={shots}")
+
+
+def checkpoint(config) -> None:
+    if not config.model.path:
+        raise UserError("model.path is empty: give the Hugging Face folder of the checkpoint")
+    kinds = [find(options.type) for options in config.evals.values()]
+    if len(kinds) != 1 or "samples" not in kinds[0].columns:
+        raise UserError("evals: one evaluator that says what is right, such as option_likelihood or exact_match")
+    if not config.data.heldout:
+        raise UserError("data.heldout=0: held-out questions choose when a finetune ends; keep some")
+    if bool(config.rung.loss) == bool(config.rung.texts):
+        raise UserError(
+            f"rung.loss={config.rung.loss:g}, rung.texts={config.rung.texts!r}: give the loss or a text to measure it"
+        )
+
+
+def one_text(config) -> None:
+    texts = {member.changes.get("rung.texts", config.rung.texts) for member in members_of(config).values()}
+    if len(texts) > 1:
+        raise UserError(f"rung.texts: losses are of one text, not of {len(texts)}: {', '.join(sorted(texts))}")
 
 
 def predicted(config) -> None:
@@ -272,6 +301,8 @@ RULES = {  # of a study's members: those of the experiment that makes each
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
     "audit_traces": (perplexity,),
-    "rungs": (mesh, ladder),
+    "rungs": (mesh, ladder, rung),
     "ladder": (predicted,),
+    "checkpoint_rung": (*FINETUNE, rung, checkpoint),
+    "checkpoint_ladder": (predicted, one_text),
 }

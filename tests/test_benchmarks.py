@@ -6,14 +6,14 @@ import numpy as np
 
 from benchmarks import workload
 from benchmarks.run import agreement
-from premem_jax.data import tokenizers
+from premem_jax.data import tokenizer_files
 from tests.shared import shared
 
 
 def test_lengths_are_those_of_gsm8k():
     """Of the middle examples of 64 equal parts of the training set, sorted by length in Llama 3's tokens."""
     lines = shared("data/gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines()
-    tokenizer = tokenizers.load(shared("data/tokenizers/tokenizer_llama3.tiktoken"))
+    tokenizer = tokenizer_files.load(shared("data/tokenizers/tokenizer_llama3.tiktoken"))
     rows = [json.loads(line) for line in lines]
     texts = [(f"Question: {row['question']}\nAnswer:", f" {row['answer']}") for row in rows]
     lengths = [(len(prompt), len(target)) for prompt, target in tokenizer.encode_pairs(texts)]

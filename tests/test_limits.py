@@ -19,7 +19,7 @@ from premem_jax import evaluators, experiments, keys, together
 from premem_jax.analysis import conclusion, emergence_law, threshold
 from premem_jax.analysis.readers import release
 from premem_jax.analysis.trace import read_trace
-from premem_jax.data import tokenizers
+from premem_jax.data import tokenizer_files
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Evaluator
 from premem_jax.experiments import finetune
@@ -30,6 +30,7 @@ from tests.processes import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted({*ROOT.glob("configs/*.py"), *ROOT.glob("tests/configs/*.py")} - {ROOT / "configs/common.py"})
+FILES.remove(ROOT / "configs/emergence_checkpoints.py")  # has none without a folder
 NEEDED = {"traces": "runs", "table": "rows.csv", "data.path": "rows.jsonl", "model.path": "model"}  # of no default
 
 
@@ -97,7 +98,7 @@ def test_names_are_those_of_the_code_that_reads_them():
     assert modules > set(keys.TABLES) > set(experiments.POLLING) | set(experiments.ELSEWHERE)
     assert options("data.task") == set(tasks.names()) > set(keys.GRADED)
     assert options("model.remat") == set(REMAT) and options("model.attention") == set(BACKENDS)
-    assert options("tokenizer.kind") == set(tokenizers.TRAINING)
+    assert options("tokenizer.kind") == set(tokenizer_files.TRAINING)
     subset = keys.TABLES["analyze"]["release.subset"][0]
     assert subset.choices == release.SUBSETS
     assert keys.TABLES["analyze"]["release.test_samples"][0].choices == release.SAMPLES
@@ -127,7 +128,7 @@ WRONG = {
     },
     "10**400": 10**400,
 }
-FLAGS = {"drop_long", "export", "skip_settled", "reworded", "search", "reference_free", "extend"}
+FLAGS = {"drop_long", "export", "skip_settled", "drafted", "reworded", "alone", "search", "reference_free", "extend"}
 TEXTS = {
     "forecast",
     "cache",
@@ -142,7 +143,7 @@ TEXTS = {
     "opening",
     "response",
 }
-TEXTS |= {"forecast"}
+TEXTS |= {"forecast", "by", "texts"}
 RATES = {"learning_rate", "prompt_weight", "b1", "b2", "weight_decay", "perplexity", "temperature", "below"}
 RATES |= {"label_smoothing", "delta", "weight", "eta", "gate", "zipf", "asked", "prose"}
 COUNTS = {"seed", "train", "heldout", "test", "steps", "warmup_steps", "decode_tensor", "start", "keep_texts"}
@@ -152,7 +153,7 @@ ALLOWED = {
     "-1": {"fsdp"},  # the axis that takes the rest of the devices
     "0": RATES | COUNTS,
     "0.0": RATES,
-    repr(10**30): {"learning_rate", "clip_norm", "perplexity"},
+    repr(10**30): {"learning_rate", "clip_norm", "perplexity", "flops"},
     "'x'": TEXTS | {"traces", "table", "truth", "rows", "template"},
     "''": TEXTS | {"check", "truth"},
     "()": {"buckets", "packed_tokens", "epochs", "amounts", "planted", "trackers"},
@@ -168,7 +169,14 @@ BESIDE |= {("audit_traces", key, "''") for key in ("select", "rows")} | {
 }
 BESIDE |= {("ladder", "study.draws", "0"), ("finetune", "evals.options.shots", "0")}
 BESIDE |= {(experiment, key, "0") for experiment in PAIRWISE for key in ZEROS}
+OWN = ("checkpoint_rung", "checkpoint_ladder")
+BESIDE |= {
+    (experiment, f"rung.{key}", zero) for experiment in OWN for key in ("loss", "flops") for zero in ("0", "0.0")
+}
+BESIDE |= {("checkpoint_ladder", "study.draws", "0")}
+LADDERS = experiments.LADDERS
 LIKE_FINETUNE = ("plan", "plan_preference", "sweep", "curate", "preference", "dynamics")
+LIKE_FINETUNE += ("checkpoint_rung", "checkpoint_ladder")
 NOT = {
     *(("finetune", f"data.{split}", "0") for split in ("train", "test")),  # of a task without end
     ("finetune", "data.heldout", "0"),  # the threshold is from there
@@ -178,11 +186,13 @@ NOT = {
     *((experiment, "on_policy.temperature", zero) for experiment in PAIRWISE for zero in ("0", "0.0")),
     *((experiment, "sft.epochs", "()") for experiment in PAIRWISE),
     ("finetune", "evals.test_accuracy.skip_settled", "True"),
+    ("finetune", "evals.heldout_likelihood.alone", "True"),  # the threshold is of targets with their prompts
     *(("evaluate", key, "''") for key in ("data.path", "model.path")),
     ("grade", "data.path", "''"),
     *((experiment, "data.grader", "'x'") for experiment in ("finetune", "evaluate")),
     *((experiment, f"data.{key}", "'x'") for experiment in ("finetune", "evaluate") for key in ("prompt", "target")),
-    *((experiment, f"{phase}.steps", "0") for experiment in ("rungs", "ladder") for phase in ("pretrain", "finetune")),
+    *((experiment, f"{phase}.steps", "0") for experiment in LADDERS for phase in ("pretrain", "finetune")),
+    *((experiment, "rung.texts", "''") for experiment in OWN),  # without a loss either
     *(("curate", f"study.{key}", "'x'") for key in ("pool", "url", "model")),  # without a source that reads it
 }
 
@@ -258,6 +268,7 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("preference", {"data.task": "preferences", "on_policy.every": 2}, ["on_policy.every=2", "data.grader"]),
         ("preference", {"preference.gate": 1.0}, ["preference.gate=1.0", "[0, 1)"]),
         ("curate", {"study.source": "file"}, ["study.pool=''", "study.source=file"]),
+        ("curate", {"evals.train_alone.alone": False}, ["'ifd' needs", "alone=True"]),
         ("rungs", {"planted": (1.0, 2.0)}, ["planted=(1.0, 2.0)", "five"]),
         ("rungs", {"pretrain.first": 13}, ["pretrain.first=13", "12"]),
         ("rungs", {"model.width": 20}, ["model.width=20", "8"]),

@@ -10,8 +10,9 @@ from premem_jax import sharding
 from premem_jax.data.examples import Example
 from premem_jax.data.pipeline import tokenize
 from premem_jax.data.reader import train_batches
-from premem_jax.data.tokenizers import SentencePiece, Tokenizer
-from premem_jax.data.tokenizers import train as train_tokenizer
+from premem_jax.data.tokenizer_files import train as train_tokenizer
+from premem_jax.data.tokenizer_kinds import SentencePiece
+from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.evaluators.base import Split
 from premem_jax.evaluators.run import Run
 from premem_jax.models.architecture import ModelConfig
@@ -102,6 +103,5 @@ def trained():
     """Parameters (on the host) that solve the task now and then."""
     state = trainer().init_state(trainer().random_parameters(0))
     for _, arrays in train_batches(data(), 0, UPDATES, batch=BATCH, seed=0, buckets=(CONTEXT,)):
-        needed = {key: arrays[key] for key in trainer().loss.keys}
-        state, _ = trainer().program(state, sharding.put_batch(one_device(), needed), np.float32(1e-2))
+        state, _ = trainer().program(state, sharding.put_batch(one_device(), arrays), np.float32(1e-2))
     return jax.tree.map(np.asarray, state["params"])

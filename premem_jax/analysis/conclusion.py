@@ -42,6 +42,6 @@ def threshold_of(
     """
     if rule == "given":
         return threshold.given(perplexity)
-    if rule == "heldout_quantile" and threshold.usable(heldout_nll_ME):
+    if rule == "heldout_quantile" and heldout_nll_ME is not None and threshold.usable(heldout_nll_ME):
         return threshold.heldout_quantile(heldout_nll_ME, quantile)
     return None

@@ -15,10 +15,11 @@ STRATEGIES = (
     "high_nll",
     "learnability",
     "difficulty",
+    "ifd",
     IID,
     "random",
     ORACLE,
-)  # of `selection.py`; `ifd` is not among them, since a run does not score targets without their prompts
+)  # of `selection.py`
 
 
 class Job(NamedTuple):

@@ -21,7 +21,7 @@ def log_threshold(perplexity: float | np.ndarray) -> float | np.ndarray:
     Scalar in, scalar out; (M,) in, (M, 1) out.
     """
     if np.ndim(perplexity):
-        return np.array([[log_threshold(float(p))] for p in perplexity])
+        return np.array([[log_threshold(float(p))] for p in np.asarray(perplexity)])
     if not (math.isfinite(perplexity) and perplexity >= 1):
         raise UserError(f"The memorization threshold is a perplexity of at least 1, and {perplexity} is not.")
     return math.log(perplexity)
@@ -78,7 +78,7 @@ def fraction_memorized(nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np
     return measured_mean(memorized_ME)
 
 
-def first_memorized(nll_ME: np.ndarray, perplexity: float) -> np.ndarray:
+def first_memorized(nll_ME: np.ndarray, perplexity: float | np.ndarray) -> np.ndarray:
     """(E,) int: the first evaluation with exp(nll) < perplexity; M if there is none."""
     memorized_ME = np.asarray(nll_ME, np.float64) < log_threshold(perplexity)
     return np.where(memorized_ME.any(axis=0), memorized_ME.argmax(axis=0), len(memorized_ME))

@@ -47,7 +47,8 @@ def table(runs: Sequence[Run], perplexities: Sequence[float], draws: int, seed: 
     """
     found: dict[str, list] = {}
     for run, perplexity in zip(runs, perplexities, strict=True):
-        perturbed = sorted(name for name in run.trace.splits if name.startswith(PERTURBED))
+        sampled = [name for name, split in run.trace.splits.items() if split.samples.any()]
+        perturbed = sorted(name for name in sampled if name.startswith(PERTURBED))
         train = run.train
         premem_ME = premem.pre_memorization_accuracy(train.accuracy_or_skipped, train.nll, perplexity)
         for name in ["train", *perturbed] if perturbed else []:

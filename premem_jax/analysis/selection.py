@@ -29,8 +29,6 @@ class Seen:
     seed: int = 0
     round: int = 0
     difficulty: np.ndarray | None = None  # (E,) given by the task; higher is harder
-    nll_alone: np.ndarray | None = None  # (E,) nats per token of the target without its prompt, and
-    nll_given: np.ndarray | None = None  # (E,) with it, of a model trained once on the task
     kinds: np.ndarray | None = None  # (E,) the type of each example
     error: Mapping[str, float] = field(default_factory=dict)  # type to the error on test questions of it
 
@@ -80,11 +78,16 @@ def difficulty(seen: Seen) -> np.ndarray:
 def ifd(seen: Seen) -> np.ndarray:
     """Instruction-following difficulty (arXiv 2308.12032): perplexity of the target with the prompt over that without.
 
-    The highest share of those up to 1; where the prompt makes the target less likely, it does not fit.
+    At the first evaluation of training, after few passes over the task. The highest share of those up to 1; where the
+    prompt makes the target less likely, it does not fit.
     """
-    if seen.nll_alone is None or seen.nll_given is None:
-        raise UserError("strategy 'ifd' needs the NLL of each target with and without its prompt")
-    ratio_E = np.exp(seen.nll_given - seen.nll_alone)
+    first, alone = _first(seen), seen.trace.splits.get("train alone")
+    if alone is None or np.isnan(alone.nll[first]).any():
+        raise UserError(
+            "strategy 'ifd' needs the NLL of targets without their prompts; add a likelihood evaluator of the split "
+            "'train' with alone=True, at the same evaluations as the others"
+        )
+    ratio_E = np.exp(seen.trace.split("train").nll[first] - alone.nll[first])
     if not np.any(ratio_E <= 1):
         raise UserError("strategy 'ifd': every ratio is above 1, so nothing is left to collect around")
     return _lowest(seen, np.where(ratio_E <= 1, -ratio_E, np.nan))

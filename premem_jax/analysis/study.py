@@ -211,7 +211,7 @@ def _choose(runs: Sequence[Run], rule: str, quantile: float, perplexity: float) 
     if rule == "given":
         return [threshold.given(perplexity)] * len(runs)
     if rule == "published":
-        [published] = {run.published for run in runs} - {None}
+        [published] = {run.published for run in runs if run.published is not None}
         rule = "published by the authors, who tuned it on test accuracy"
         return [Threshold(published, rule, {}, looks_at_test=True)] * len(runs)
     if rule == "heldout_quantile":

@@ -84,7 +84,7 @@ def of_runs(nlls: Sequence[np.ndarray | None], quantile: float = 0.01) -> list[T
     Raises:
       UserError: a quantile outside (0, 1), or no run with a usable evaluation.
     """
-    own = [heldout_quantile(nll_ME, quantile) if usable(nll_ME) else None for nll_ME in nlls]
+    own = [heldout_quantile(nll_ME, quantile) if nll_ME is not None and usable(nll_ME) else None for nll_ME in nlls]
     if not any(own):
         raise UserError(
             f"The threshold is taken from held-out examples, and no run has the target NLL of at least {MIN_EXAMPLES} "

@@ -7,9 +7,6 @@ premem_jax.recorder. The metric needs `target_nll`, `samples` and `correct` of a
 `samples` and `correct` of a split `test`; the threshold needs `target_nll` of held-out examples.
 """
 
-import hashlib
-import io
-import json
 import math
 import os
 import re
@@ -21,43 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from etils.epath import Path
 
-from premem_jax.analysis import premem
+from premem_jax.analysis import premem, trace_table
 from premem_jax.errors import UserError
 from premem_jax.running import atomic
-from premem_jax.running.sealed import Damaged
 
-FORMAT = b"7"
-_FORMAT_KEY = b"premem_jax.trace.format"
-_MEASURES_KEY = b"premem_jax.trace.measures"
-_ABOUT_KEY = b"premem_jax.trace.about"
-_DIGEST_KEY = b"premem_jax.trace.sha256"
 _FILE_NAME = re.compile(r"step-(\d{8,})\.parquet")
-VALUES = ("target_nll", "log_confidence")  # NaN where not measured
-_COUNTS = ("target_tokens", "samples", "correct", "unparsed", "decided_on_host", "skipped")
-Key = str | tuple[str, str]  # a name, or of a stack of members (member, name)
-_HASHES = pa.list_(pa.field("element", pa.uint32(), nullable=False))  # Parquet's own name for what is in a list
-_SCHEMA = pa.schema(
-    [
-        pa.field("step", pa.int32(), nullable=False),
-        pa.field("epoch", pa.float32(), nullable=False),
-        pa.field("member", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        pa.field("split", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        pa.field("example", pa.int64(), nullable=False),
-        pa.field("target_nll", pa.float32()),
-        pa.field("target_tokens", pa.int32(), nullable=False),
-        pa.field("samples", pa.int32(), nullable=False),
-        pa.field("correct", pa.int32(), nullable=False),
-        pa.field("unparsed", pa.int32(), nullable=False),
-        pa.field("decided_on_host", pa.int32(), nullable=False),
-        pa.field("skipped", pa.int32(), nullable=False),
-        pa.field("log_confidence", pa.float32()),
-        pa.field("answers", _HASHES, nullable=False),
-    ],
-    metadata={_FORMAT_KEY: FORMAT},
-)
 
 
 @dataclass(frozen=True)
@@ -142,8 +109,8 @@ class Evaluation(NamedTuple):
     """One evaluation as `write_evaluation` takes it; its keys are (member, name)."""
 
     epoch: float
-    splits: dict[Key, dict[str, np.ndarray]]
-    measures: dict[Key, float]
+    splits: dict[tuple[str, str], dict[str, np.ndarray]]
+    measures: dict[tuple[str, str], float]
     due: tuple[int, ...] = ()
     texts: str = ""
     made: Mapping[str, str] = MappingProxyType({})
@@ -161,8 +128,8 @@ def write_evaluation(
     folder: str | os.PathLike,
     step: int,
     epoch: float,
-    splits: Mapping[Key, Mapping[str, np.ndarray]],
-    measures: Mapping[Key, float] | None = None,
+    splits: Mapping[str, Mapping[str, np.ndarray]] | Mapping[tuple[str, str], Mapping[str, np.ndarray]],
+    measures: Mapping[str, float] | Mapping[tuple[str, str], float] | None = None,
     *,
     due: Collection[int] = (),
     texts: str = "",
@@ -189,29 +156,29 @@ def write_evaluation(
         example both sampled and skipped.
     """
     tables = [
-        _split_table(step, epoch, *key, columns)
+        trace_table.of_split(step, epoch, *key, columns)
         for key, columns in sorted((_key(key), columns) for key, columns in splits.items())
     ]
     if not any(table.num_rows for table in tables):
         raise ValueError(f"The evaluation at step {step} has no rows.")
-    buffer = io.BytesIO()
     values: dict[str, dict[str, float]] = {}
     for (member, name), value in sorted((_key(key), float(value)) for key, value in (measures or {}).items()):
         if math.isfinite(value):
             values.setdefault(member, {})[name] = value
     about = {"due": sorted(due), "texts": texts, "made": dict(sorted(made.items()))}
-    metadata = {_FORMAT_KEY: FORMAT, _MEASURES_KEY: json.dumps(values).encode(), _ABOUT_KEY: json.dumps(about).encode()}
-    table = pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata(metadata)
-    table = table.replace_schema_metadata(metadata | {_DIGEST_KEY: _digest(table)})
-    pq.write_table(table, buffer, compression="zstd")
-    atomic.write_bytes(evaluation_path(folder, step), buffer.getvalue())
+    atomic.write_bytes(evaluation_path(folder, step), trace_table.sealed(tables, values, about))
 
 
 def named_steps(folder: str | os.PathLike) -> list[int]:
     """Steps of the evaluations in `folder` by their file names, ascending; no file is opened."""
-    folder = Path(folder)
-    matches = [_FILE_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(match[1]) for match in matches if match)
+    place = Path(folder)
+    steps = [_named_step(path) for path in place.iterdir()] if place.is_dir() else []
+    return sorted(step for step in steps if step is not None)
+
+
+def _named_step(path: Path) -> int | None:
+    match = _FILE_NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
 
 
 def evaluation_steps(folder: str | os.PathLike) -> list[int]:
@@ -222,13 +189,13 @@ def evaluation_steps(folder: str | os.PathLike) -> list[int]:
     """
     steps = named_steps(folder)
     for step in steps:
-        _open(evaluation_path(folder, step), pq.read_metadata)
+        trace_table.footer(evaluation_path(folder, step))
     return steps
 
 
 def members(folder: str | os.PathLike) -> list[str]:
     """The members of the trace in `folder`; one with an empty name if it is not of a stack."""
-    tables = [_read_evaluation(evaluation_path(folder, step)) for step in evaluation_steps(folder)]
+    tables = [trace_table.read(evaluation_path(folder, step), step) for step in evaluation_steps(folder)]
     return sorted({name for table in tables for name in table["member"].unique().to_pylist()})
 
 
@@ -243,19 +210,19 @@ def read_trace(folder: str | os.PathLike, up_to: int | None = None, member: str 
     if not steps:
         until = "" if up_to is None else f" at or before step {up_to}"
         raise UserError(f"There is no evaluation{until} in {folder}; run the training first, or name another folder.")
-    every = [_read_evaluation(evaluation_path(folder, step)) for step in steps]
+    every = [trace_table.read(evaluation_path(folder, step), step) for step in steps]
     there = sorted({name for table in every for name in table["member"].unique().to_pylist()})
     if member not in there:
         raise UserError(f"{folder} has no member {member!r}; it is a stack of: {', '.join(filter(None, there))}")
     of_member = [table.filter(pc.equal(table["member"].cast(pa.string()), member)) for table in every]
     # A member whose loss stopped being finite has no rows in later evaluations.
     kept = [(step, table) for step, table in zip(steps, of_member, strict=True) if len(table)]
-    steps, tables = zip(*kept, strict=True)
-    parts = [_by_split(table) for table in tables]
+    steps, tables = [step for step, _ in kept], [table for _, table in kept]
+    parts = [trace_table.by_split(table) for table in tables]
     nothing = {key: values[:0] for key, values in next(iter(parts[0].values())).items()}
     names = sorted({name for part in parts for name in part})
-    measures = [json.loads(table.schema.metadata[_MEASURES_KEY]).get(member, {}) for table in tables]
-    about = [json.loads(table.schema.metadata[_ABOUT_KEY]) for table in tables]
+    measures = [trace_table.measures(table).get(member, {}) for table in tables]
+    about = [trace_table.about(table) for table in tables]
     due = {step for each in about for step in each["due"] if step < steps[-1]}
     return Trace(
         steps=np.array(steps, np.int64),
@@ -288,13 +255,13 @@ def read_evaluation(folder: str | os.PathLike, step: int) -> Evaluation:
     path = evaluation_path(folder, step)
     if not path.exists():
         raise FileNotFoundError(path)
-    table = _read_evaluation(path)
-    splits: dict[Key, dict[str, np.ndarray]] = {}
+    table = trace_table.read(path, step)
+    splits: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for member in table["member"].unique().to_pylist():
-        found = _by_split(table.filter(pc.equal(table["member"].cast(pa.string()), member)))
+        found = trace_table.by_split(table.filter(pc.equal(table["member"].cast(pa.string()), member)))
         splits |= {(member, name): columns for name, columns in found.items()}
-    measures = json.loads(table.schema.metadata[_MEASURES_KEY])
-    about = json.loads(table.schema.metadata[_ABOUT_KEY])
+    measures = trace_table.measures(table)
+    about = trace_table.about(table)
     return Evaluation(
         epoch=float(table["epoch"][0].as_py()),
         splits=splits,
@@ -327,8 +294,8 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | 
     """
     example = np.unique(np.concatenate([np.asarray(part["example"], np.int64) for part in parts]))
     shape = (len(parts), len(example))
-    values = {key: np.full(shape, np.nan) for key in VALUES}
-    counts = {key: np.zeros(shape, np.int64) for key in _COUNTS}
+    values = {key: np.full(shape, np.nan) for key in trace_table.VALUES}
+    counts = {key: np.zeros(shape, np.int64) for key in trace_table.COUNTS}
     hashed = [np.asarray(part.get("answers", np.zeros((len(part["example"]), 0))), np.uint32) for part in parts]
     answers = np.zeros((*shape, max(x.shape[1] for x in hashed)), np.uint32)
     for m, part in enumerate(parts):
@@ -351,111 +318,5 @@ def line_up(parts: Sequence[Mapping[str, np.ndarray]], name: str, source: str | 
     return SplitTrace(example, values["target_nll"], tokens, **counts, **known)
 
 
-def _key(key: Key) -> tuple[str, str]:
+def _key(key: str | tuple[str, str]) -> tuple[str, str]:
     return ("", key) if isinstance(key, str) else key
-
-
-def _split_table(step: int, epoch: float, member: str, name: str, columns: Mapping[str, np.ndarray]) -> pa.Table:
-    arrays = {key: np.asarray(value) for key, value in columns.items()}
-    answers = arrays.pop("answers", np.zeros((len(arrays.get("example", ())), 0), np.uint32))
-    unknown = set(arrays) - {"example", *VALUES, *_COUNTS}
-    if unknown or "example" not in arrays:
-        raise ValueError(f"Split {name!r}: unknown columns {sorted(unknown)}, or no column 'example'.")
-    shape = arrays["example"].shape
-    shapes = {key: array.shape for key, array in arrays.items()} | {"answers": answers.shape[:1]}
-    if len(shape) != 1 or set(shapes.values()) != {shape}:
-        raise ValueError(f"Split {name!r}: the columns are not of one length: {shapes}.")
-    order = np.argsort(arrays["example"], kind="stable")
-    example = arrays["example"][order].astype(np.int64)
-    if np.any(example[1:] == example[:-1]):
-        raise ValueError(f"Split {name!r}: example id {example[1:][example[1:] == example[:-1]][0]} is repeated.")
-    values = {key: arrays.get(key, np.full(shape, np.nan))[order].astype(np.float32) for key in VALUES}
-    counts = {key: arrays.get(key, np.zeros(shape, np.int32))[order].astype(np.int32) for key in _COUNTS}
-    if any(np.any(count < 0) for count in counts.values()):
-        raise ValueError(f"Split {name!r}: a count is negative.")
-    if np.any(counts["samples"] < np.maximum(counts["correct"] + counts["unparsed"], counts["decided_on_host"])):
-        raise ValueError(f"Split {name!r}: an example has more verdicts (correct, unparsed; decided) than samples.")
-    if np.any((counts["skipped"] > 0) & (counts["samples"] > 0)):
-        raise ValueError(f"Split {name!r}: an example is both sampled and skipped.")
-    rows, each = answers.shape
-    offsets = np.arange(0, rows * each + 1, each, np.int32) if each else np.zeros(rows + 1, np.int32)
-    columns = {
-        "step": pa.array(np.full(rows, step, np.int32)),
-        "epoch": pa.array(np.full(rows, epoch, np.float32)),
-        "member": pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [member]),
-        "split": pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [name]),
-        "example": pa.array(example),
-        **{key: pa.array(value, mask=np.isnan(value)) for key, value in values.items()},
-        **{key: pa.array(count) for key, count in counts.items()},
-        "answers": pa.ListArray.from_arrays(offsets, answers[order].astype(np.uint32).ravel(), type=_HASHES),
-    }
-    return pa.table(columns, schema=_SCHEMA)
-
-
-def _open(path: Path, read):
-    try:
-        with path.open("rb") as file:
-            return read(pa.BufferReader(file.read()))  # pyarrow may abort at exit when given a Python file
-    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise Damaged(
-            f"the evaluation {path} is cut short or damaged ({error})",
-            "start its run again, which makes the evaluation again where it keeps the checkpoint of that step, and "
-            "otherwise goes on without it, and says so",
-        ) from error
-
-
-def _read_whole(file) -> pa.Table:
-    table = pq.read_table(file, use_threads=False)
-    metadata = table.schema.metadata or {}
-    if metadata.get(_FORMAT_KEY) == FORMAT and metadata[_DIGEST_KEY] != _digest(table):
-        raise OSError("its values are not those that were written")
-    return table
-
-
-def _digest(table: pa.Table) -> bytes:
-    """SHA-256 of the names and values of all columns, the measures and the metadata of the run.
-
-    It does not depend on Parquet's encoding. Parquet's own checksums omit page headers and the measures.
-    """
-    digest = hashlib.sha256(table.schema.metadata[_MEASURES_KEY] + table.schema.metadata[_ABOUT_KEY])
-    for name in table.column_names:
-        column = table[name]
-        if name in ("member", "split"):
-            column = column.cast(pa.string()).combine_chunks().dictionary_encode()
-            texts = dict(enumerate(map(json.dumps, column.dictionary.to_pylist())))
-            values = ", ".join([texts[i] for i in column.indices.to_pylist()])
-        elif name == "answers":
-            lengths, flat = pc.list_value_length(column), pc.list_flatten(column)
-            values = ", ".join(f'"{each.to_numpy().tobytes().hex()}"' for each in (lengths, flat))
-        else:
-            values = f'"{column.to_numpy().tobytes().hex()}"'
-        # The JSON of [name, type, values], without a parser's look at every digit.
-        digest.update(f'["{name}", "{table[name].type}", [{values}]]'.encode())
-    return digest.hexdigest().encode()
-
-
-def _read_evaluation(path: Path) -> pa.Table:
-    table = _open(path, _read_whole)
-    found = (table.schema.metadata or {}).get(_FORMAT_KEY)
-    if found != FORMAT or not table.schema.equals(_SCHEMA):
-        version = "no version" if found is None else f"version {found.decode(errors='replace')}"
-        raise UserError(
-            f"{path} has {version} of the trace format and columns {table.column_names}; this program reads version "
-            f"{FORMAT.decode()}. Read it with the program that wrote it, or delete it and run again."
-        )
-    if table.num_rows == 0 or table["step"].unique().to_pylist() != [int(_FILE_NAME.fullmatch(path.name)[1])]:
-        raise Damaged(f"{path} does not hold the step that its name says", "give it its own name back, or delete it")
-    return table
-
-
-def _by_split(table: pa.Table) -> dict[str, dict[str, np.ndarray]]:
-    """The columns of each split of one evaluation."""
-    columns = {key: table[key].to_numpy() for key in ("example", *VALUES, *_COUNTS)}
-    lengths = pc.list_value_length(table["answers"]).to_numpy()
-    hashed_NR = np.zeros((len(lengths), lengths.max(initial=0)), np.uint32)
-    hashed_NR[np.arange(hashed_NR.shape[1]) < lengths[:, None]] = pc.list_flatten(table["answers"]).to_numpy()
-    columns["answers"] = hashed_NR
-    encoded = table["split"].cast(pa.string()).combine_chunks().dictionary_encode()
-    split_N = encoded.indices.to_numpy()
-    names = encoded.dictionary.to_pylist()
-    return {name: {key: values[split_N == i] for key, values in columns.items()} for i, name in enumerate(names)}

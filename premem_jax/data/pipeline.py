@@ -1,7 +1,7 @@
 """Tokenized examples, and padded batches of them, in NumPy. `reader.py` has the training batches."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +38,11 @@ class Tokenized:
     def first(self, count: int) -> "Tokenized":
         """The first `count` rows, all of them if it is 0."""
         return Tokenized(*(getattr(self, field.name)[: count or None] for field in dataclasses.fields(self)))
+
+    def at(self, rows: Collection[int]) -> "Tokenized":
+        """Some rows, in this order."""
+        pick = lambda column: [column[row] for row in rows] if len(column) else column
+        return Tokenized(*(pick(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
 
 def tokenize(

@@ -1,11 +1,12 @@
-"""People's own rows, from JSON Lines or Parquet: what the model is asked, what it should say, and the final answer.
+"""People's own rows, from JSON Lines, Parquet or Arrow: what is asked, what should be said, and the final answer.
 
-A row has one of the pairs of fields of `FORMS`, or the fields that two templates name, or a conversation `messages`,
-which a chat template writes. It may also have `answer`, the final answer or a solution with it, and `id`. All that
-reads own rows goes through here.
+All rows have one of the pairs of fields of `FORMS`, or the fields that two templates name, or a conversation
+`messages`, which a chat template writes. They may also have `answer`, the final answer or a solution with it, and `id`.
+All that reads own rows goes through here.
 """
 
-from collections.abc import Callable, Iterable
+import codecs
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -34,6 +35,8 @@ FORMS = (
     Form("{question}" + CUE, " {answer}"),
     Form("{problem}" + CUE, " {solution}"),
 )
+CONVERSATION = Form("{messages}", "")
+HEADS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "compressed"}  # of files that are no UTF-8
 Answer = Callable[[str, str, object], str]
 
 
@@ -42,21 +45,24 @@ class Rows(NamedTuple):
 
     examples: list[Example]
     names: list[int | str]
-    checksum: str  # SHA-256 of the file; empty of rows that come from none
+    checksum: str  # SHA-256 of the file, or of the checksums of several; empty of rows that come from none
 
 
-def read(path: str, answer_of: Answer | None, *, prompt: str = "", target: str = "") -> Rows:
-    """All rows of the file at `path`.
+def read(path: str | Sequence[str], answer_of: Answer | None, *, prompt: str = "", target: str = "") -> Rows:
+    """All rows of the file at `path`, or of several files one after another.
 
     Args:
+      path: of JSON Lines, Parquet (`.parquet`) or an Arrow stream (`.arrow`, as `datasets` saves).
       answer_of: (where, target, the row's `answer` or None) -> the final answer; None: no answers are needed.
       prompt, target: templates, each with a field, where the rows have none of the usual pairs of fields.
 
     Raises:
-      UserError: the file cannot be read or is empty, or a row is none; file, row and field are named.
+      UserError: a file cannot be read or is empty, or a row is none; file, row and field are named.
     """
-    items, checksum = _items(path)
-    return parse(items, answer_of, prompt=prompt, target=target)._replace(checksum=checksum)
+    found = [_items(each) for each in ([path] if isinstance(path, str) else path)]
+    checksums = [checksum for _, checksum in found]
+    rows = parse([item for items, _ in found for item in items], answer_of, prompt=prompt, target=target)
+    return rows._replace(checksum=checksums[0] if len(checksums) == 1 else sha256("".join(checksums).encode()))
 
 
 def parse(items: Iterable[tuple[str, object]], answer_of: Answer | None, *, prompt: str = "", target: str = "") -> Rows:
@@ -64,8 +70,15 @@ def parse(items: Iterable[tuple[str, object]], answer_of: Answer | None, *, prom
 
     `where` is for messages.
     """
-    forms = (Form(prompt, target),) if prompt else FORMS
-    rows = [_row(number, where, item, forms, answer_of) for number, (where, item) in enumerate(items)]
+    if bool(prompt) != bool(target):
+        raise UserError("data.prompt and data.target: give both, or neither")
+    there = list(items)
+    form = _form(there, (Form(prompt, target),) if prompt else (*FORMS, CONVERSATION))
+    rows = [_row(number, where, item, form, answer_of) for number, (where, item) in enumerate(there)]
+    first: dict[object, str] = {}
+    for (where, item), (_, id) in zip(there, rows, strict=True):
+        if "id" in item and first.setdefault(id, where) != where:
+            raise UserError(f"{where}: the id {id!r:.80} is that of {first[id]}; make ids unique, or leave them out")
     return Rows([example for example, _ in rows], [id for _, id in rows], "")
 
 
@@ -76,10 +89,13 @@ def _items(path: str) -> tuple[list[tuple[str, object]], str]:
         data = storage.path(path).read_bytes()
     except OSError as error:
         raise UserError(f"data.path={path}: cannot be read ({error.strerror or error})") from error
-    if path.endswith(".parquet"):
-        items = [(f"{path}, row {number}", item) for number, item in enumerate(_parquet(path, data))]
+    if path.endswith((".parquet", ".arrow")):
+        items = [(f"{path}, row {number}", item) for number, item in enumerate(_table(path, data))]
+    elif kind := HEADS.get(data[:2]):
+        raise UserError(f"data.path={path}: the file is {kind}; write it as plain UTF-8, one JSON object per line")
     else:
-        items = [(where, _json(where, text)) for where, text in jsonl(data, path).items]
+        lines = jsonl(data.removeprefix(codecs.BOM_UTF8), path).items
+        items = [(where, _json(where, text)) for where, text in lines if text.strip()]
     if not items:
         raise UserError(f"data.path={path}: the file is empty")
     return items, sha256(data)
@@ -89,31 +105,50 @@ def _json(where: str, text: bytes) -> object:
     try:
         return strict_json.loads(text, where)
     except UserError as error:
-        raise UserError(f"{where}: not a row, a JSON object: {str(error).removeprefix(f'{where}: ')}") from error
+        why = str(error).removeprefix(f"{where}: ")
+        raise UserError(f"{where}: not a row, one whole JSON object in each line: {why}") from error
 
 
-def _parquet(path: str, data: bytes) -> list[dict]:
+def _table(path: str, data: bytes) -> list[dict]:
     try:
+        if path.endswith(".arrow"):
+            return pa.ipc.open_stream(data).read_all().to_pylist()
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise UserError(f"data.path={path}: not a whole Parquet file ({error})") from error
+        kind = "stream of Arrow" if path.endswith(".arrow") else "Parquet file"
+        raise UserError(f"data.path={path}: not a whole {kind} ({error})") from error
 
 
-def _row(number: int, where: str, item, forms: tuple[Form, ...], answer_of) -> tuple[Example, int | str]:
-    there = item if isinstance(item, dict) else {}
-    form = next((form for form in forms if all(there.get(name) is not None for name in form.fields)), None)
+def _form(items: Sequence[tuple[str, object]], forms: Sequence[Form]) -> Form:
+    """The first form whose fields all rows have. Raises UserError at the first row without those of the most rows."""
+    has = lambda item, form: isinstance(item, dict) and all(item.get(name) is not None for name in form.fields)
+    counts = [sum(has(item, form) for _, item in items) for form in forms]
+    form, count = forms[counts.index(max(counts))], max(counts)
+    if count == len(items):
+        return form
+    where, item = next((where, item) for where, item in items if not has(item, form))
+    wanted = " or ".join("{" + ", ".join(form.fields) + "}" for form in ([form] if count else forms))
+    if not isinstance(item, dict):
+        found, mend = f"it is a {type(item).__name__}", "write one JSON object in each line"
+    else:
+        names = ", ".join(f"{name}{': null' * (value is None)}" for name, value in item.items())
+        found = f"it has {names[:200] or 'nothing'}"
+        mend = "templates name other fields, such as data.prompt='{ask}' with data.target=' {say}'"
+        mend = "write all rows in one way, or leave this one out" if count else mend
+    raise UserError(f"{where}: not a row {wanted}{' as the others' * (count > 0)}, {found}; {mend}")
+
+
+def _row(number: int, where: str, there: dict, form: Form, answer_of) -> tuple[Example, int | str]:
     messages: tuple[tuple[str, str], ...] = ()
-    if form is None and forms is FORMS and there.get("messages") is not None:
+    if form == CONVERSATION:
         *messages, (_, target) = _messages(where, there["messages"])
-        prompt = "\n\n".join(text for _, text in messages)
-    elif form is None:
-        wanted = " or ".join("{" + ", ".join(form.fields) + "}" for form in forms)
-        wanted += " or {messages}" if forms is FORMS else ""
-        found = ", ".join(map(str, there))[:200] or "nothing"
-        raise UserError(f"{where}: not a row {wanted}, it has {found}; data.prompt and data.target name other fields")
+        prompt, texts = "\n\n".join(text for _, text in messages), {}
     else:
         texts = {name: _text(where, name, there[name]) for name in form.fields}
         prompt, target = (FIELD.sub(lambda field: texts[field[1]], template) for template in form)
+    whole = (texts if form in FORMS else {}) | {"target": target}
+    if empty := [name for name, text in whole.items() if name != "prompt" and not text.strip()]:
+        raise UserError(f"{where}: {empty[0]} is empty; fill it in, or leave the row out")
     id = there.get("id", number)
     if isinstance(id, bool) or not isinstance(id, int | str):
         raise UserError(f"{where}: id must be a whole number or a string, not {id!r:.80}")
@@ -140,7 +175,8 @@ def _text(where: str, name: str, value) -> str:
     if isinstance(value, str):
         return value
     if name in FORMS[0].fields or isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{where}: {name} must be a string, not {value!r:.80}")
+        kind = "a string" if name in FORMS[0].fields else "a string or a number"
+        raise UserError(f"{where}: {name} must be {kind}, not {value!r:.80}; write the text itself there")
     try:
         return number_text(value)
     except ValueError as error:  # as an empty cell becomes NaN

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer as Fast
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 from premem_jax.data.markers import SETTINGS
-from premem_jax.data.tokenizers import BYTE_OF_LETTER, LLAMA3_PATTERN, LLAMA3_RANKS, Llama3, SentencePiece, Tokenizer
+from premem_jax.data.tokenizer_kinds import BYTE_OF_LETTER, LLAMA3_PATTERN, LLAMA3_RANKS, Llama3, SentencePiece
+from premem_jax.data.tokenizers import Tokenizer
 
 
 def files(tokenizer: Tokenizer) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from premem_jax.data.markers import shown
 from premem_jax.evaluators.base import Evaluator, Part, not_finite
-from premem_jax.evaluators.rounds import Batch, Drawn, Rounds, continuing, round_tokens
+from premem_jax.evaluators.rounds import Drawn, Rounds, continuing, round_tokens
 from premem_jax.grading.verdict import Verdict, answer_hash
 from premem_jax.limits import NATURAL, ROWS, TOKENS, either, flag, integer, number, text
 
@@ -33,6 +33,7 @@ class Accuracy(Evaluator):
         "skip_settled": (flag(), "leave out training examples whose metric is 0 whatever is sampled"),
         "opening": (text(200), "text with which every response is made to begin"),
         "reworded": (flag(), "ask in other words, where the task has them"),
+        "drafted": (flag(), "let one pass over the references decide how far each response follows them"),
     }
 
     def __init__(
@@ -50,10 +51,11 @@ class Accuracy(Evaluator):
         skip_settled: bool = False,
         opening: str = "",
         reworded: bool = False,
+        drafted: bool = False,
     ):
         """With `opening` or `reworded`, the perturbed prompts are a split of their own."""
         from premem_jax.grading.answers import answer_bytes, vocabulary
-        from premem_jax.grading.score import sample_and_grade
+        from premem_jax.grading.score import follow_and_grade, sample_and_grade
 
         super().__init__(split.perturbed(run.tokenizer, opening, reworded), run)
         self.samples, self.skip_settled = samples, skip_settled
@@ -68,11 +70,10 @@ class Accuracy(Evaluator):
 
         tokens = round_tokens(max_new_tokens, first_round)
         self._rounds = partial(Rounds, self.split.data, samples, tokens, run.buckets)
-        settings = dict(temperature=temperature, top_p=top_p, eos_ids=run.tokenizer.eos_ids)
-        new = lambda i: dict(samples=1 if i else samples, max_new_tokens=tokens[i])
-        self._programs = [
-            run.program(sample_and_grade, run.model, rules, **new(i), **settings) for i in range(len(tokens))
-        ]
+        settings = dict(temperature=temperature, top_p=top_p, eos_ids=run.tokenizer.eos_ids, longest=max_new_tokens)
+        sampling = lambda R, T: run.program(sample_and_grade, run.model, rules, samples=R, max_new_tokens=T, **settings)
+        self._programs = {(i, R): sampling(R, T) for i, T in enumerate(tokens) for R in (samples, 1)}
+        self._follow = run.program(follow_and_grade, run.model, rules, samples=samples, **settings) if drafted else None
 
     def measure(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
         """Counts `samples`, `correct`, `unparsed` and `decided_on_host` of the rows `only` (default: all), and
@@ -80,29 +81,35 @@ class Accuracy(Evaluator):
 
         Yields rows as they complete, with the texts to keep. Raises UserError if a Python grader fails.
         """
-        rounds, run = self._rounds(), self.run
+        rounds, run = self._rounds(range(len(self.split.data)) if only is None else list(map(int, only))), self.run
         key = run.key(zlib.crc32(self.split.name.encode()), step)
-        for batch in rounds.batches(self._batch, only, run.places_here):
-            arrays, answers = run.put((batch.arrays, self._answers_of(batch)))
-            out = self._programs[batch.round](params, arrays, answers, self._vocabulary, key)
-            tokens, length, verdict = (np.asarray(x)[: len(batch.at)] for x in out)
-            if (length < 0).any():
-                rows = {row for (row, _), n in zip(batch.at, length, strict=True) if n < 0}
+        part = lambda complete: self._part(step, complete, [rounds.take(row) for row in complete])
+        if self._follow is not None:
+            for rows, arrays in run.batches(self.split.data, self._batch, only):
+                answers = run.put(self._answers_of(rows, self._batch))
+                found = map(np.asarray, self._follow(params, arrays, answers, self._vocabulary, key))
+                each = zip(rows.tolist(), *found, strict=False)  # there are more places than rows
+                if complete := [row for row, *begun in each if rounds.begin(row, *begun)]:
+                    yield part(complete)
+        for batch in rounds.batches(self._batch, run.places_here):
+            arrays, answers = run.put((batch.arrays, self._answers_of(batch.rows, batch.size)))
+            program = self._programs[batch.round, batch.arrays["begun"].shape[1]]
+            tokens, length, verdict = map(np.asarray, program(params, arrays, answers, self._vocabulary, key))
+            if rows := {row for x, row, _ in batch.at if length[x] < 0}:
                 raise not_finite("what responses are drawn from", self.split, rows)
-            complete = rounds.add(batch, tokens, length, verdict)
-            if complete:
-                yield self._part(step, complete, [rounds.take(row) for row in complete])
+            if complete := rounds.add(batch, tokens, length, verdict):
+                yield part(complete)
 
     def left_out(self, rows_E: np.ndarray) -> dict[str, np.ndarray]:
         """`skipped`: number of responses that were not sampled because they cannot change the metric."""
         return {"skipped": rows_E * self.samples} if self.skip_settled else {}
 
-    def _answers_of(self, batch: Batch):
-        """The answers of a batch on this process; for padding rows, arbitrary ones."""
+    def _answers_of(self, rows: Sequence[int], size: int):
+        """The answers of a batch of `size` on this process; for padding rows, arbitrary ones."""
         if self._answers is None:
             return None
-        here = self.run.places_here(batch.size)
-        fill = lambda x: np.resize(x[batch.rows], (batch.size, *x.shape[1:]))[here]
+        here = self.run.places_here(size)
+        fill = lambda x: np.resize(x[rows], (size, *x.shape[1:]))[here]
         return type(self._answers)(*map(fill, self._answers))
 
     def _part(self, step: int, rows: list[int], drawn: list[Drawn]) -> Part:
@@ -164,11 +171,14 @@ class Accuracy(Evaluator):
 
     @classmethod
     def cost(cls, options, shape, layout, T: int):
-        """Cost of one batch, all rounds."""
+        """Cost of one batch, all rounds, and with `drafted` of the pass over the references, which decide nothing."""
         from premem_jax.models import costs
 
         sizes = dict(B=options["batch"], R=options["samples"], P=T, T=options["max_new_tokens"])
-        return costs.sample(shape, layout, **sizes)
+        sampled = costs.sample(shape, layout, **sizes)
+        if not options["drafted"]:
+            return sampled
+        return costs.Cost(*map(sum, zip(sampled, costs.score(shape, layout, B=options["batch"], T=T), strict=True)))
 
     @classmethod
     def program(cls, options, planned):
@@ -186,7 +196,7 @@ class Accuracy(Evaluator):
             prompt_length=integers(),
             ids=integers(),
             first=integers(),
-            begun=integers(begun),
+            begun=integers(R),
         )
         answers = tables = None
         if rules is not None:
@@ -194,6 +204,7 @@ class Accuracy(Evaluator):
             # A dummy vocabulary: real token bytes barely affect shapes.
             tokens = [bytes([i]) for i in range(256)] + [b" " * 128] + [b""] * (planned.shape.V - 257)
             tables = planned.copies(vocabulary(tokens, rules))
-        drawing = dict(temperature=options["temperature"], top_p=options["top_p"], eos_ids=(0,))
-        function = partial(sample_and_grade, planned.model, rules, samples=R, max_new_tokens=T, **drawing)
+        drawing = {name: options[name] for name in ("temperature", "top_p")}
+        drawing |= dict(samples=R, max_new_tokens=T, longest=options["max_new_tokens"], eos_ids=(0,))
+        function = partial(sample_and_grade, planned.model, rules, **drawing)
         return function, (planned.params, arrays, answers, tables, planned.key)

@@ -47,10 +47,17 @@ class Split:
         examples = self.data.examples
         if reworded and not all(e.reworded for e in examples):
             raise UserError(f"split {self.name!r}: the task has no questions in other words; leave `reworded` false")
-        examples = [dataclasses.replace(e, prompt=(e.reworded if reworded else e.prompt) + opening) for e in examples]
+        name = self.name + (" reworded" if reworded else "") + (f" after {opening.strip()!r}" if opening else "")
+        return self._asked(tokenizer, name, [(e.reworded if reworded else e.prompt) + opening for e in examples])
+
+    def alone(self, tokenizer: "Tokenizer") -> "Split":
+        """The split with targets without their prompts."""
+        return self._asked(tokenizer, f"{self.name} alone", [""] * len(self.data.examples))
+
+    def _asked(self, tokenizer: "Tokenizer", name: str, prompts: Sequence[str]) -> "Split":
+        examples = [dataclasses.replace(e, prompt=p) for e, p in zip(self.data.examples, prompts, strict=True)]
         prompts, targets = zip(*tokenizer.encode_pairs([(e.prompt, e.target) for e in examples]), strict=True)
         data = dataclasses.replace(self.data, examples=examples, prompts=prompts, targets=targets)
-        name = self.name + (" reworded" if reworded else "") + (f" after {opening.strip()!r}" if opening else "")
         return dataclasses.replace(self, name=name, data=data)
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from premem_jax.evaluators.base import Evaluator, Part
-from premem_jax.limits import ROWS
+from premem_jax.limits import ROWS, flag
 
 
 class Likelihood(Evaluator):
@@ -15,12 +15,15 @@ class Likelihood(Evaluator):
 
     phase, planned = "score", "score"
     columns = ("target_nll", "target_tokens")
-    OPTIONS: ClassVar = {"batch": (ROWS, "examples that are scored at a time, over all devices")}
+    OPTIONS: ClassVar = {
+        "batch": (ROWS, "examples that are scored at a time, over all devices"),
+        "alone": (flag(), "score targets without their prompts, as a split of their own"),
+    }
 
-    def __init__(self, split, run, *, batch: int = 64):
+    def __init__(self, split, run, *, batch: int = 64, alone: bool = False):
         from premem_jax.models.nll import target_nll
 
-        super().__init__(split, run)
+        super().__init__(split.alone(run.tokenizer) if alone else split, run)
         self._batch = batch
         self._program = run.program(target_nll, run.model)
 

@@ -192,8 +192,8 @@ def _kept(evaluator: Evaluator, columns: Mapping[str, np.ndarray] | None) -> dic
 
 
 def _digest(options: Mapping) -> str:
-    """Of what an evaluator does; not of when."""
-    said = {key: value for key, value in options.items() if key != "epochs"}
+    """Of what an evaluator measures; not of when, nor of how the same responses are drawn."""
+    said = {key: value for key, value in options.items() if key not in ("epochs", "drafted")}
     return sealed.digest(json.dumps(said, sort_keys=True).encode())[:16]
 
 

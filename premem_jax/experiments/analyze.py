@@ -101,12 +101,14 @@ def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder:
         return paths[kind]
 
     if result["predictors"]:
-        study_figures.scatter_figure(result["run_table"], result["predictors"], path("scatter"))
-        study_figures.predictors_figure(result["predictors"], path("predictors"))
+        drawing.both(study_figures.scatter_figure, path("scatter"), result["run_table"], result["predictors"])
+        drawing.both(study_figures.predictors_figure, path("predictors"), result["predictors"])
     if np.isfinite(result["sensitivity"]["r2_identity"]).any():
-        quantile = result["threshold_quantile"]
-        study_figures.sensitivity_figure(
-            result["sensitivity"], result["thresholds"], result["heldout_error"], path("sensitivity"), quantile
+        drawing.both(
+            study_figures.sensitivity_figure,
+            path("sensitivity"),
+            *(result[name] for name in ("sensitivity", "thresholds", "heldout_error")),
+            quantile=result["threshold_quantile"],
         )
     kept_aside = [threshold.usable(one.heldout_nll) for one in runs]
     at = max(range(len(runs)), key=lambda i: len(kept_aside[i]))
@@ -120,7 +122,7 @@ def draw(runs: Sequence[Run], chosen: Sequence[Threshold], result: dict, folder:
         if heldout_E is not None:
             title += f" (held out: epoch {epochs[m]:.3g})"
         limit = float(chosen[at].nll(len(epochs))[m])
-        study_figures.likelihood_figure(heldout_E, train, limit, title, path("likelihood"))
+        drawing.both(study_figures.likelihood_figure, path("likelihood"), heldout_E, train, limit, title)
     return paths
 
 

@@ -156,10 +156,8 @@ def write_page(folder: Path, found: Found, rows: Mapping[int, dict], summary: Ma
     figures = []
     for one, columns in list(zip(found.runs, found.by_run, strict=True))[:MAPS]:
         path = folder / "figures" / f"map-{len(figures)}.png"
-        audit_page.map_figure(columns, path)
-        figures.append(
-            {"caption": f"{drawing.shown(one.name)}. {audit_page.MAP_CAPTION}", "data": drawing.as_base64(path)}
-        )
+        drawing.both(audit_page.map_figure, path, columns)
+        figures.append(drawing.picture(path, f"{drawing.shown(one.name)}. {audit_page.MAP_CAPTION}"))
     texts = {id: [value for value in row.values() if isinstance(value, str)][:2] for id, row in rows.items()}
     suspects = {
         "title": "Suspect labels",

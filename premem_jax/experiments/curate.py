@@ -24,6 +24,7 @@ from premem_jax.analysis.trace import Trace, read_trace
 from premem_jax.data import added, collection
 from premem_jax.data.examples import Example
 from premem_jax.data.rewriting import Endpoint, Rewriter
+from premem_jax.errors import UserError
 from premem_jax.experiments import materials, studies
 from premem_jax.experiments.analyze import without_nan
 from premem_jax.members import Member, config_of, members_of
@@ -42,6 +43,7 @@ def run(config, folder: Path) -> dict | None:
     keys.check(config)
     if config.study.pool:  # a mistake in it is told before members are trained
         collection.pool(config.study.pool, partial(tasks.answer_of_target, config.data.task))
+    _feed(config)
     give, end = partial(choose, config), lambda rows, failed: conclude(config, folder, rows)
     return studies.run(config, folder, columns=COLUMNS, give=give, conclude=end)
 
@@ -119,8 +121,6 @@ def conclude(config, folder: Path, rows: Mapping[str, Mapping]) -> dict:
 def _seen(
     config, job, trace: Trace, perplexity: float | np.ndarray | None, originals: list[Example], test: list[Example]
 ) -> Seen:
-    hard = [example.metadata.get("difficulty") or example.metadata.get("level") for example in originals]
-    kinds = [example.metadata.get("type") for example in originals]
     return Seen(
         trace,
         perplexity,
@@ -128,10 +128,31 @@ def _seen(
         below=config.study.below or None,
         seed=job.seed,
         round=job.added,
-        difficulty=None if None in hard else np.array([_level(value) for value in hard]),
-        kinds=None if None in kinds else np.array(kinds),
+        difficulty=_difficulties(originals),
+        kinds=_kinds(originals),
         error=_errors(trace, test),
     )
+
+
+def _feed(config) -> None:
+    """Raises UserError for a strategy whose inputs the task's examples do not have."""
+    members = members_of(config)
+    originals = _splits(_data(config, next(iter(members.values()))))["train"]
+    for strategy, what, values in ("difficulty", "difficulty", _difficulties), ("oracle", "type", _kinds):
+        if any(job_of(name).strategy == strategy for name in members) and values(originals) is None:
+            raise UserError(f"strategy {strategy!r}: not all training examples of {config.data.task} have a {what}")
+
+
+def _difficulties(originals: list[Example]) -> np.ndarray | None:
+    """(E,) as the task says, higher is harder; None unless all have one."""
+    hard = [example.metadata.get("difficulty") or example.metadata.get("level") for example in originals]
+    return None if None in hard else np.array([_level(value) for value in hard])
+
+
+def _kinds(originals: list[Example]) -> np.ndarray | None:
+    """(E,) the types of the examples; None unless all have one."""
+    kinds = [example.metadata.get("type") for example in originals]
+    return None if None in kinds else np.array(kinds)
 
 
 def _level(text: str) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from etils.epath import Path
 
 from premem_jax import keys, sharding, together
-from premem_jax.data import chat, tokenizers
+from premem_jax.data import chat, tokenizer_files
 from premem_jax.data import rows as files
 from premem_jax.data.pipeline import Tokenized, tokenize
 from premem_jax.errors import UserError
@@ -57,7 +57,7 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
 
     # ---- Model and rows ---------------------------------------------------------------------------------------------
     checkpoint = checkpoint_at(config.model.path)
-    tokenizer = tokenizers.load(hugging_face.tokenizer_of(config, checkpoint))
+    tokenizer = tokenizer_files.load(hugging_face.tokenizer_of(config, checkpoint))
     model = hugging_face.model_of(config, checkpoint, tokenizer, mesh)
     templates = dict(prompt=config.data.prompt, target=config.data.target)
     rows = files.read(config.data.path, answers(config.data.task, config.data.grader), **templates)

@@ -24,6 +24,7 @@ from premem_jax.data.markers import shown
 from premem_jax.data.packing import Packing
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
 from premem_jax.data.reader import train_batches
+from premem_jax.data.tokenizer_files import load_or_train
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.evaluators.base import Split
 from premem_jax.evaluators.run import Run
@@ -158,7 +159,7 @@ def ready(config, folder: Path, clock: Clock, split_of: Callable[..., Tokenized]
     checkpoint = hugging_face.checkpoint_of(config)
     options = config.tokenizer.to_dict() | dict(path=hugging_face.tokenizer_of(config, checkpoint))
     with processes.leader_first():
-        tokenizer = Tokenizer.load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
+        tokenizer = load_or_train(folder / "tokenizer.model", task.tokenizer_texts(), **options)
     template = chat.template_of(config.data.template, tokenizer)
     task = task._replace(splits=chat.applied(template, tokenizer, task.splits))
     splits = {name: split_of(config.data, name, examples, tokenizer) for name, examples in task.splits.items()}

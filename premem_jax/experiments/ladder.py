@@ -81,7 +81,7 @@ def gates(rows: Rows) -> dict:
     """Whether rows are as the law presumes: few-shot accuracy bends, and sizes agree at equal loss."""
     few = rows.fewshot
     curve = elbow(few.loss, few.accuracy, few.items)
-    sizes = np.array([int(name.partition("@")[0]) for name in rows.model])
+    sizes = np.array([int(name.partition("@")[0]) for name in rows.model])  # width, or parameters
     same = alike(rows, sizes)
     amounts = "few-shot" if not len(rows.finetuned.loss) else "finetuned and few-shot"
     notes = ["few-shot accuracy " + ("bends" if curve and curve.bends else "has no elbow that beats line and constant")]

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from etils.epath import Path
 
 from premem_jax import sharding
-from premem_jax.data import tokenizers
+from premem_jax.data import tokenizer_files
 from premem_jax.errors import UserError
 from premem_jax.models.architecture import preset
 from premem_jax.models.decoder import init
@@ -68,7 +68,7 @@ class RunCheckpoint:
                 of = Checkpoint(config["model"]["path"])
                 self.config, self.eos_ids = of.config, of.eos_ids
             else:
-                self.config = preset(config["model"]["preset"], V=tokenizers.load(folder).vocab_size)
+                self.config = preset(config["model"]["preset"], V=tokenizer_files.load(folder).vocab_size)
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder}/config.json is not of a run of one model ({error!r})") from error
 

@@ -16,7 +16,7 @@ r"""NLL of targets and verdicts of responses, as functions to compile: the core 
     (5.5452, 'WRONG')
 
 All logits are 0 here, so each token costs log 256 nats. 18.00 is not 18, because the rules of GSM8K compare texts.
-`sample_and_grade` samples the responses itself.
+`sample_and_grade` samples the responses itself; `follow_and_grade` tells which of them the references decide.
 """
 
 import jax
@@ -27,6 +27,7 @@ from premem_jax.grading.rules import Rules
 from premem_jax.grading.verdict import Verdict
 from premem_jax.models.decoder import Model
 from premem_jax.models.nll import mean_over_target
+from premem_jax.sampling.drafted import follow
 from premem_jax.sampling.sampler import sample
 
 
@@ -67,13 +68,48 @@ def sample_and_grade(
     `sample` and `grade` in one program, with the settings of `sample`; X = B * R. Without rules (answers and vocabulary
     are then None) every verdict is UNDECIDED.
     """
-    begun_Bt = batch["begun"]
     given = batch["tokens"], batch["prompt_length"], batch["ids"]
-    drawn = sample(model, params, *given, key, first_B=batch["first"], begun=begun_Bt.shape[1], **settings)
-    B, R, T = drawn.tokens.shape
-    tokens_XT, length_X = drawn.tokens.reshape(B * R, T), drawn.length.reshape(B * R)
+    begun_BR = batch["begun"]
+    drawn = sample(model, params, *given, key, first_B=batch["first"], begun_BR=begun_BR, **settings)
+    tokens_XT, length_X = drawn.tokens.reshape(begun_BR.size, -1), drawn.length.reshape(-1)
+    verdict_X = _verdicts(rules, batch, begun_BR, tokens_XT, length_X, answers, vocabulary, settings["longest"])
+    return tokens_XT, length_X, verdict_X
+
+
+def follow_and_grade(
+    model: Model,
+    rules: str | Rules | None,
+    params,
+    batch: dict,
+    answers: Answers | None,
+    vocabulary: Vocabulary | None,
+    key: jax.Array,
+    **settings,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What `follow` finds for a batch of `collate`, (B, R) each, and verdicts (B, R) of the tokens kept.
+
+    The settings are those of `follow`, the rest as in `sample_and_grade`.
+    """
+    reference_B = jnp.sum(batch["weights"], axis=1).astype(jnp.int32)
+    given = batch["tokens"], batch["prompt_length"], reference_B, batch["ids"]
+    kept_BR, ended_BR = follow(model, params, *given, key, **settings)
+    nothing_X = jnp.zeros(kept_BR.size, jnp.int32)
+    verdict_X = _verdicts(
+        rules, batch, kept_BR, nothing_X[:, None], nothing_X, answers, vocabulary, settings["longest"]
+    )
+    return kept_BR, ended_BR, verdict_X.reshape(kept_BR.shape)
+
+
+def _verdicts(rules, batch: dict, begun_BR, tokens_XT, length_X, answers, vocabulary, longest: int) -> jax.Array:
+    """Of responses of at most `longest` tokens: those behind the prompt that they begin with, then their own."""
+    R, (X, T) = begun_BR.shape[1], tokens_XT.shape
     if rules is None:
-        return tokens_XT, length_X, jnp.full(B * R, Verdict.UNDECIDED.value, jnp.int8)
-    begun_Xt, answers = jax.tree.map(lambda x: jnp.repeat(x, R, axis=0), (begun_Bt, answers))
-    whole = jnp.concatenate([begun_Xt, tokens_XT], axis=1)
-    return tokens_XT, length_X, grade(whole, begun_Xt.shape[1] + length_X, vocabulary, answers, rules)
+        return jnp.full(X, Verdict.UNDECIDED.value, jnp.int8)
+    tokens_BP, begun_X = batch["tokens"], jnp.maximum(begun_BR, 0).reshape(X)
+    behind_BS = jnp.minimum(batch["prompt_length"][:, None] + jnp.arange(longest), tokens_BP.shape[1] - 1)
+    behind_XS = jnp.repeat(jnp.take_along_axis(tokens_BP, behind_BS, axis=1), R, axis=0)
+    own_XS = jnp.clip(jnp.arange(longest) - begun_X[:, None], 0, T - 1)
+    own_XS = jnp.take_along_axis(tokens_XT, own_XS, axis=1)
+    whole_XS = jnp.where(jnp.arange(longest) < begun_X[:, None], behind_XS, own_XS)
+    answers = jax.tree.map(lambda x: jnp.repeat(x, R, axis=0), answers)
+    return grade(whole_XS, begun_X + length_X, vocabulary, answers, rules)

@@ -163,6 +163,7 @@ PRESETS = {
         tied_embedding=True,
     ),
     "llama3_3_70b": ModelConfig(V=128_256, D=8192, L=80, N=64, K=8, H=128, F=28_672, rope_scaling=LLAMA3_1),
+    "open_llama_3b": ModelConfig(V=32_000, D=3200, L=26, N=32, K=32, H=100, F=8640, rope_theta=10_000.0, norm_eps=1e-6),
     "mistral_7b": ModelConfig(V=32_000, D=4096, L=32, N=32, K=8, H=128, F=14_336, rope_theta=10_000.0, windows=(4096,)),
     "qwen2_5_1_5b": ModelConfig(V=151_936, D=1536, L=28, N=12, K=2, H=128, F=8960, tied_embedding=True, **QWEN2),
     "qwen2_5_7b": ModelConfig(V=152_064, D=3584, L=28, N=28, K=4, H=128, F=18_944, **QWEN2),

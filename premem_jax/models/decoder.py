@@ -237,21 +237,21 @@ class Decoder(nnx.Module):
             caches.append(cache)
         return x, caches
 
-    def decode(self, token_X, position_X, prompt, prompt_mask_BP, own, step) -> tuple[jax.Array, list[Cache]]:
+    def decode(self, token_X, position_X, prompt, prompt_mask_BRP, own, step) -> tuple[jax.Array, list[Cache]]:
         """Hidden states (X, D) of one new token per sample, X = B * R with the samples of a prompt next to each other.
 
         Args:
           token_X, position_X: the tokens and their rotary positions.
           prompt: caches of the prompts by layer, from the forward pass, S = P; shared by the samples of each prompt.
             Slot p is position p.
-          prompt_mask_BP: True at the prompts' tokens.
+          prompt_mask_BRP: True at the tokens of its prompt that a sample follows; R may be 1.
           own: caches of the sampled tokens by layer, B = X and S = T. Slots up to `step` are in use; positions rise by
             one per slot.
           step: slot of the new tokens.
         """
         x, caches = self._embed(token_X[:, None]), []
         masks = {
-            window: decode_masks(position_X, prompt_mask_BP, step, own[0].v.shape[2], window)
+            window: decode_masks(position_X, prompt_mask_BRP, step, own[0].v.shape[2], window)
             for window in self.config.windows
         }
         for (layer, window), of_prompt, of_own in zip(self._each(), prompt, own, strict=True):
@@ -327,11 +327,11 @@ def positions(T: int, segments_BT=None) -> jax.Array:
     return slot_1T - jax.lax.cummax(jnp.where(begins_BT, slot_1T, 0), axis=1)
 
 
-def decode_masks(position_X, prompt_mask_BP, step, T: int, window: int | None) -> tuple[jax.Array, jax.Array]:
+def decode_masks(position_X, prompt_mask_BRP, step, T: int, window: int | None) -> tuple[jax.Array, jax.Array]:
     """Attention masks of one new token per sample: (B, R or 1, P) for the prompt's slots and (T,) for its own."""
-    B, P = prompt_mask_BP.shape
+    B, _, P = prompt_mask_BRP.shape
     in_use = jnp.arange(T) <= step
-    of_prompt = prompt_mask_BP[:, None] & within(position_X.reshape(B, -1, 1), jnp.arange(P), window)
+    of_prompt = prompt_mask_BRP & within(position_X.reshape(B, -1, 1), jnp.arange(P), window)
     return of_prompt, in_use & within(step, jnp.arange(T), window)
 
 

@@ -11,6 +11,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils.epath import Path
@@ -20,12 +21,13 @@ from premem_jax import strict_json
 from premem_jax.analysis import trace
 from premem_jax.analysis.conclusion import RULES, conclude
 from premem_jax.analysis.texts import body_of, sampled_texts, texts_of_run, write_texts
+from premem_jax.analysis.trace_table import VALUES
 from premem_jax.errors import UserError
 from premem_jax.grading.verdict import Verdict
 from premem_jax.running import sealed, storage, workdir
 from premem_jax.running.atomic import write_text
 
-THRESHOLD = {"rule": "heldout_quantile", "split": "heldout", "quantile": 0.01, "perplexity": 0.0}
+THRESHOLD: dict[str, Any] = {"rule": "heldout_quantile", "split": "heldout", "quantile": 0.01, "perplexity": 0.0}
 VERDICTS = tuple(verdict.name.lower() for verdict in Verdict if verdict != Verdict.UNDECIDED)
 
 
@@ -110,9 +112,9 @@ class Recorder:
             infinite NLL, an unknown verdict.
         """
         given = {"target_nll": nll, "correct": correct, "samples": samples} | more
-        ids = np.asarray(ids, np.int64)
+        ids_E = np.asarray(ids, np.int64)
         columns = {key: np.asarray(values) for key, values in given.items() if values is not None}
-        columns = {key: np.broadcast_to(x, ids.shape) if x.ndim == 0 else x for key, x in columns.items()}
+        columns = {key: np.broadcast_to(x, ids_E.shape) if x.ndim == 0 else x for key, x in columns.items()}
         if any(np.any(~np.isfinite(x) | (x < 0)) for key, x in columns.items() if key != "log_confidence"):
             raise ValueError(f"Split {split!r} at step {step}: a value is negative, infinite or no number.")
         rows = [
@@ -125,7 +127,7 @@ class Recorder:
             before = trace.read_evaluation(folder, step)
         except FileNotFoundError:
             before = trace.Evaluation(epoch, {}, {})
-        here = {"example": ids, **columns}
+        here = {"example": ids_E, **columns}
         splits = before.splits | {("", split): _joined(before.splits.get(("", split), {}), here)}
         again = {(row["split"], row["example"]) for row in rows}
         old = sampled_texts(self.folder, step, before.texts) if before.texts else []
@@ -192,7 +194,7 @@ def _joined(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> dic
     for key in (old.keys() | new.keys()) - {"example"}:
         parts = [part for part in (old, new) if key in part]
         width = [max(part[key].shape[1] for part in parts)] if key == "answers" else []
-        joined[key] = np.full([len(example), *width], np.nan if key in trace.VALUES else 0)
+        joined[key] = np.full([len(example), *width], np.nan if key in VALUES else 0)
         for part in parts:
             at = np.searchsorted(example, part["example"])
             joined[key][(at, slice(part[key].shape[1])) if width else at] = part[key]

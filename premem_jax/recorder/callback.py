@@ -10,6 +10,7 @@ The rows and graders are those of docs/own_data.md. Measuring changes no bit of 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,9 @@ class RecorderCallback(transformers.TrainerCallback):
             )
         self._recorder, self._tokenizer = recorder, tokenizer
         self._batch, self._every, self._seed, self._samples = batch, every, seed, samples
-        self._drawing = dict(max_new_tokens=max_new_tokens, num_return_sequences=samples, do_sample=temperature > 0)
+        self._drawing: dict[str, float] = dict(
+            max_new_tokens=max_new_tokens, num_return_sequences=samples, do_sample=temperature > 0
+        )
         if temperature:
             self._drawing |= dict(temperature=temperature, top_p=top_p, top_k=0)
         read = {name: partial(_read, name, split, prompt=prompt, target=target) for name, split in splits.items()}
@@ -129,7 +132,8 @@ class RecorderCallback(transformers.TrainerCallback):
         model.eval()
         with torch.no_grad(), torch.random.fork_rng(devices):
             for name, examples in self._splits.items():
-                ids, columns = [e.id for e in examples], {}
+                ids = [e.id for e in examples]
+                columns: dict[str, Any] = {}
                 if name in self._sampled:
                     torch.manual_seed(zlib.crc32(f"{self._seed} {step} {name}".encode()))
                     columns = self._sample(model, name)
@@ -156,9 +160,10 @@ class RecorderCallback(transformers.TrainerCallback):
             nll[rows] = (losses.sum(dim=1, dtype=torch.float64).cpu() / counted).numpy()
         return nll
 
-    def _sample(self, model, name: str) -> dict[str, list]:
+    def _sample(self, model, name: str) -> dict[str, Any]:
         """The responses of each example with their verdicts, as `Recorder.log` takes them."""
-        tokenizer, texts = self._tokenizer, [[] for _ in self._splits[name]]
+        tokenizer = self._tokenizer
+        texts: list[list[tuple[str, str]]] = [[] for _ in self._splits[name]]
         stops = model.generation_config.eos_token_id
         stops = [stops] if isinstance(stops, int) else list(stops or ())
         stops = [*dict.fromkeys([*stops, tokenizer.eos_token_id])] if tokenizer.eos_token_id is not None else stops

@@ -56,19 +56,19 @@ def audited(
 
 def section(columns: Mapping[str, np.ndarray], texts: Mapping[int, tuple[str, str]], figure: Path) -> dict:
     """The audit on a run's page, from its columns and the texts of examples; draws the data map as `figure`."""
-    map_figure(columns, figure)
+    drawing.both(map_figure, figure, columns)
     return {
         "said": said(audit.summary(columns, None)),
         "note": NOTE,
         "columns": SUSPECT_COLUMNS,
         "rows": suspects(columns, texts),
-        "figure": {"caption": MAP_CAPTION, "data": drawing.as_base64(figure)},
+        "figure": drawing.picture(figure, MAP_CAPTION),
     }
 
 
-def map_figure(columns: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+def map_figure(columns: Mapping[str, np.ndarray], path: str | os.PathLike, *, narrow: bool = False) -> Figure:
     """Writes a PNG: the mean accuracy of each example over evaluations by its deviation, colored by its first NLL."""
-    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    figure = drawing.blank((6.4, 5), narrow)
     axes = figure.subplots()
     # Few samples give few values: the dots are spread a little, always in the same way.
     x, y = (
@@ -82,7 +82,7 @@ def map_figure(columns: Mapping[str, np.ndarray], path: str | os.PathLike) -> No
         xlabel="deviation of accuracy over evaluations", ylabel="mean accuracy over evaluations", ylim=(-0.03, 1.03)
     )
     drawing.style(axes, f"{len(x):,} training examples")
-    drawing.save(figure, path)
+    return drawing.save(figure, path)
 
 
 def said(found: Mapping[str, float | int]) -> str:

@@ -29,12 +29,12 @@ def write_curation(folder: Path, result: Mapping, texts: Mapping[str, Sequence[t
       texts: for each strategy, pairs of an original question and a new example.
     """
     figures = {"accuracy": folder / "figures" / "accuracy.png", "types": folder / "figures" / "types.png"}
-    accuracy_figure(result, figures["accuracy"])
-    types_figure(result["types"], figures["types"])
+    drawing.both(accuracy_figure, figures["accuracy"], result)
+    drawing.both(types_figure, figures["types"], result["types"])
     section = {
         "name": "curation",
         "headline": headline(result),
-        "figures": [{"caption": CAPTIONS[kind], "data": drawing.as_base64(path)} for kind, path in figures.items()],
+        "figures": [drawing.picture(path, CAPTIONS[kind]) for kind, path in figures.items()],
         "tables": [_points(result), _texts(texts)],
         "notes": [],
     }
@@ -58,9 +58,9 @@ def headline(result: Mapping) -> str:
     return "".join(parts)
 
 
-def accuracy_figure(result: Mapping, path: Path) -> None:
+def accuracy_figure(result: Mapping, path: Path, *, narrow: bool = False) -> Figure:
     """Writes a PNG of test accuracy against training examples for every strategy."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = drawing.blank((8, 4.8), narrow)
     axes = figure.subplots()
     iid = [point for point in result["points"] if point["strategy"] == IID]
     sizes = [result["originals"], *(point["examples"] for point in iid)]
@@ -75,17 +75,17 @@ def accuracy_figure(result: Mapping, path: Path) -> None:
         axes.errorbar(x, y, np.abs(ends - y), color=color, marker="D", capsize=3, label=name.replace("_", " "))
     drawing.style(axes, "Test accuracy against training examples")
     axes.set(xlabel="training examples", ylabel="test accuracy (mean over seeds)")
-    axes.legend(frameon=False, loc="best")
-    drawing.save(figure, path)
+    drawing.legend(axes, fontsize=10)
+    return drawing.save(figure, path)
 
 
-def types_figure(types: Mapping[str, Mapping[str, int]], path: Path) -> None:
+def types_figure(types: Mapping[str, Mapping[str, int]], path: Path, *, narrow: bool = False) -> Figure:
     """Writes a PNG of the shares of types among each strategy's added examples; `types` by member."""
     totals: dict[str, Counter] = {}
     for name, counts in types.items():
         totals.setdefault(job_of(name).strategy, Counter()).update(counts)
     kinds = sorted({kind for counts in totals.values() for kind in counts})
-    figure = Figure(figsize=(8, 1.2 + 0.5 * len(totals)), layout="constrained")
+    figure = drawing.blank((8, 1.2 + 0.5 * len(totals) + (0.25 * len(kinds) if narrow else 0)), narrow)
     axes, left = figure.subplots(), np.zeros(len(totals))
     for kind, color in zip(kinds, COLORS * len(kinds), strict=False):
         share = np.array([counts[kind] / max(1, sum(counts.values())) for counts in totals.values()])
@@ -93,12 +93,20 @@ def types_figure(types: Mapping[str, Mapping[str, int]], path: Path) -> None:
         left += share
     drawing.style(axes, "Types of the examples that were added")
     axes.set(xlim=(0, 1))
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    drawing.save(figure, path)
+    drawing.legend(axes, fontsize=10, **({} if narrow else dict(loc="upper left", bbox_to_anchor=(1, 1))))
+    return drawing.save(figure, path)
 
 
 def _points(result: Mapping) -> dict:
-    columns = ["strategy", "examples", "test accuracy", "gain over random", "ratio", "share of the oracle's gain", "s"]
+    columns = [
+        "strategy",
+        "examples",
+        "test accuracy",
+        "gain over random",
+        "ratio",
+        "share of the oracle's gain",
+        "seconds",
+    ]
     cell = lambda text, interval="": {"text": text, "interval": interval}
     rows = []
     for p in result["points"]:
@@ -118,7 +126,7 @@ def _points(result: Mapping) -> dict:
             ]
         )
     note = (
-        "The ratio is how many examples at random give the same accuracy, over those it has. In seconds: training, "
+        "The ratio is how many examples at random give the same accuracy, over those it has. Seconds are of training, "
         "scoring and sampling of its runs."
     )
     marked = [i for i, p in enumerate(result["points"]) if p["strategy"] == ORACLE]
@@ -132,7 +140,14 @@ def _texts(texts: Mapping[str, Sequence[tuple[str, str]]]) -> dict:
         for original, new in pairs
     ]
     note = "A few originals of each strategy, and what was added for them."
-    return {"title": "Examples", "note": note, "columns": ["strategy", "original", "new"], "rows": rows, "marked": []}
+    return {
+        "title": "Examples",
+        "note": note,
+        "columns": ["strategy", "original", "new"],
+        "rows": rows,
+        "marked": [],
+        "texts": True,
+    }
 
 
 def _ratio(point: Mapping) -> str:

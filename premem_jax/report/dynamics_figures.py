@@ -1,9 +1,10 @@
 """Figures of learning dynamics: likelihoods of all response types, and the probability mass."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,38 +27,55 @@ COLORS = {
     "random": TRAIN,
     response_curves.GREEDY: INK,
 }
+LABELS = ("log π(y|x), nats", "change of it per\ntoken since dotted", "share", "log-ratio margin, nats")
 MORE = ("#2f8f5b", "#b58900", "#5b7fb5", "#a0522d", "#6b8e23", "#c06090", "#708090")
 
 
-def responses_figure(arms: Mapping[str, Trace], since: Mapping[str, int], path: str | os.PathLike) -> None:
+def responses_figure(
+    arms: Mapping[str, Trace], since: Mapping[str, int], path: str | os.PathLike, *, narrow: bool = False
+) -> Figure:
     """Writes a PNG with, for each arm, log π by response type against epochs, its change per token, and squeezing.
 
+    Two arms are side by side, or none in a `narrow` figure; the measures of all have the same scales.
     `since`: the first step of preference training, marked by a line.
     """
-    figure = Figure(figsize=(5.6 * max(len(arms), 1.6), 10.5), layout="constrained")
-    rows = figure.subplots(4, len(arms), sharex="col", sharey="row", squeeze=False, height_ratios=(3, 2, 1.6, 1.2))
-    for column, (name, trace) in enumerate(arms.items()):
-        axes = rows[:, column]
-        _curves(axes[0], trace, response_curves.curves_by_type(trace))
-        per_token = response_curves.curves_by_type(trace, per_token=True)
-        start = _place(trace, since[name])
-        _curves(axes[1], trace, {kind: values - values[start] for kind, values in per_token.items()})
-        _squeezing(axes[2], trace)
-        _margins(axes[3], trace, since[name])
-        for each in axes:
-            each.axvline(trace.epochs[start], color=INK, linewidth=0.8, linestyle=":")
+    columns = 1 if narrow else min(2, len(arms))
+    blocks = -(-len(arms) // columns)
+    figure = drawing.blank((5.6 * max(columns, 1.6), 9.9 * blocks + 0.6), narrow)
+    grid = figure.add_gridspec(len(LABELS) * blocks, columns, height_ratios=(3, 2, 1.6, 1.2) * blocks)
+    alike: list[Axes | None] = [None] * len(LABELS)
+    for at, (name, trace) in enumerate(arms.items()):
+        block, column = divmod(at, columns)
+        axes: list[Axes] = []
+        for row in range(len(LABELS)):
+            place = grid[len(LABELS) * block + row, column]
+            axes.append(figure.add_subplot(place, sharex=axes[0] if axes else None, sharey=alike[row]))
+        alike = axes
+        _arm(axes, trace, since[name])
         drawing.style(axes[0], drawing.label(name))
-        axes[3].set_xlabel("epochs (dotted: preference training begins)")
-    for axes, label in zip(
-        rows[:, 0],
-        ("log π(y|x), nats", "change of it per\ntoken since dotted", "share", "log-ratio margin, nats"),
-        strict=True,
-    ):
-        axes.set_ylabel(label)
-    rows[0, -1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    if rows[2, -1].get_legend_handles_labels()[0]:
-        rows[2, -1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    drawing.save(figure, path)
+        for each, label in zip(axes, LABELS, strict=True):
+            each.tick_params(labelbottom=each is axes[-1], labelleft=column == 0)
+            each.set_ylabel(label if column == 0 else "")
+    named: dict[str, Artist] = {}
+    for each in (axes[0], axes[2]):
+        named |= dict(zip(*reversed(each.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        named.values(), named.keys(), frameon=False, fontsize=9, loc="outside upper left", ncols=2 if narrow else 4
+    )
+    return drawing.save(figure, path)
+
+
+def _arm(axes: Sequence[Axes], trace: Trace, since: int) -> None:
+    """One arm in axes from top to bottom."""
+    _curves(axes[0], trace, response_curves.curves_by_type(trace))
+    per_token = response_curves.curves_by_type(trace, per_token=True)
+    start = _place(trace, since)
+    _curves(axes[1], trace, {kind: values - values[start] for kind, values in per_token.items()})
+    _squeezing(axes[2], trace)
+    _margins(axes[3], trace, since)
+    for each in axes:
+        each.axvline(trace.epochs[start], color=INK, linewidth=0.8, linestyle=":")
+    axes[3].set_xlabel("epochs (dotted: preference training begins)")
 
 
 def _place(trace: Trace, step: int) -> int:

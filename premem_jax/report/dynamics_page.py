@@ -27,14 +27,13 @@ def write_page(
       columns: which of them are in the table.
       contrasts: differences between arms, of a study with seeds.
     """
-    dynamics_figures.responses_figure(drawn, since, folder / "responses.png")
+    drawing.both(dynamics_figures.responses_figure, folder / "responses.png", drawn, since)
     compared: dict[str, dict[str, str]] = {}
     for contrast in contrasts:
         compared.setdefault(f"{contrast.of} − {contrast.against}", {})[contrast.column] = contrast.text
     environment = page.environment()
     html = environment.get_template("dynamics.html").render(
-        figure=drawing.as_base64(folder / "responses.png"),
-        caption=dynamics_figures.CAPTION,
+        figure=drawing.picture(folder / "responses.png", dynamics_figures.CAPTION),
         columns=[column.replace("_", " ") for column in columns],
         rows={name: [_cell(row[column]) for column in columns] for name, row in values.items()},
         compared={name: [row.get(column, "–") for column in columns] for name, row in compared.items()},

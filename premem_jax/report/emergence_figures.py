@@ -20,12 +20,12 @@ def draw(folder: Path, rows: Rows, strong: Rows | None, found: dict, said: dict 
     """The figures there are numbers for: name to PNG."""
     law = law_of(found)
     paths = {"accuracy": folder / "accuracy.png", "forecast": folder / "forecast.png"}
-    accuracy_figure(paths["accuracy"], rows, law)
-    forecast_figure(paths["forecast"], rows, strong, found, said)
+    drawing.both(accuracy_figure, paths["accuracy"], rows, law)
+    drawing.both(forecast_figure, paths["forecast"], rows, strong, found, said)
     if law:
         paths |= {"law": folder / "law.png", "posterior": folder / "posterior.png"}
-        law_figure(paths["law"], rows, law, found)
-        posterior_figure(paths["posterior"], found, said)
+        drawing.both(law_figure, paths["law"], rows, law, found)
+        drawing.both(posterior_figure, paths["posterior"], found, said)
     return paths
 
 
@@ -35,9 +35,9 @@ def law_of(found: Mapping) -> Law | None:
     return Law(**{name: found["law"][name] for name in names}) if found["law"] else None
 
 
-def accuracy_figure(path: Path, rows: Rows, law: Law | None) -> None:
+def accuracy_figure(rows: Rows, law: Law | None, path: Path, *, narrow: bool = False) -> Figure:
     """Writes a PNG of accuracy against loss, one colour per amount of data, with the law's curves."""
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    figure = drawing.blank((8, 5.2), narrow)
     axes = figure.subplots()
     amounts = np.unique(rows.finetuned.amount)
     at = np.linspace(rows.loss.min(), rows.loss.max(), 200)
@@ -53,13 +53,13 @@ def accuracy_figure(path: Path, rows: Rows, law: Law | None) -> None:
     drawing.style(axes, "Accuracy after finetuning on so many examples")
     axes.set(xlabel=f"{LOSS}, stronger to the right", ylabel="accuracy")
     axes.invert_xaxis()
-    axes.legend(frameon=False, fontsize=9, title="lines: the law" if law else None)
-    drawing.save(figure, path)
+    drawing.legend(axes, title="lines: the law" if law else None)
+    return drawing.save(figure, path)
 
 
-def law_figure(path: Path, rows: Rows, law: Law, found: Mapping) -> None:
+def law_figure(rows: Rows, law: Law, found: Mapping, path: Path, *, narrow: bool = False) -> Figure:
     """Writes a PNG of the elbow against the amount of data: the law, and the elbow of each amount by itself."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = drawing.blank((8, 4.8), narrow)
     axes = figure.subplots()
     amounts = np.geomspace(law.shots, law.largest, 200)
     axes.plot(amounts, law.elbow_at(amounts), color=PREMEM, linewidth=2.2, label="the law")
@@ -81,14 +81,13 @@ def law_figure(path: Path, rows: Rows, law: Law, found: Mapping) -> None:
     axes.set_xscale("log")
     axes.set(xlabel="finetuning examples", ylabel="elbow (nats)")
     drawing.style(axes, "How finetuning moves the elbow")
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=9)
-    drawing.save(figure, path)
+    drawing.legend(axes)
+    return drawing.save(figure, path)
 
 
-def posterior_figure(path: Path, found: Mapping, said: Mapping | None) -> None:
+def posterior_figure(found: Mapping, said: Mapping | None, path: Path, *, narrow: bool = False) -> Figure:
     """Writes a PNG of the distribution function of the few-shot elbow, by posterior and by bootstrap."""
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    figure = drawing.blank((8, 4.4), narrow)
     axes = figure.subplots()
     colors = {"posterior": PREMEM, "bootstrap": MEMORIZED}
     for name, values in found["percentiles"].items():
@@ -99,13 +98,15 @@ def posterior_figure(path: Path, found: Mapping, said: Mapping | None) -> None:
         axes.axvline(said["elbow"], color=TEST, linewidth=1.6, linestyle="--", label="truth")
     axes.set(xlabel="few-shot elbow (nats)", ylabel="share of draws below", ylim=(0, 1))
     drawing.style(axes, "How far the elbow is known")
-    axes.legend(frameon=False, fontsize=9)
-    drawing.save(figure, path)
+    drawing.legend(axes)
+    return drawing.save(figure, path)
 
 
-def forecast_figure(path: Path, rows: Rows, strong: Rows | None, found: Mapping, said: Mapping | None) -> None:
+def forecast_figure(
+    rows: Rows, strong: Rows | None, found: Mapping, said: Mapping | None, path: Path, *, narrow: bool = False
+) -> Figure:
     """Writes a PNG of few-shot accuracy against loss: of weak models, as predicted, and of strong models."""
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    figure = drawing.blank((8, 5.2), narrow)
     axes = figure.subplots()
     few = rows.fewshot
     axes.plot(few.loss, few.accuracy, "s", color=INK, markersize=5, label="models fitted, few-shot")
@@ -129,5 +130,5 @@ def forecast_figure(path: Path, rows: Rows, strong: Rows | None, found: Mapping,
     axes.axvline(rows.loss.min(), color=FAINT, linewidth=1.2)
     axes.set(xlabel=f"{LOSS}, stronger to the right", ylabel="few-shot accuracy", xlim=(rows.loss.max(), end))
     drawing.style(axes, "Few-shot accuracy, predicted and measured")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
-    drawing.save(figure, path)
+    drawing.legend(axes, loc="upper left")
+    return drawing.save(figure, path)

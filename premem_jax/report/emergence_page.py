@@ -40,7 +40,7 @@ def write_emergence(
     part = {
         "name": TITLE,
         "headline": headline(found, said),
-        "figures": [{"caption": CAPTIONS[name], "data": drawing.as_base64(path)} for name, path in figures.items()],
+        "figures": [drawing.picture(path, CAPTIONS[name]) for name, path in figures.items()],
         "tables": [table for table in (_methods(found, said), _law(found), _forms(found)) if table["rows"]],
         "notes": list(notes),
     }

@@ -38,26 +38,32 @@ def means(documents: Sequence[Mapping], phase: str) -> dict[str, dict[str, float
     return found
 
 
-def influence_figure(documents: Sequence[Mapping], path: str | os.PathLike) -> None:
+def influence_figure(documents: Sequence[Mapping], path: str | os.PathLike, *, narrow: bool = False) -> Figure:
     """Writes a PNG of the documents in `influence/`, in the order of their steps."""
     phases = list(dict.fromkeys(document["phase"] for document in documents))
     kinds = list(documents[0]["types"])
-    columns = max(2 * len(phases), 2)
-    figure = Figure(figsize=(4.6 * columns / 2 + 3, 4.2 + 1.5 * len(kinds)), layout="constrained")
-    heights = (3, *[1.1] * len(kinds))
-    grid = figure.add_gridspec(1 + len(kinds), columns, height_ratios=heights)
+    columns = 1 if narrow else max(2 * len(phases), 2)
+    tall = 2 * len(phases) // columns  # rows of bars and maps
+    figure = drawing.blank((4.6 * columns / 2 + 3, 1.2 + 3 * tall + 1.5 * len(kinds)), narrow)
+    grid = figure.add_gridspec(tall + len(kinds), columns, height_ratios=(*[3] * tall, *[1.1] * len(kinds)))
     for i, phase in enumerate(phases):
         found = means(documents, phase)
-        _bars(figure.add_subplot(grid[0, 2 * i]), found, phase)
-        _map(figure.add_subplot(grid[0, 2 * i + 1]), found)
+        _bars(figure.add_subplot(grid[divmod(2 * i, columns)]), found, phase)
+        _map(figure.add_subplot(grid[divmod(2 * i + 1, columns)]), found)
     first = None
-    for row, kind in enumerate(kinds, start=1):
+    for row, kind in enumerate(kinds, start=tall):
         axes = figure.add_subplot(grid[row, :], sharex=first)
         first = first or axes
         _updates(axes, documents, kind)
     axes.set_xlabel("updates")
-    figure.legend(*first.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=5, loc="outside lower center")
-    drawing.save(figure, path)
+    figure.legend(
+        *first.get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9,
+        ncols=2 if narrow else 5,
+        loc="outside lower center",
+    )
+    return drawing.save(figure, path)
 
 
 def _bars(axes: Axes, found: Mapping[str, Mapping[str, float]], phase: str) -> None:

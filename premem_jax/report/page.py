@@ -74,19 +74,17 @@ def write_report(
     explored = explorer(trace, threshold, examples, samples, train, pairs) if trace.splits else None
     drawn, folder = [], workdir / "figures"
     if any(np.isfinite(values).any() for name, values in curves.items() if name not in ("step", "epoch")):
-        figures.curves_figure(curves, folder / "curves.png")
-        figures.curves_figure(curves, folder / "curves_narrow.png", narrow=True)
+        drawing.both(figures.curves_figure, folder / "curves.png", curves)
         drawn.append("curves.png")
     if np.isfinite(curves["pre_memorization_accuracy"]).any():
-        figures.examples_figure(trace, threshold, folder / "examples.png", train)
-        figures.examples_figure(trace, threshold, folder / "examples_narrow.png", train, narrow=True)
+        drawing.both(figures.examples_figure, folder / "examples.png", trace, threshold, train=train)
         drawn.append("examples.png")
     if response_curves.response_types(trace, train):
         since = {"": int(summary.get("sft_steps", 0))}
-        dynamics_figures.responses_figure({"": trace}, since, folder / "responses.png")
+        drawing.both(dynamics_figures.responses_figure, folder / "responses.png", {"": trace}, since)
         drawn.append("responses.png")
     if documents := influence_figure.documents(workdir):
-        influence_figure.influence_figure(documents, folder / "influence.png")
+        drawing.both(influence_figure.influence_figure, folder / "influence.png", documents)
         drawn.append("influence.png")
     texts = {row["example"]: (row["prompt"], row["reference"]) for row in examples if row["split"] == train}
     limits = {}
@@ -99,7 +97,7 @@ def write_report(
         .render(
             headline=headline(curves, summary),
             notices=trace.notices,
-            figures=[_picture(folder, name) for name in drawn],
+            figures=[drawing.picture(folder / name, _CAPTIONS[name]) for name in drawn],
             next_steps=next_steps.of_run(trace, curves, threshold, train),
             columns=[title for _, title, _ in _COLUMNS],
             rows=_rows(curves),
@@ -113,13 +111,6 @@ def write_report(
     path = workdir / "report.html"
     atomic.write_text(path, html)
     return path
-
-
-def _picture(folder: Path, name: str) -> dict:
-    """A figure of the page, with its layout for narrow screens if it has one."""
-    narrow = folder / name.replace(".png", "_narrow.png")
-    more = {"narrow": drawing.as_base64(narrow)} if narrow.exists() else {}
-    return {"caption": _CAPTIONS[name], "data": drawing.as_base64(folder / name)} | more
 
 
 def environment() -> jinja2.Environment:

@@ -5,6 +5,7 @@ Each is returned, and with a path written as a PNG.
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,14 +23,18 @@ MOST_NAMED = 16  # more runs than that have no legend
 
 
 def scatter_figure(
-    runs: Sequence[Mapping], table: Mapping[str, Mapping], path: str | os.PathLike | None = None
+    runs: Sequence[Mapping],
+    table: Mapping[str, Mapping],
+    path: str | os.PathLike | None = None,
+    *,
+    narrow: bool = False,
 ) -> Figure:
     """Pre-memorization accuracy, and beside it train accuracy, against test accuracy, with y = x.
 
     `runs` and `table` are the results of `analysis.study.run_table` and `predictor_table`.
     """
-    figure = Figure(figsize=(11.5, 4.7), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure = drawing.blank((11.5, 9.4 if narrow else 4.7), narrow)
+    panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     colors = _run_colors(len(runs))
     labels = [drawing.label(name) for name in short_names([run["run"] for run in runs])]
     named: list[tuple[str, np.ndarray]] = []
@@ -57,16 +62,20 @@ def scatter_figure(
     if len(runs) <= MOST_NAMED:
         dot = dict(linestyle="none", marker="o", markersize=6.5, markeredgecolor="white", markeredgewidth=0.7)
         handles = [Line2D([], [], color=color, label=label, **dot) for label, color in named]
-        legend = figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
+        legend = figure.legend(
+            handles=handles, loc="outside lower left" if narrow else "outside right center", frameon=False, fontsize=9
+        )
         legend.set_title("run (filled: its last evaluation)", prop={"size": 9})
     return drawing.save(figure, path)
 
 
-def predictors_figure(table: Mapping[str, Mapping], path: str | os.PathLike | None = None) -> Figure:
+def predictors_figure(
+    table: Mapping[str, Mapping], path: str | os.PathLike | None = None, *, narrow: bool = False
+) -> Figure:
     """R² of every predictor with its interval over runs, at all evaluations and at the last ones."""
     names = sorted(table, key=lambda name: _sort_key(table[name]))
-    figure = Figure(figsize=(11, 1.5 + 0.42 * len(names)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = drawing.blank((11, 1.5 + 0.42 * len(names) * (2 if narrow else 1)), narrow)
+    panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2, sharey=True)
     for axes, which in zip(panels, ("all", "final"), strict=True):
         for at, name in enumerate(names):
             row = table[name] if which == "all" else table[name]["final"]
@@ -74,7 +83,8 @@ def predictors_figure(table: Mapping[str, Mapping], path: str | os.PathLike | No
             _interval(axes, at - 0.14, row, "r2_linear", TEST, "D")
         drawing.style(axes, "All evaluations" if which == "all" else "Last evaluation of each run")
         axes.set(xlim=(-0.32, 1.03), ylim=(-0.6, len(names) - 0.4), xlabel="R² with test accuracy")
-        axes.set_yticks(range(len(names)), [drawing.label(predictors.of(name).title) for name in names])
+        titles = [drawing.label(predictors.of(name).title) for name in names]
+        axes.set_yticks(range(len(names)), [textwrap.fill(title, 26) if narrow else title for title in titles])
         axes.tick_params(axis="y", length=0)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.grid(axis="x", color=FAINT, linewidth=0.7)
@@ -99,6 +109,8 @@ def sensitivity_figure(
     errors: Sequence[Mapping],
     path: str | os.PathLike | None = None,
     quantile: float = 0.01,
+    *,
+    narrow: bool = False,
 ) -> Figure:
     """R² against the threshold, with the thresholds of the rules and the error of the held-out one.
 
@@ -110,7 +122,7 @@ def sensitivity_figure(
       path: path of the PNG.
       quantile: the quantile of the held-out rule to mark.
     """
-    figure = Figure(figsize=(8, 5.8), layout="constrained")
+    figure = drawing.blank((8, 5.8), narrow)
     axes = figure.subplots()
     nll = np.array(curve["nll"])
     axes.plot(nll, curve["r2_linear"], color=TRAIN, linewidth=1.6, label="best line")
@@ -129,6 +141,7 @@ def sensitivity_figure(
             low, high, r2 = row["nll_lowest"], row["nll_highest"], row["r2_identity"]
             label += f": {low:.4f}" + (f" … {high:.4f}" if high > low else "") + f", R² {r2:.4f}"
             axes.plot([low, high], [r2, r2], "-", color=color, linewidth=1.8, zorder=5)
+            label = textwrap.fill(label, 44) if narrow else label
             axes.plot([math.log(row["threshold"])], [r2], marker, label=label, zorder=5, **style)
     r2 = np.array(curve["r2_identity"], float)
     best = nll[np.nanargmax(r2)]
@@ -147,7 +160,7 @@ def sensitivity_figure(
     perplexity.xaxis.set_minor_locator(ticker.NullLocator())
     perplexity.tick_params(colors=INK, labelsize=10, length=3)
     perplexity.spines["top"].set_visible(False)
-    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=2, markerscale=0.7)
+    figure.legend(fontsize=9, frameon=False, loc="outside lower left", ncols=1 if narrow else 2, markerscale=0.7)
     return drawing.save(figure, path)
 
 
@@ -157,6 +170,8 @@ def likelihood_figure(
     nll: float,
     title: str,
     path: str | os.PathLike | None = None,
+    *,
+    narrow: bool = False,
 ) -> Figure:
     """The distribution of target NLL, with the threshold.
 
@@ -171,7 +186,7 @@ def likelihood_figure(
     everything = [np.maximum(x[np.isfinite(x)], floor) for x in (*train.values(), heldout_E) if x is not None]
     joined = np.concatenate([*everything, [nll]])
     bins = np.geomspace(joined.min() * 0.9, joined.max() * 1.1, 70)
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = drawing.blank((8, 4.2), narrow)
     axes = figure.subplots()
     shades = colormaps["Blues"](np.linspace(0.4, 0.9, len(train)))
     for (label, _), values, shade in zip(train.items(), everything, shades, strict=False):
@@ -190,7 +205,7 @@ def likelihood_figure(
     axes.set(xlim=(bins[0], bins[-1]), xlabel="target NLL (mean nats per token)", ylabel="share of the examples")
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     drawing.style(axes, title)
-    axes.legend(fontsize=9, framealpha=0.9, edgecolor="none", loc="upper left")
+    drawing.legend(axes, frameon=True, framealpha=0.9, edgecolor="none", loc="upper left")
     return drawing.save(figure, path)
 
 

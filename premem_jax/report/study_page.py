@@ -39,9 +39,7 @@ def write_study(
         {
             "name": drawing.shown(name),
             "headline": headline(task),
-            "figures": [
-                {"caption": CAPTIONS[kind], "data": drawing.as_base64(path)} for kind, path in figures[name].items()
-            ],
+            "figures": [drawing.picture(path, CAPTIONS[kind]) for kind, path in figures[name].items()],
             "next_steps": next_steps.of_study(task),
             "tables": _tables(task),
             "notes": [f"{row['note']} ({textwrap.shorten(row['runs'], 2000)})" for row in task["notes"]],

@@ -47,69 +47,64 @@ def sample(
     temperature: float,
     top_p: float,
     eos_ids: tuple[int, ...],
+    longest: int | None = None,
     first_B: jax.Array | int = 0,
-    begun: int = 0,
+    begun_BR: jax.Array | int = 0,
 ) -> Samples:
-    """Samples `samples` responses per prompt. Runs under `jit`; everything after `key` is static.
+    """Samples `samples` responses per prompt. Runs under `jit`; of what is after `key`, arrays alone are not static.
 
     The randomness of a response is a pure function of (key, example id, sample index, position). It does not depend on
-    batch, padding or number of devices. A response can be sampled in several rounds.
+    batch, padding or number of devices. A response can be sampled in several rounds, and go on from any token.
 
     Args:
       params: from `unstack`; stacked layers are unstacked first.
-      prompts_BP: right-padded prompt tokens.
+      prompts_BP: prompt tokens, then tokens with which its responses may begin, then padding.
       length_B: tokens of each prompt, at least 1.
       ids_B: example ids; negative for padding rows, which are not sampled.
       key: random key of the evaluation.
       temperature: 0 is greedy.
       top_p: nucleus mass (Holtzman et al., arXiv 1904.09751); 1 samples the full distribution.
       eos_ids: stop markers; a response ends at the first of any of them.
+      longest: most tokens of a response, of all rounds together; by default only `max_new_tokens` limits it.
       first_B: sample index of each prompt's first sample.
-      begun: number of tokens at the end of each prompt that belong to the response.
+      begun_BR: number of tokens behind the prompt with which the response begins; negative: it is not sampled.
 
     Raises:
       ValueError: temperature or nucleus out of range.
     """
-    if not (temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf):
-        raise ValueError(f"temperature={temperature}: must be 0 or at least {LOWEST_TEMPERATURE}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
+    check(temperature, top_p)
     decoder = model.bind(params)
     (B, P), R, T = prompts_BP.shape, samples, max_new_tokens
     X = B * R
     hidden, prompt = decoder(prompts_BP)
-    last_BD = jnp.take_along_axis(hidden, (length_B - 1)[:, None, None], axis=1)[:, 0]
-    prompt_mask = jnp.arange(P) < length_B[:, None]
-    length_X = jnp.repeat(length_B, R)
+    begun_BR = jnp.broadcast_to(begun_BR, (B, R))
+    kept_BR = length_B[:, None] + jnp.maximum(begun_BR, 0)  # of the prompt's row
+    last_BRD = jnp.take_along_axis(hidden, (kept_BR - 1)[..., None], axis=1)
+    prompt_mask_BRP = jnp.arange(P) < kept_BR[..., None]
+    begun_X, kept_X = begun_BR.reshape(X), kept_BR.reshape(X)
     keys_X = sample_keys(key, ids_B, first_B, R).reshape(X)
-
-    def choose(logits_XV, step):
-        if temperature == 0:
-            return likeliest(logits_XV)
-        probability_XV = jax.nn.softmax(logits_XV / temperature, axis=-1)
-        if top_p < 1:
-            probability_XV = nucleus(probability_XV, top_p)
-        return draw(jax.vmap(jax.random.fold_in, (0, None))(keys_X, step), probability_XV)
+    room_X = T if longest is None else longest - begun_X
 
     def body(state: _State) -> _State:
-        token = choose(state.logits, begun + state.step).astype(jnp.int32)
+        keys_X1 = jax.vmap(jax.random.fold_in)(keys_X, begun_X + state.step)[:, None]
+        token = choose(state.logits, keys_X1, temperature, top_p)[:, 0]
         ends = ~state.done & jnp.isin(token, jnp.array(eos_ids, jnp.int32))
         stop = jnp.where(ends, token, state.stop)
         failed = ~state.done & (token == NOTHING)
         done = state.done | ends | failed
         token = jnp.where(done, 0, token)
         tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step))
-        hidden, own = decoder.decode(token, length_X + state.step, prompt, prompt_mask, state.own, state.step)
+        hidden, own = decoder.decode(token, kept_X + state.step, prompt, prompt_mask_BRP, state.own, state.step)
         length = jnp.where(failed, -1, state.length + ~done)
-        return _State(state.step + 1, tokens, length, done, stop, decoder.logits(hidden), own)
+        return _State(state.step + 1, tokens, length, done | (length == room_X), stop, decoder.logits(hidden), own)
 
     state = _State(
         step=jnp.int32(0),
         tokens=jnp.zeros((X, T), jnp.int32),
         length=jnp.zeros((X,), jnp.int32),
-        done=jnp.repeat(ids_B < 0, R),
+        done=jnp.repeat(ids_B < 0, R) | (begun_X < 0),
         stop=jnp.zeros((X,), jnp.int32),
-        logits=jnp.repeat(decoder.logits(last_BD), R, axis=0),
+        logits=decoder.logits(last_BRD.reshape(X, -1)),
         own=[cache.empty(X, T) for cache in prompt],
     )
     state = jax.lax.while_loop(lambda s: (s.step < T) & ~jnp.all(s.done), body, state)
@@ -119,6 +114,27 @@ def sample(
 def to_decode(dtype, params):
     """Parameters for decoding many tokens: cast to `dtype`, with unstacked layers."""
     return jax.tree.map(lambda x: x.astype(dtype), unstack(params))
+
+
+def check(temperature: float, top_p: float) -> None:
+    """Raises ValueError for a temperature or nucleus out of range."""
+    if not (temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf):
+        raise ValueError(f"temperature={temperature}: must be 0 or at least {LOWEST_TEMPERATURE}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
+
+
+def choose(logits_XV: jax.Array, keys_XR: jax.Array, temperature: float, top_p: float) -> jax.Array:
+    """Independent draws (X, R) of the token after each row, one per key; `NOTHING` from logits that are not finite.
+
+    A draw depends on its row and key alone. The draws from a row share everything that takes a pass over V.
+    """
+    if temperature == 0:
+        return jnp.broadcast_to(likeliest(logits_XV)[:, None], keys_XR.shape)
+    probability_XV = jax.nn.softmax(logits_XV / temperature, axis=-1)
+    if top_p < 1:
+        probability_XV = nucleus(probability_XV, top_p)
+    return draw(keys_XR, probability_XV)
 
 
 def sample_keys(key: jax.Array, ids_B: jax.Array, first_B: jax.Array | int, samples: int) -> jax.Array:
@@ -153,13 +169,13 @@ def likeliest(logits_XV: jax.Array) -> jax.Array:
     """The token with the highest logit of each row (X,); `NOTHING` if that logit is not finite."""
     token_X = jnp.argmax(logits_XV, axis=-1)  # of a NaN where there is one
     highest_X = jnp.take_along_axis(logits_XV, token_X[:, None], axis=-1)[:, 0]
-    return jnp.where(jnp.isfinite(highest_X), token_X, NOTHING)
+    return jnp.where(jnp.isfinite(highest_X), token_X, NOTHING).astype(jnp.int32)
 
 
-def draw(keys_X: jax.Array, weight_XV: jax.Array) -> jax.Array:
-    """Samples one token per row (X,) in proportion to its weights; `NOTHING` if their sum is 0 or not finite.
+def draw(keys_XR: jax.Array, weight_XV: jax.Array) -> jax.Array:
+    """Samples tokens (X, R) in proportion to the weights of each row; `NOTHING` if their sum is 0 or not finite.
 
-    Samples a block of the vocabulary, then a token of the block. This takes two random numbers per row. Gumbel noise
+    Samples a block of the vocabulary, then a token of the block. This takes two random numbers per token. Gumbel noise
     (`jax.random.categorical`) takes one per vocabulary entry, which cost a sixth of the decoder's time. The number of
     blocks is a power of two near sqrt(V), so a vocabulary sharded along `tensor` is split between blocks and its
     weights are not moved.
@@ -168,13 +184,13 @@ def draw(keys_X: jax.Array, weight_XV: jax.Array) -> jax.Array:
     count = 1 << (math.isqrt(V).bit_length() - 1)
     blocks = jnp.pad(weight_XV, [(0, 0), (0, -V % count)]).reshape(X, count, -1)
     size = blocks.shape[2]
-    uniform_X2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_X)
+    uniform_XR2 = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (2,))))(keys_XR)
 
-    def invert(weights, uniform_X):
+    def invert(weights, uniform_XR):
         upto = jnp.cumsum(weights, axis=-1)
-        return jnp.argmax(upto > uniform_X[:, None] * upto[:, -1:], axis=-1), upto[:, -1]
+        return jnp.argmax(upto > uniform_XR[..., None] * upto[..., -1:], axis=-1), upto[..., -1]
 
-    block_X, total_X = invert(jnp.sum(blocks, axis=-1), uniform_X2[:, 0])
-    chosen = jnp.take_along_axis(blocks, block_X[:, None, None], axis=1)[:, 0]
-    token_X = block_X * size + invert(chosen, uniform_X2[:, 1])[0]
-    return jnp.where((total_X > 0) & (total_X < jnp.inf), token_X, NOTHING)
+    block_XR, total_X1 = invert(jnp.sum(blocks, axis=-1)[:, None], uniform_XR2[..., 0])
+    chosen = jnp.take_along_axis(blocks, block_XR[..., None], axis=1)
+    token_XR = block_XR * size + invert(chosen, uniform_XR2[..., 1])[0]
+    return jnp.where((total_X1 > 0) & (total_X1 < jnp.inf), token_XR, NOTHING).astype(jnp.int32)

@@ -1,5 +1,7 @@
 """People's own questions and answers: `train.jsonl` (or `.parquet`) of a folder, and `heldout` and `test` if there are.
 
+The folder may also be a dataset of Hugging Face: as `save_to_disk` writes it, or as a download from the hub.
+
 `data/rows.py` says what a row is, `grading/named.py` how answers are found and compared. Without a test file, a fifth
 of the training rows, and at least fifty, are kept for it; `data.seed` decides which.
 """
@@ -7,7 +9,6 @@ of the training rows, and at least fifty, are kept for it; `data.seed` decides w
 from collections.abc import Sequence
 
 import numpy as np
-from etils.epath import Path
 
 from premem_jax.data import rows
 from premem_jax.data.examples import Example
@@ -20,7 +21,15 @@ GRADER = None  # `data.grader` says it, or the targets
 FREE_FORM = True
 SIZES = ()  # as many as the files have
 OPTIONS = ("grader", "prompt", "target")
-ENDINGS = (".jsonl", ".parquet")
+NAMES = {"train": ("train",), "heldout": ("heldout", "validation"), "test": ("test",)}
+PLACES = (  # of the files of a split
+    "{}.jsonl",
+    "{}.parquet",
+    "{}/data-*-of-*.arrow",  # of a DatasetDict on disk
+    "{}-*-of-*.parquet",
+    "data/{}-*-of-*.parquet",  # of a repository of the hub
+)
+ALONE = "data-*-of-*.arrow"  # of a Dataset on disk, without splits
 TEST_SHARE, LEAST_TEST = 0.2, 50
 SHOWN = 3
 
@@ -54,7 +63,7 @@ def load(
             "data.path is empty: it is the folder of train.jsonl, and of heldout.jsonl and test.jsonl if any"
         )
     files = _files(path)
-    read = lambda split, answer: rows.read(str(files[split]), answer, prompt=prompt, target=target).examples
+    read = lambda split, answer: rows.read(files[split], answer, prompt=prompt, target=target).examples
     if not grader:
         grader = named.guess([example.target for example in read("train", None)])
     chosen = named.find(grader)
@@ -63,10 +72,13 @@ def load(
     for example in splits["train"][:SHOWN]:
         progress.say(f"  answer {example.answer!r} of a target that ends in {example.target[-60:]!r}")
     for example in (e for found in splits.values() for e in found):
-        for name in ("prompt", "target"):
-            if not getattr(example, name).strip():
-                raise UserError(f"{path}, row {example.id}: the {name} is empty")
+        if not example.prompt.strip():
+            raise UserError(f"{path}, row {example.id}: the prompt is empty; fill it in, or leave the row out")
     train = splits["train"]
+    asked = {example.prompt for example in train}
+    for split in ("heldout", "test"):
+        if again := sum(example.prompt in asked for example in splits[split]):
+            progress.say(f"  {again} of {len(splits[split])} {split} rows have the prompt of a training row")
     return Task(splits, lambda: (e.prompt + e.target for e in train), grader=chosen.grader)
 
 
@@ -89,22 +101,32 @@ def answer_of(chosen: named.Named, where: str, target: str, answer: object) -> s
     return found
 
 
-def _files(path: str) -> dict[str, Path]:
+def _files(path: str) -> dict[str, list[str]]:
+    """The files of each split that there is, in the order of their names."""
     place = storage.path(path)
     try:
         if place.is_file():
-            return {"train": place}
-        found = {
-            split: [file for ending in ENDINGS if (file := place / f"{split}{ending}").exists()]
-            for split in ("train", "heldout", "test")
+            return {"train": [str(place)]}
+        if not place.is_dir():
+            raise UserError(f"data.path={path}: there is no such file or folder")
+        patterns = {
+            split: [pattern.format(name) for name in names for pattern in PLACES] + [ALONE] * (split == "train")
+            for split, names in NAMES.items()
         }
+        found = {
+            split: [sorted(map(str, files)) for pattern in of if (files := list(place.glob(pattern)))]
+            for split, of in patterns.items()
+        }
+        others = sorted(file.name for file in place.iterdir())
     except OSError as error:
         raise UserError(f"data.path={path}: cannot be read ({error.strerror or error})") from error
     if not found["train"]:
-        raise UserError(f"data.path={path}: there is no train.jsonl and no train.parquet")
-    if twice := [split for split, files in found.items() if len(files) > 1]:
-        raise UserError(f"data.path={path}: {twice[0]} is there as .jsonl and as .parquet; keep one")
-    return {split: files[0] for split, files in found.items() if files}
+        there = f"it has {', '.join(others)[:200]}" if others else "it is empty"
+        raise UserError(f"data.path={path}: there is no train.jsonl and no train.parquet, {there}")
+    for split, ways in found.items():
+        if len(ways) > 1:
+            raise UserError(f"data.path={path}: {split} is there twice, {ways[0][0]} and {ways[1][0]}; keep one")
+    return {split: ways[0] for split, ways in found.items() if ways}
 
 
 def _split(splits: dict[str, Sequence[Example]], sizes: dict[str, int], seed: int) -> dict[str, list[Example]]:
@@ -116,6 +138,8 @@ def _split(splits: dict[str, Sequence[Example]], sizes: dict[str, int], seed: in
     if taken >= len(rest):
         raise UserError(f"data.heldout and data.test: {taken} of {len(rest)} rows leave none to train on")
     if "test" not in splits:
+        if len(rest) < 2:
+            raise UserError(f"{len(rest)} row cannot be split into train and test; give more rows, or a test file")
         count = sizes["test"] or max(round(TEST_SHARE * len(rest)), min(LEAST_TEST, len(rest) // 2))
         shuffled["test"], rest = rest[:count], rest[count:]
     if "heldout" not in splits:

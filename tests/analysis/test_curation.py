@@ -87,5 +87,5 @@ def test_other_names_are_no_jobs(name):
 
 
 def test_the_light_names_are_those_of_the_functions():
-    assert set(selection.STRATEGIES) == {*jobs.STRATEGIES, "ifd"}
+    assert set(selection.STRATEGIES) == set(jobs.STRATEGIES)
     assert curation.ORACLE in selection.STRATEGIES

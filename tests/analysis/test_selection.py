@@ -1,5 +1,7 @@
 """Strategies against what they say in words, and the allocation of new examples against its definition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,14 +16,17 @@ P = 1.5
 R = 4
 
 
-def seen(correct, nll, steps=None, **settings) -> Seen:
-    """What is seen of counts (M, E) out of 4 samples."""
+def seen(correct, nll, steps=None, alone=None, **settings) -> Seen:
+    """What is seen of counts (M, E) out of 4 samples, and of the NLL of targets with and without prompts."""
     correct, nll = np.array(correct), np.array(nll, float)
     M, E = correct.shape
     zeros = np.zeros((M, E), np.int64)
     train = SplitTrace(np.arange(E) * 3 + 5, nll, np.full(E, 9), zeros + R, correct, zeros)
     steps = np.arange(M) + 1 if steps is None else np.array(steps)
-    return Seen(Trace(steps, steps / 10.0, {"train": train}), P, **settings)
+    splits = {"train": train}
+    if alone is not None:
+        splits["train alone"] = replace(train, nll=np.array(alone, float), samples=zeros, correct=zeros)
+    return Seen(Trace(steps, steps / 10.0, splits), P, **settings)
 
 
 @st.composite
@@ -36,8 +41,7 @@ def anything_seen(draw):
         seed=draw(st.integers(0, 9)),
         round=draw(st.integers(0, 9)),
         difficulty=rng.integers(1, 4, E),
-        nll_alone=rng.uniform(1, 3, E),
-        nll_given=rng.uniform(0, 1, E),
+        alone=rng.uniform(1, 3, (M, E)),
         kinds=kinds,
         error=dict(easy=0.1, hard=0.7),
     )
@@ -76,10 +80,9 @@ def test_difficulty_ifd_learnability_and_oracle_say_what_they_are():
     it = seen(
         [[0, 2, 4, 2]],
         [[0.9] * 4],
+        alone=[[0.8, 1.0, 1.6, 1.1]],  # so the first ratio is above 1
         share=0.5,
         difficulty=np.array([3, 1, 2, 1]),
-        nll_alone=np.array([1.0, 1.0, 1.0, 1.0]),
-        nll_given=np.array([1.1, 0.9, 0.2, 0.8]),  # the first ratio is above 1
         kinds=np.array(["a", "b", "b", "a"]),
         error={"a": 0.25, "b": 0.5},
     )

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from premem_jax.data import chat, markers, rows
 from premem_jax.data.examples import Example
-from premem_jax.data.tokenizers import load
+from premem_jax.data.tokenizer_files import load
 from premem_jax.errors import UserError
 from tests.data import folders
 

@@ -16,7 +16,8 @@ from premem_jax.data.pipeline import (
     tokenize,
 )
 from premem_jax.data.reader import batch_rows, train_batches
-from premem_jax.data.tokenizers import SentencePiece, train
+from premem_jax.data.tokenizer_files import train
+from premem_jax.data.tokenizer_kinds import SentencePiece
 from premem_jax.errors import UserError
 from premem_jax.tasks import arithmetic
 from tests.data.numbered import numbered

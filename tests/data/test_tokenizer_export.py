@@ -6,7 +6,8 @@ import pytest
 import transformers
 
 from premem_jax.data import tokenizer_export
-from premem_jax.data.tokenizers import Llama3, SentencePiece, train
+from premem_jax.data.tokenizer_files import train
+from premem_jax.data.tokenizer_kinds import Llama3, SentencePiece
 from tests.shared import shared
 
 ODD = ["", " ", "  two  spaces ", "é∑🧿\x00\r\n\t", "\n\n1234567", "▁x ▁▁", "<0x0A>"]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from premem_jax.data.tokenizers import SentencePiece, Tokenizer, train
+from premem_jax.data.tokenizer_files import load_or_train, train
+from premem_jax.data.tokenizer_kinds import SentencePiece
 from premem_jax.errors import UserError
 from premem_jax.tasks import arithmetic
 from tests.shared import shared
@@ -125,9 +126,9 @@ def test_training_repeats_itself(kind, size):
 
 def test_a_tokenizer_is_trained_once(tmp_path):
     path = tmp_path / "new" / "tokenizer.model"
-    made = Tokenizer.load_or_train(path, iter(TEXTS), kind="word", vocab_size=100)
+    made = load_or_train(path, iter(TEXTS), kind="word", vocab_size=100)
     assert path.read_bytes() == made.model == train(TEXTS, kind="word", vocab_size=100)
-    again = Tokenizer.load_or_train(path, iter(["other words"]), kind="word", vocab_size=50)
+    again = load_or_train(path, iter(["other words"]), kind="word", vocab_size=50)
     assert again.model == made.model
 
 
@@ -136,13 +137,13 @@ def test_a_damaged_model_file_is_named(tmp_path, words, content):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(words.model[: len(words.model) // 2] if content == "half" else content)
     with pytest.raises(UserError, match=r"tokenizer\.model") as error:
-        Tokenizer.load_or_train(path, [], kind="word", vocab_size=100)
+        load_or_train(path, [], kind="word", vocab_size=100)
     assert "delete it" in str(error.value)
 
 
 def test_an_unknown_kind_is_named(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.kind='unigram': choose one of word, bpe"):
-        Tokenizer.load_or_train(tmp_path / "tokenizer.model", TEXTS, kind="unigram", vocab_size=100)
+        load_or_train(tmp_path / "tokenizer.model", TEXTS, kind="unigram", vocab_size=100)
     assert not list(tmp_path.iterdir())
 
 

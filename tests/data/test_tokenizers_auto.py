@@ -10,7 +10,9 @@ import sentencepiece
 import transformers
 
 from premem_jax.data import markers
-from premem_jax.data.tokenizers import HuggingFace, Tokenizer, load
+from premem_jax.data.tokenizer_files import load, load_or_train
+from premem_jax.data.tokenizer_kinds import HuggingFace
+from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.errors import UserError
 from tests.data import folders, tokenizer_json
 from tests.shared import shared
@@ -92,8 +94,8 @@ def test_small_tokenizers_of_each_kind(folder, tmp_path, caplog):
     texts = mixed(300)
     tokenizer = check(folder, texts)
     kept = tmp_path / "tokenizer.model"
-    again = Tokenizer.load_or_train(kept, [], kind="bpe", vocab_size=0, path=str(folder))
-    assert Tokenizer.load_or_train(kept, [], kind="bpe", vocab_size=0).checksum == again.checksum == tokenizer.checksum
+    again = load_or_train(kept, [], kind="bpe", vocab_size=0, path=str(folder))
+    assert load_or_train(kept, [], kind="bpe", vocab_size=0).checksum == again.checksum == tokenizer.checksum
     pairs = [(text, text[::-1]) for text in texts[:100]]
     for ours, theirs in zip(tokenizer.encode_pairs(pairs), load(kept).encode_pairs(pairs), strict=True):
         assert [x.tolist() for x in ours] == [x.tolist() for x in theirs]

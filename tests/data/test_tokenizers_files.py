@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from premem_jax.data import tokenizer_export, tokenizers
-from premem_jax.data.tokenizers import HuggingFace, Llama3, SentencePiece, load, train
+from premem_jax.data import tokenizer_export, tokenizer_files, tokenizer_kinds
+from premem_jax.data.tokenizer_files import load, train
+from premem_jax.data.tokenizer_kinds import HuggingFace, Llama3, SentencePiece
 from premem_jax.errors import UserError
 from tests.shared import shared
 
@@ -22,7 +23,7 @@ def pieces() -> bytes:
 
 def tiny_json(**changes) -> dict:
     """A byte-level tokenizer.json of 256 bytes and Llama3's markers."""
-    letters = tokenizers.BYTE_OF_LETTER
+    letters = tokenizer_kinds.BYTE_OF_LETTER
     tokenizer = Tokenizer(models.BPE(vocab={letter: byte for letter, byte in letters.items()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -114,7 +115,7 @@ def test_settings_of_a_json_file_are_left_out(tmp_path):
 def test_a_run_keeps_its_own_copy(tmp_path, pieces, path):
     content = {"json": json.dumps(tiny_json()).encode(), "pieces": pieces}[path]
     source, kept = write(tmp_path / "source", content), tmp_path / "run" / "tokenizer.model"
-    make = lambda: tokenizers.Tokenizer.load_or_train(kept, TEXTS, kind="word", vocab_size=50, path=str(source))
+    make = lambda: tokenizer_files.load_or_train(kept, TEXTS, kind="word", vocab_size=50, path=str(source))
     first = make()
     assert kept.read_bytes() == first.model == content
     assert [file.name for file in kept.parent.iterdir()] == ["tokenizer.model"]
@@ -128,7 +129,7 @@ def test_a_run_keeps_its_own_copy(tmp_path, pieces, path):
 def test_nothing_is_kept_of_a_bad_path(tmp_path):
     kept = tmp_path / "run" / "tokenizer.model"
     with pytest.raises(UserError, match=r"nowhere.*No such file"):
-        tokenizers.Tokenizer.load_or_train(kept, TEXTS, kind="word", vocab_size=50, path=str(tmp_path / "nowhere"))
+        tokenizer_files.load_or_train(kept, TEXTS, kind="word", vocab_size=50, path=str(tmp_path / "nowhere"))
     assert not kept.exists()
 
 
@@ -188,7 +189,7 @@ def test_a_turned_bit_is_a_refusal_or_a_tokenizer(pieces):
             damaged = bytearray(whole)
             damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
             try:
-                tokenizer = tokenizers._kind(bytes(damaged))(bytes(damaged))
+                tokenizer = tokenizer_files._kind(bytes(damaged))(bytes(damaged))
                 tokenizer.encode_pair("3 apples", " and 4")
                 table = tokenizer.token_bytes()  # none where the decoder is not known any longer
                 assert table is None or len(table) == tokenizer.vocab_size

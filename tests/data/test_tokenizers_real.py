@@ -10,7 +10,7 @@ import tiktoken.load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from premem_jax.data.tokenizers import load
+from premem_jax.data.tokenizer_files import load
 from premem_jax.errors import UserError
 from premem_jax.tasks import gsm8k
 from tests.data import tokenizer_json

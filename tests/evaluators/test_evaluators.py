@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from premem_jax import sharding
 from premem_jax.errors import NonFinite, UserError
 from premem_jax.evaluators.accuracy import Accuracy
 from premem_jax.evaluators.base import Collected, checked
@@ -79,6 +80,38 @@ def test_rounds_change_no_response(accuracy, first, batch):
     columns, kept = run(evaluator)
     assert len(round_tokens(9, first)) > 2
     assert same(columns, whole) and kept == texts
+
+
+def test_references_decide_beginnings_and_change_no_response(accuracy):
+    """With rounds, on eight devices, and one half of the rows after the other, as in a resumed evaluation."""
+    whole, texts = accuracy
+    on = tiny.run(sharding.make_mesh(dict(data=4, fsdp=1, tensor=2)))
+    evaluator = Accuracy(tiny.split(), on, batch=8, **SAMPLING | dict(first_round=4), drafted=True)
+    params, found = sharding.put_replicated(on.mesh, tiny.trained()), Collected(len(tiny.data()))
+    for half in (range(1, 13, 2), range(0, 13, 2)):
+        found.all(evaluator.measure(params, 3, half))
+    assert same(found.columns, whole) and sorted(found.texts, key=lambda text: text["example"]) == texts
+
+
+def test_what_references_decide_is_not_sampled():
+    """References that are the responses: there is no program that could decode a token."""
+    drawn = {}
+
+    class Spied(Accuracy):
+        def _part(self, step, rows, found):
+            drawn.update(zip(rows, found, strict=True))
+            return super()._part(step, rows, found)
+
+    settings = SAMPLING | dict(samples=1, max_new_tokens=5, first_round=5)
+    expected, data = run(Spied(tiny.split(), tiny.run(), batch=13, **settings)), tiny.data()
+    stop = [tiny.tokenizer().eos_id]
+    said = [np.append(drawn[row].tokens[0, : drawn[row].length[0]], stop) for row in range(len(data))]
+    assert {len(text) - 1 for text in said} == {4, 5}  # some do not stop in time
+    split = tiny.split(data=dataclasses.replace(data, targets=said))
+    evaluator = Accuracy(split, tiny.run(), batch=5, **settings, drafted=True)
+    evaluator._programs = {}
+    columns, texts = run(evaluator)
+    assert same(columns, expected[0]) and texts == expected[1]
 
 
 def test_texts_and_verdicts_are_those_of_the_plain_rules(accuracy):
@@ -177,6 +210,7 @@ def responses(texts):
 EVALUATORS = {
     "target_nll": lambda *given: Likelihood(*given, batch=13),
     "drawn": lambda *given: Accuracy(*given, batch=13, **SAMPLING),
+    "responses are drawn": lambda *given: Accuracy(*given, batch=13, **SAMPLING, drafted=True),
     "log_confidence": lambda *given: Confidence(*given, batch=13, max_new_tokens=9),
 }
 

@@ -1,5 +1,7 @@
 """Which batches long responses are drawn in, with a sampler whose responses are known."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,59 +22,89 @@ def test_rounds_double_what_there_is(T, first):
         assert tokens[i] <= sum(tokens[:i])
 
 
+three = lambda most: st.lists(st.integers(0, most), min_size=3, max_size=3)
+
+
 @given(
-    lengths=st.lists(st.lists(st.integers(0, 11), min_size=3, max_size=3), min_size=1, max_size=20),
+    lengths=st.lists(three(11), min_size=1, max_size=20),
+    kept=st.none() | st.lists(three(14), min_size=20, max_size=20),
     size=st.integers(1, 6),
     first=st.integers(1, 12),
     data=st.data(),
 )
 @settings(max_examples=100, deadline=None)
-def test_every_response_is_drawn_once_to_its_end(lengths, size, first, data):
-    """Of each prompt three responses of known lengths, up to 11; token t of response r to row e is 100 e + 10 r + t."""
+def test_every_response_is_drawn_once_to_its_end(lengths, kept, size, first, data):
+    """Of each prompt three responses of known lengths, up to 11; token t of response r to row e is 100 e + 10 r + t.
+
+    With `kept`, some begin with so many tokens of a reference, or end there.
+    """
     E, R, T = len(lengths), 3, 11
     only = sorted(data.draw(st.sets(st.integers(0, E - 1))))
     prompts = [np.full(1 + e % 4, 5000 + e) for e in range(E)]
-    split = Tokenized([Example(70 + e, "", "", "") for e in range(E)], prompts, [np.array([1])] * E)
-    response = lambda e, r: 100 * e + 10 * r + np.arange(lengths[e][r])
-    tokens = round_tokens(T, first)
-    made, drawn = Rounds(split, R, tokens, (4, 9)), {}
-    for batch in made.batches(size, only, everything):
-        begun, new = sum(tokens[: batch.round]), tokens[batch.round]
-        arrays, each = batch.arrays, 1 if batch.round else R
+    split = Tokenized([Example(70 + e, "", "", "") for e in range(E)], prompts, [1000 + np.arange(14)] * E)
+    tokens, verdicts = round_tokens(T, first), itertools.count(1)
+    made, drawn, verdict = Rounds(split, R, tokens, (4, 9), only), {}, {}
+    begun = {(e, r): 0 for e in only for r in range(R)}
+
+    def response(e, r):
+        own = 100 * e + 10 * r + np.arange(lengths[e][r])
+        same = min(kept[e][r], lengths[e][r]) if kept else 0
+        return np.concatenate([1000 + np.arange(same), own[same:]])
+
+    for e in only if kept else ():
+        begun |= {(e, r): min(kept[e][r], lengths[e][r]) for r in range(R)}
+        kept_R, ended_R = (
+            np.array([begun[e, r] for r in range(R)]),
+            np.array([kept[e][r] >= lengths[e][r] for r in range(R)]),
+        )
+        verdict |= {(e, r): -1 for r in range(R)}
+        if made.begin(e, kept_R, ended_R, np.full(R, -1)):
+            drawn[e] = made.take(e)
+        begun |= {(e, r): None for r in range(R) if ended_R[r]}
+    for batch in made.batches(size, everything):
+        arrays, new = batch.arrays, tokens[batch.round]
+        each = arrays["begun"].shape[1]
         assert {len(x) for x in arrays.values()} == {batch.size}
-        assert batch.size == (continuing(size, R) if batch.round else size)
-        assert len(batch.at) <= batch.size * each
-        given_XT, length_X = np.full((len(batch.at), new), -7), []
-        for x, (row, r) in enumerate(batch.at):
-            b = x // each
+        assert batch.size == (size if each == R else continuing(size, R)) and each in (1, R)
+        given_XT, length_X = np.full((batch.size * each, new), -7), np.full(batch.size * each, -7)
+        verdict_X = np.array([next(verdicts) for _ in length_X])
+        assert np.flatnonzero(arrays["begun"].ravel() >= 0).tolist() == sorted(x for x, _, _ in batch.at)
+        for x, row, r in batch.at:
+            b, n = x // each, begun[row, r]
             assert batch.rows[b] == row and r == arrays["first"][b] + x % each
-            assert arrays["ids"][b] == 70 + row
-            so_far = response(row, r)[:begun]
-            assert len(so_far) == begun  # what is finished does not go on
-            np.testing.assert_array_equal(arrays["begun"][b], so_far)
-            expected = [*prompts[row], *so_far]
-            np.testing.assert_array_equal(arrays["tokens"][b, : arrays["prompt_length"][b]], expected)
-            now = response(row, r)[begun : begun + new]
-            given_XT[x], length = np.pad(now, (0, new - len(now))), len(now)
-            length_X.append(length)
-        assert (arrays["ids"][-(-len(batch.at) // each) :] == -1).all()
-        for row in made.add(batch, given_XT, np.array(length_X, int), np.full(len(batch.at), batch.round)):
+            assert arrays["ids"][b] == 70 + row and arrays["begun"][b, x % each] == n
+            prompt = [*prompts[row], *response(row, r)[:n]]
+            assert arrays["prompt_length"][b] == len(prompts[row])
+            np.testing.assert_array_equal(arrays["tokens"][b, : len(prompt)], prompt)
+            now = response(row, r)[n : n + new]
+            given_XT[x], length_X[x] = np.pad(now, (0, new - len(now))), len(now)
+            finished = len(now) < new or n + len(now) == T
+            begun[row, r], verdict[row, r] = None if finished else n + len(now), verdict_X[x]
+        for row in made.add(batch, given_XT, length_X, verdict_X):
             assert row not in drawn
             drawn[row] = made.take(row)
-    assert sorted(drawn) == only
+    assert sorted(drawn) == only and set(begun.values()) <= {None}
     for row, mine in drawn.items():
         for r in range(R):
             np.testing.assert_array_equal(mine.tokens[r, : mine.length[r]], response(row, r))
             assert mine.length[r] == lengths[row][r] and not mine.tokens[r, mine.length[r] :].any()
-            ends = np.cumsum(tokens)
-            assert mine.verdict[r] == min(np.searchsorted(ends, lengths[row][r], side="right"), len(tokens) - 1)
+            assert mine.verdict[r] == verdict[row, r]
+
+
+def test_few_unfinished_samples_of_a_prompt_do_not_keep_the_places_of_all():
+    """Of two prompts with five samples, four of one and three of the other end in their references."""
+    split = Tokenized([Example(e, "", "", "") for e in range(2)], [np.array([9])] * 2, [np.array([1, 2])] * 2)
+    made = Rounds(split, 5, [4], (), range(2))
+    for row, ended in enumerate(([1, 1, 0, 1, 1], [0, 0, 1, 0, 1])):
+        made.begin(row, np.full(5, 1), np.array(ended, bool), np.zeros(5))
+    assert [batch.at for batch in made.batches(2, everything)] == [[(0, 1, 0), (1, 1, 1), (3, 1, 3)], [(0, 0, 2)]]
 
 
 def test_those_that_go_on_wait_until_they_fill_a_batch():
     """Of eight prompts all responses are long: batches of the second round come as soon as there are enough."""
     split = Tokenized([Example(e, "", "", "") for e in range(8)], [np.array([9])] * 8, [np.array([1])] * 8)
-    made, order = Rounds(split, 4, round_tokens(4, 2), ()), []
-    for batch in made.batches(2, None, everything):
+    made, order = Rounds(split, 4, round_tokens(4, 2), (), range(8)), []
+    for batch in made.batches(2, everything):
         order.append((batch.round, len(batch.at)))
         n, length = len(batch.at), 1 if batch.round else 2
         made.add(batch, np.ones((n, 2), int), np.full(n, length), np.zeros(n))

@@ -222,7 +222,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -238,13 +238,15 @@ def test_the_page_is_whole_and_asks_the_network_for_nothing(default):
     page = Page(html)
     assert page.open == []
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"}
-    sources = [attrs[key] for _, attrs in page.tags for key in ("src", "href") if key in attrs]
+    sources = [attrs[key] for _, attrs in page.tags for key in ("src", "srcset", "href") if key in attrs]
     files = sorted((folder / "figures").glob("*.png"))
     assert sorted(base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources) == sorted(
         file.read_bytes() for file in files
     )
     assert [file.stem for file in files] == [
-        f"gsm8k_{kind}" for kind in ("likelihood", "predictors", "scatter", "sensitivity")
+        f"gsm8k_{kind}{width}"
+        for kind in ("likelihood", "predictors", "scatter", "sensitivity")
+        for width in ("", "_narrow")
     ]
     assert "R² = 0.9354 against y = x" in page.text and "train accuracy has R² = -5.95" in page.text
     assert "6epochs_half" in page.text and summary["git_commit"] in page.text

@@ -9,14 +9,16 @@ from etils.epath import Path
 
 from premem_jax.analysis.trace import read_trace
 from premem_jax.data import added
+from premem_jax.errors import UserError
 from premem_jax.experiments import curate
 from premem_jax.members import members_of
 from premem_jax.running import sealed
 from premem_jax.tasks import graded_arithmetic
 from tests.configs import tiny_curate
-from tests.processes import finish
+from tests.pod import pod, texts
+from tests.processes import command, finish
 
-MADE = "oracle+8-seed0", "pre_memorization+8-seed0", "iid+8-seed0"
+MADE = "oracle+8-seed0", "pre_memorization+8-seed0", "iid+8-seed0", "ifd+8-seed0"
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +35,15 @@ def test_a_round_ends_in_accuracies_at_equal_numbers_of_examples(done):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["seeds"] == [0] and summary["originals"] == 32 and summary["failed"] == {}
     assert {point["strategy"]: point["examples"] for point in summary["points"]} == dict.fromkeys(
-        ("iid", "oracle", "pre_memorization"), 40
+        ("ifd", "iid", "oracle", "pre_memorization"), 40
     )
     for point in summary["points"]:
         assert point["accuracy"] == summary["runs"][f"{point['strategy']}+8-seed0"]["test_accuracy"]
         assert point["seconds"] > 0 and (point["strategy"] == "iid" or point["ratio"] >= 0.8)
     assert "One seed has no interval" in (folder / "report.html").read_text() and "Look at" in said
-    assert {path.name for path in (folder / "figures").iterdir()} == {"accuracy.png", "types.png"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{kind}{width}.png" for kind in ("accuracy", "types") for width in ("", "_narrow")
+    }
 
 
 def test_members_are_trained_on_what_was_chosen_and_only_originals_are_looked_at(done):
@@ -74,6 +78,25 @@ def test_the_oracle_has_the_errors_on_the_test_and_iid_has_none(done):
     assert set(sealed.read_json(folder / "members" / MADE[2] / "selection.json")["weights"]) == {1.0}
 
 
+def test_a_strategy_without_its_inputs_is_refused_before_the_training(tmp_path):
+    config = tiny_curate.get_config()
+    config.data.task, config.study.source = "arithmetic", "samples"
+    with pytest.raises(UserError, match="'oracle': not all training examples of arithmetic have a type"):
+        curate.run(config, Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_ifd_chooses_by_targets_with_and_without_their_prompts(done):
+    folder, _ = done
+    trace = read_trace(folder / "runs" / "base-seed0" / "trace")
+    given, alone = trace.split("train").nll[0], trace.split("train alone").nll[0]
+    ratio = np.exp(given) / np.exp(alone)
+    weights = np.array(sealed.read_json(folder / "members" / MADE[3] / "selection.json")["weights"])
+    chosen, fit = np.flatnonzero(weights), np.flatnonzero(ratio <= 1)
+    assert len(chosen) == min(len(fit), round(0.3 * 32)) and set(chosen) <= set(fit)
+    assert ratio[chosen].min() >= np.delete(ratio, np.union1d(chosen, np.flatnonzero(ratio > 1))).max(initial=0)
+
+
 def test_a_choice_is_made_again_to_the_byte(done, tmp_path):
     folder, _ = done
     config = tiny_curate.get_config()
@@ -83,3 +106,19 @@ def test_a_choice_is_made_again_to_the_byte(done, tmp_path):
     curate.choose(config, member, {"base-seed0": folder / "runs" / "base-seed0"}, files)
     for name in ("added.jsonl", "selection.json"):
         assert (files / name).read_bytes() == (folder / "members" / MADE[1] / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_choose_and_train_as_one(done, tmp_path):
+    folder, _ = done
+    arguments = f"--config.cache={tmp_path / 'cache'}", f"--workdir={tmp_path / 'run'}"
+    with pod(2, command(arguments, tiny_curate.__file__), tmp_path / "logs") as processes:
+        assert [process.wait(timeout=600) for process in processes] == [0, 0], texts(tmp_path / "logs")
+    for name in MADE:
+        for file in ("added.jsonl", "selection.json"):
+            assert (tmp_path / "run/members" / name / file).read_bytes() == (
+                folder / "members" / name / file
+            ).read_bytes()
+    mine, theirs = (json.loads((place / "summary.json").read_text()) for place in (tmp_path / "run", folder))
+    accuracies = lambda summary: {name: run["test_accuracy"] for name, run in summary["runs"].items()}
+    assert accuracies(mine) == accuracies(theirs)

@@ -14,6 +14,7 @@ from premem_jax.analysis.emergence_table import Rows, checksum, read
 from premem_jax.errors import UserError
 from premem_jax.experiments import emergence
 from premem_jax.running import sealed, storage
+from tests.report.browser import launched, misfits, opened
 
 LOSSES = np.array([2.75, 2.6, 2.48, 2.31, 2.2, 2.11, 2.03, 1.96, 1.89])
 FURTHER = np.array([1.83, 1.77, 1.71, 1.66, 1.6])
@@ -71,7 +72,8 @@ def test_a_forecast_is_written_before_the_truth_is_opened_and_never_after(tmp_pa
     assert found["rows_sha256"] == checksum(weak()) and found["made_by"] and found["refused"] is None
     assert abs(found["elbow"] - 1.814) < 0.1
     figures = {file.name for file in (folder / "figures").iterdir()}
-    assert figures == {"accuracy.png", "law.png", "posterior.png", "forecast.png"}
+    kinds = ("accuracy", "law", "posterior", "forecast")
+    assert figures == {f"{kind}{width}.png" for kind in kinds for width in ("", "_narrow")}
     assert "is to appear at a pretraining loss of" in (folder / "report.html").read_text()
 
     second = tmp_path / "with_truth"
@@ -97,6 +99,13 @@ def test_a_forecast_is_written_before_the_truth_is_opened_and_never_after(tmp_pa
     write(path, table(weak(seed=1)))
     with pytest.raises(UserError, match="made from other rows"):
         asked(path, folder)
+
+
+def test_the_page_is_readable_at_all_widths(tmp_path):
+    path = write(tmp_path / "table.csv", table(weak()))
+    asked(path, tmp_path / "run", truth=str(strong(tmp_path / "strong.jsonl")))
+    with launched() as browser, opened(browser, tmp_path / "run" / "report.html") as page:
+        assert misfits(page) == [] and page.locator("img").count() == 4
 
 
 def test_a_refusal_ends_as_a_result(tmp_path):

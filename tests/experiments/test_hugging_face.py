@@ -10,7 +10,8 @@ import transformers
 from flax.traverse_util import unflatten_dict
 
 from premem_jax.analysis.trace import read_trace
-from premem_jax.data.tokenizers import SentencePiece, train
+from premem_jax.data.tokenizer_files import train
+from premem_jax.data.tokenizer_kinds import SentencePiece
 from premem_jax.errors import UserError
 from premem_jax.experiments import finetune
 from premem_jax.models import hf

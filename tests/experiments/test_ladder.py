@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from premem_jax.analysis.emergence_law import Law
 from premem_jax.analysis.emergence_table import read
 from premem_jax.errors import Stopped, UserError
-from premem_jax.experiments import ladder, rungs
+from premem_jax.experiments import ladder, pretraining, rungs
 from premem_jax.running import sealed, storage
 from premem_jax.tasks import knowledge
 from tests import tiny
@@ -52,17 +52,17 @@ def test_a_rung_whose_weights_changed_is_none(made, tmp_path, caplog):
     """The whole pretraining is then to be made again; a damaged record is set aside."""
     cache, *_ = (made[0] / "cache").glob("rungs-*")
     folder = storage.path(shutil.copytree(cache, tmp_path / "rungs"))
-    *_, last = rungs.rungs_in(folder)
-    assert rungs.digest(rungs.weights_of(last, tiny.one_device())) == last.weights
+    *_, last = pretraining.rungs_in(folder)
+    assert pretraining.digest(pretraining.weights_of(last, tiny.one_device())) == last.weights
     [file] = last.folder.glob("*.safetensors")
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(bytes(data))
     with pytest.raises(UserError, match="is damaged: the weights are others"):
-        rungs.weights_of(last, tiny.one_device())
+        pretraining.weights_of(last, tiny.one_device())
     record = folder / f"{last.step}.json"
     record.write_bytes(record.read_bytes()[:-9])
-    assert last.step not in [rung.step for rung in rungs.rungs_in(folder)] and "is damaged" in caplog.text
+    assert last.step not in [rung.step for rung in pretraining.rungs_in(folder)] and "is damaged" in caplog.text
 
 
 def test_the_table_is_one_that_anybody_can_read(made):
@@ -82,7 +82,7 @@ def test_losses_and_few_shot_accuracy_are_those_of_transformers(made):
     [rung] = (folder / "cache").glob("rungs-*/rung-24")
     model = AutoModelForCausalLM.from_pretrained(rung).eval()
     world = knowledge.World(**c.world, seed=c.seed)
-    tokenizer = rungs.tokenizer_of(world)
+    tokenizer = pretraining.tokenizer_of(world)
 
     def nll(prompt, target):
         ids = torch.tensor(np.concatenate(tokenizer.encode_pair(prompt, target)))[None]
@@ -90,12 +90,12 @@ def test_losses_and_few_shot_accuracy_are_those_of_transformers(made):
             logits = model(ids).logits[0, :-1].double()
         return -logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].numpy(), logits.argmax(-1) == ids[0, 1:]
 
-    texts = knowledge.texts(world, 16, rungs.HELDOUT_SEED, asking=False)
+    texts = knowledge.texts(world, 16, pretraining.HELDOUT_SEED, asking=False)
     each = np.concatenate([nll("", text.target)[0] for text in texts])
     np.testing.assert_allclose(last.loss, each.mean(), rtol=1e-5)
 
     odd, even = knowledge.questions(world, True)[16:64], knowledge.questions(world, False)
-    asked = rungs.with_shots(odd, even, 2, 0, between=" ")
+    asked = pretraining.with_shots(odd, even, 2, 0, between=" ")
     for one, question in zip(asked, odd, strict=True):
         words = one.prompt.split()
         assert words[:2] != words[3:5] and one.prompt.endswith(question.prompt) and len(words) == 8
@@ -111,11 +111,11 @@ def test_a_killed_size_continues_at_its_rung(made, tmp_path, monkeypatch):
     """Also where the rungs are pretrained anew, for another cache."""
     measured, seen = rungs.measured, []
 
-    def once(config, folder, ground, rung):
+    def once(config, folder, ground, rung, *finetunes):
         seen.append(rung.step)
         if seen == [3, 6]:
             raise Stopped
-        return measured(config, folder, ground, rung)
+        return measured(config, folder, ground, rung, *finetunes)
 
     monkeypatch.setattr(rungs, "measured", once)
     c = config(tmp_path / "cache", **{"study.member": "fit"})

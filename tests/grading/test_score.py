@@ -5,7 +5,7 @@ import doctest
 import jax
 import numpy as np
 
-from premem_jax.data import tokenizers
+from premem_jax.data import tokenizer_files
 from premem_jax.grading import score as module
 from premem_jax.grading.answers import answer_bytes, vocabulary
 from premem_jax.grading.grader import by_rules
@@ -43,7 +43,7 @@ def test_score_is_likelihood_and_verdict():
 
 def test_real_solutions_by_a_real_tokenizer():
     """Solutions of GSM8K as the target, what five models wrote as responses, with Llama3's tokens."""
-    tokenizer = tokenizers.load(shared("data/tokenizers/tokenizer_llama3.tiktoken"))
+    tokenizer = tokenizer_files.load(shared("data/tokenizers/tokenizer_llama3.tiktoken"))
     B, T, S, V = 64, 256, 512, 128
     rows, written = jsonl("data/gsm8k/test.jsonl")[:B], jsonl("data/outputs/gsm8k_graded.jsonl")
     outputs, answers = [row["output"] for row in written[:B]], [row["answer"].split("#### ")[1] for row in rows]

@@ -7,6 +7,22 @@ from pathlib import Path
 
 import pytest
 
+WIDTHS = (390, 1440)
+# What is cut off: the page, cells and texts beyond its right border, and what only scrolling sideways shows of a table.
+CUT = """() => {
+  const beyond = [...document.querySelectorAll("td, th, p, li, button, input, figcaption")].filter(
+    (e) => e.offsetParent && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80));
+  const hidden = [...document.querySelectorAll(".wide, #rows")].filter((e) => e.scrollWidth > e.clientWidth + 1);
+  return [document.documentElement.scrollWidth > innerWidth, beyond, hidden.map((e) => e.id || e.className)];
+}"""
+SMALLEST = 9  # points, of texts in figures
+# Width of each picture and CSS pixels of such a text in it, as shown; PNGs have 150 dots per inch.
+TEXT = """async (points) => {
+  await new Promise(requestAnimationFrame);  // in which another width chooses other pictures
+  await Promise.all([...document.images].map((i) => i.decode()));
+  return [...document.images].map((i) => [i.clientWidth, (i.clientWidth / i.naturalWidth) * (150 / 72) * points]);
+}"""
+
 
 @functools.cache
 def chromium() -> str:
@@ -50,6 +66,17 @@ def opened(browser, path: Path, fragment: str = "", **options):
 def broken_images(page) -> list[str]:
     """Captions of the images without a picture."""
     return page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.alt)")
+
+
+def misfits(page) -> list:
+    """What is cut off, or drawn too small or too wide, on a phone and on a desktop; nothing where all is well."""
+    found = []
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 844})
+        pictures = [each for each in page.evaluate(TEXT, SMALLEST) if each[0] > width or each[1] < 9]
+        cut = page.evaluate(CUT)
+        found += [(width, *cut, pictures)] if cut != [False, [], []] or pictures else []
+    return found
 
 
 def columns(page) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from premem_jax.analysis.curves import run_curves
 from premem_jax.report import dynamics_page
 from premem_jax.report import page as report_page
 from premem_jax.running import sealed
-from tests.report.browser import broken_images, launched, opened
+from tests.report.browser import broken_images, launched, misfits, opened
 
 IDS = np.array([3, 5, 9])
 CHES = {3: -1.5, 5: -20.25, 9: -0.125}
@@ -61,8 +61,18 @@ def test_the_table_of_pairs_has_ches_and_change_and_both_texts(path):
         assert page.locator("#head th").count() == len(heads) - 2
         page.locator("#body tr:not(.space)").nth(0).click()
         assert detail.locator("pre").all_text_contents()[:2] == ["Question 3", "right 3"]
-        page.set_viewport_size({"width": 390, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert misfits(page) == [] and page.locator("img").count() == 2
+
+
+def test_the_page_of_a_study_is_readable_at_all_widths(path, tmp_path):
+    seen = trace.read_trace(path.parent / "trace")
+    names = [f"{arm}-seed{seed}" for arm in ("sft-off", "sft-on", "on-policy-gated") for seed in (0, 1)]
+    values = {name: {f"column_{c}": 10.0 * i + c for c in range(8)} for i, name in enumerate(names)}
+    columns = list(values[names[0]])
+    drawn = {name: seen for name in names[::2]}
+    dynamics_page.write_page(tmp_path, drawn, dict.fromkeys(drawn, 4), values, columns, contrasts(values, columns))
+    with launched() as browser, opened(browser, tmp_path / "report.html") as page:
+        assert misfits(page) == [] and not broken_images(page)
 
 
 def test_a_study_with_seeds_compares_its_arms(path, tmp_path):

@@ -22,6 +22,7 @@ from premem_jax.analysis.readers import npz
 from premem_jax.errors import Stopped, UserError
 from premem_jax.experiments import grade
 from premem_jax.running import atomic, lease, processes, rendezvous, storage, workdir
+from tests.configs import tiny_checkpoint_rung
 from tests.pod import pod, texts
 from tests.processes import ENVIRONMENT, command
 
@@ -63,7 +64,8 @@ def test_a_refused_launch_changes_nothing(tmp_path):
         pass
 
 
-ALONE = sorted({*keys.TABLES} - {"curate", "dynamics", "ladder", "sweep"})  # in these, several launches work
+TOGETHER = {"checkpoint_ladder", "curate", "dynamics", "ladder", "sweep"}  # in these, several launches work
+ALONE = sorted({*keys.TABLES} - TOGETHER)
 
 
 @pytest.mark.parametrize("experiment", ALONE)
@@ -89,13 +91,14 @@ def configs(folder: Path):
     runs = dict(run=["a"] * 60, step=[1] * 60, example=range(60), n_samples=[1] * 60, n_correct=[1] * 60)
     pq.write_table(pa.table(runs | dict(nll=[0.5] * 60, test_accuracy=[0.5] * 60)), folder / "runs.parquet")
     modules = (analyze, audit, dpo, emergence, evaluate, grade, plan, quickstart, squeezing_toy)
-    for config in (defaults.rungs(), plan.get_config("task=dynamics_hh"), *(module.get_config() for module in modules)):
+    rungs = defaults.rungs(), tiny_checkpoint_rung.get_config()
+    for config in (*rungs, plan.get_config("task=dynamics_hh"), *(module.get_config() for module in modules)):
         places = {"traces": "runs.parquet", "table": "table.csv", "data.path": "rows.jsonl", "model.path": "model"}
         there = dict(keys.leaves(config))
         config.update_from_flattened_dict({k: str(folder / name) for k, name in places.items() if there.get(k) == ""})
         if config.experiment in ("analyze", "audit_traces"):
             config.threshold.update(rule="given", perplexity=1.2)
-        if config.get("base"):
+        if config.get("base") and config.experiment != "checkpoint_rung":
             config.model.path = ""
         yield config.experiment, config
 

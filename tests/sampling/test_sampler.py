@@ -105,7 +105,7 @@ def test_draw(V):
     if V > 1:
         weights[[0, V // 2, V - 1]] = 0
     keys = jax.random.split(jax.random.key(V), 20_000)
-    drawn = np.asarray(sampler.draw(keys, np.tile(weights, (len(keys), 1))))
+    drawn = np.asarray(sampler.draw(keys.reshape(-1, 4), np.tile(weights, (len(keys) // 4, 1)))).ravel()
     assert (weights[drawn] > 0).all()
     weights = weights.astype(np.float64)
     assert p_value(drawn, weights / weights.sum()) > 1e-3

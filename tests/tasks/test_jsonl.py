@@ -1,5 +1,6 @@
 """People's own rows as a task: files, fields, answers, splits, and a run on them."""
 
+import gzip
 import json
 import math
 
@@ -81,11 +82,25 @@ def test_forms_of_rows(tmp_path, rows, options, expected):
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"q": "a", "a": "b"}, {}, r"train.jsonl:2: not a row .*question, answer.*it has q, a"),
+        (
+            {"q": "a", "a": "b"},
+            {},
+            "train.jsonl:2: not a row {prompt, target} as the others, it has q, a; write all rows",
+        ),
+        ({"prompt": "a", "target": None}, {}, "train.jsonl:2: not a row .*, it has prompt, target: null;"),
+        (["a", "b"], {}, "train.jsonl:2: not a row .*, it is a list; write one JSON object in each line"),
+        ({"question": " ", "answer": "b"}, {}, "train.jsonl:2: question is empty; fill it in"),
+        (
+            {"question": "a", "answer": {"value": 1}},
+            {},
+            "train.jsonl:2: answer must be a string or a number, not {'val",
+        ),
         ({"prompt": 3, "target": "b"}, {}, "train.jsonl:2: prompt must be a string"),
         ({"question": ["a"], "answer": "b"}, {}, "train.jsonl:2: question must be a string"),
         ({"question": "a", "answer": "b"}, dict(grader="number"), None),
-        ({"prompt": "a", "target": " "}, {}, "row 1: the target is empty|train.jsonl:2: no answer"),
+        ({"prompt": "a", "target": " "}, {}, "train.jsonl:2: target is empty"),
+        ({"prompt": " ", "target": "a"}, {}, "row 1: the prompt is empty"),
+        ({"prompt": "a", "target": " b"}, dict(prompt="{prompt}"), "data.prompt and data.target: give both"),
         ({"prompt": "a", "target": " b", "answer": True}, dict(grader="exact"), "train.jsonl:2: the answer must be"),
         ({"prompt": "a", "target": " b"}, dict(grader="gsm8k"), "train.jsonl:2: no answer by the grader gsm8k"),
         ({"prompt": "a", "target": " b"}, dict(test=7), "7 of 2 rows leave none"),
@@ -111,8 +126,75 @@ def test_an_empty_cell_of_numbers_is_no_text(tmp_path):
         load(tmp_path)
 
 
+def test_rows_of_unknown_fields_are_told_how_to_name_them(tmp_path):
+    write(tmp_path, "train", 3 * [{"ask": "a", "say": "b"}])
+    with pytest.raises(
+        UserError, match=r"train.jsonl:1: not a row .*question, answer.* it has ask, say; templates name"
+    ):
+        load(tmp_path)
+
+
+def test_an_id_is_that_of_one_row(tmp_path):
+    write(tmp_path, "train", [row | {"id": i % 4} for i, row in enumerate(sums(6))])
+    with pytest.raises(UserError, match=r"train.jsonl:5: the id 0 is that of .*train.jsonl:1; make ids unique"):
+        load(tmp_path)
+
+
+def test_marks_and_line_ends_of_other_systems_change_nothing(tmp_path):
+    text = "".join(json.dumps(row) + "\n" for row in sums(12))
+    write(tmp_path, "train", sums(12))
+    plain = load(tmp_path).splits
+    for data in ("\ufeff" + text, text.replace("\n", "\r\n"), text.replace("\n", "\n\n"), text + "\n \n"):
+        (tmp_path / "train.jsonl").write_bytes(data.encode())
+        assert load(tmp_path).splits == plain
+    for data, kind in ((text.encode("utf-16"), "UTF-16"), (gzip.compress(text.encode()), "compressed")):
+        (tmp_path / "train.jsonl").write_bytes(data)
+        with pytest.raises(UserError, match=f"train.jsonl: the file is {kind}; write it as plain UTF-8"):
+            load(tmp_path)
+
+
+def test_prompts_that_are_in_train_and_test_are_counted(tmp_path, capsys):
+    write(tmp_path, "train", sums(8))
+    write(tmp_path, "test", sums(5, 6))
+    load(tmp_path)
+    assert "2 of 5 test rows have the prompt of a training row" in capsys.readouterr().out
+
+
+def test_datasets_of_hugging_face_on_disk_are_those_rows(tmp_path):
+    """As `datasets` saves them, in several files, and as repositories of the hub hold them."""
+    datasets = pytest.importorskip("datasets", reason="pip install -e '.[test]' brings datasets, with trl")
+    splits = {"train": sums(9), "validation": sums(4, 100), "test": sums(5, 200)}
+    for split, rows in splits.items():
+        write(tmp_path / "plain", {"validation": "heldout"}.get(split, split), rows)
+    made = datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
+    made.save_to_disk(tmp_path / "saved", num_shards=dict.fromkeys(splits, 2))
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split in splits:
+        for part in range(2):
+            file = tmp_path / "hub" / "data" / f"{split}-0000{part}-of-00002.parquet"
+            made[split].shard(2, part, contiguous=True).to_parquet(file)
+    plain = load(tmp_path / "plain").splits
+    assert len(plain["heldout"]) == 4
+    assert load(tmp_path / "saved").splits == load(tmp_path / "hub").splits == plain
+    made["train"].save_to_disk(tmp_path / "alone")
+    whole = rows_of(load(tmp_path / "alone"))
+    assert [e.target for e in whole] == [f" {row['answer']}" for row in splits["train"]]
+    for file in (tmp_path / "alone").glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"alone/data-00000-of-00001.arrow: not a whole stream of Arrow"):
+        load(tmp_path / "alone")
+
+
 def test_files_that_cannot_be_used_are_named(tmp_path):
-    with pytest.raises(UserError, match="no train"):
+    with pytest.raises(UserError, match=r"there is no train.jsonl and no train.parquet, it is empty"):
+        load(tmp_path)
+    (tmp_path / "rows.csv").write_text("question,answer\n")
+    with pytest.raises(UserError, match=r"no train.parquet, it has rows.csv"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="nowhere: there is no such file or folder"):
+        load(tmp_path / "nowhere")
+    write(tmp_path, "train", sums(1))
+    with pytest.raises(UserError, match="1 row cannot be split into train and test"):
         load(tmp_path)
     with pytest.raises(UserError, match="path is empty"):
         load("")

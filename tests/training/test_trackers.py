@@ -57,8 +57,10 @@ import torch; torch.zeros(1)"""
 
 def in_wandb(folder):
     """By the layout of its files: a head of 7 bytes, then blocks of 32 KiB of records, as in LevelDB's log."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # the process that writes ends, and with it what it writes after `finish`
     found = {}
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime):
         data, at, begun = file.read_bytes(), 7, b""

@@ -23,13 +23,13 @@ def read_runs(path: str | os.PathLike, **choices) -> list[Run]:
     Raises:
       UserError: nothing there, several layouts at once, or a file that cannot be used.
     """
-    path = storage.path(path)
-    if not path.exists():
+    place = storage.path(path)
+    if not place.exists():
         raise UserError(f"--config.traces={path}: there is no such file or folder.")
     readers = {
-        "run folders": (workdirs.find(path), workdirs.read),
-        "published runs": (release.find(path), lambda found: release.read(found, **choices)),
-        "tables": (table.find(path), table.read),
+        "run folders": (workdirs.find(place), workdirs.read),
+        "published runs": (release.find(place), lambda found: release.read(found, **choices)),
+        "tables": (table.find(place), table.read),
     }
     found = {name: reader for name, reader in readers.items() if reader[0]}
     if not found:

@@ -13,6 +13,7 @@ Comments explain the peculiarities of the files; the notes of a run list the cho
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from etils.epath import Path
@@ -113,13 +114,13 @@ def _read(place: Path, train_samples: str, test_samples: str, subset: str) -> Ru
 
 
 def _packed(path: Path) -> Arrays:
-    return {name.replace("__", "/", 1): lambda name=name: npz.array(path, name) for name in npz.checked(path)}
+    return {name.replace("__", "/", 1): partial(npz.array, path, name) for name in npz.checked(path)}
 
 
 def _unpacked(folder: Path) -> Arrays:
     names = [file.relative_to(folder).as_posix() for file in storage.files(folder)]
     return {
-        name.removesuffix(".npy"): lambda name=name: npz.npy(folder / name)
+        name.removesuffix(".npy"): partial(npz.npy, folder / name)
         for name in names
         if re.fullmatch(r"(checkpoint-[^/]*/)?[^/]*\.npy", name)
     }
