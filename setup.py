@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 PLAN = ["jax[tpu]"]  # the TPU compiler, which needs no TPU
+PLAN_GPU = ["jax-cuda12-pjrt", "jax-cuda12-plugin"]  # the compiler for NVIDIA GPUs, which needs no GPU
 GCS = ["gcsfs"]  # workdirs in buckets of Google Cloud Storage
 VERIFY = ["math-verify", "pebble"]
 PANDAS = ["pandas"]
@@ -29,6 +30,7 @@ setup(
         "gcs": GCS,
         "pandas": PANDAS,
         "plan": PLAN,
+        "plan-gpu": PLAN_GPU,
         "test": [
             "accelerate",
             "hypothesis",

@@ -6,7 +6,8 @@
 All get the same weights, tokens and settings, with the lengths of GSM8K. Each is a separate process, and they work in
 turns. First, losses, perplexities and greedy responses are checked for agreement. `finetune` is a whole run, training
 and six evaluations, compared with the method of Kang et al.; without rounds its first turn counts, compilation
-included. `rounds` compares our sampling in several rounds and in one. `--model` is 1m, 20m, 120m (fp32), or a Llama
+included. `rounds` compares our sampling in several rounds and in one. `lora` trains the same adapters in both.
+`--model` is 1m, 20m, 120m (Llama, fp32), 1m-qwen, 20m-qwen, 120m-qwen (the same with the biases of Qwen2.5), or a
 preset of this library such as llama3_8b, with random weights in bfloat16. PATH is the Python of an environment with
 google-tunix; without it, tunix is left out. Prints a table; the figures go to benchmarks/results/. The exit status is 1
 if contenders do not agree.
@@ -41,6 +42,7 @@ CASES = {
             ("premem", "train_uncut", "padded to the longest"),
         )
     },
+    "lora": {"adapters": (("premem", "train_lora", ""), ("hugging_face", "train_lora", "peft"))},
     "sample": {
         "sample": (
             ("premem", "sample", ""),
@@ -74,6 +76,7 @@ CASES = {
 # Tokens of one turn: padded ones in `train`, sampled ones, and those of the texts in scoring and with shared rows.
 TOKENS = {
     "update": workload.UPDATES * workload.TRAIN_ROWS * workload.TRAIN_LENGTH,
+    "adapters": workload.UPDATES * workload.TRAIN_ROWS * workload.TRAIN_LENGTH,
     "sample": workload.PROMPTS * workload.SAMPLES * workload.NEW_TOKENS,
     "top-p": workload.PROMPTS * workload.SAMPLES * workload.NEW_TOKENS,
     "greedy": workload.PROMPTS * workload.NEW_TOKENS,

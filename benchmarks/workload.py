@@ -10,6 +10,8 @@ SIZES = {
     "20m": dict(V=8192, D=384, L=8, N=6, K=2, H=64, F=1024),
     "120m": dict(V=32_000, D=768, L=12, N=12, K=4, H=64, F=2048),
 }
+# Of Qwen2.5, with biases.
+SIZES |= {f"{name}-qwen": SIZES[name] | dict(biases=("q", "k", "v"), norm_eps=1e-6) for name in SIZES}
 
 # Tokens of prompt and solution of 64 training examples of GSM8K in Llama 3's tokenizer: all 7,473 are sorted by their
 # sum, and one is taken from the middle of each of 64 equal parts.
@@ -25,10 +27,13 @@ LENGTHS = (
 
 TRAIN_ROWS, TRAIN_LENGTH, UPDATES = 32, 256, 2  # of a batch; updates per turn
 PROMPTS, SAMPLES, NEW_TOKENS = 32, 4, 128
+PACKED_TOKENS = (5120, 5632, 6144)  # of a batch whose examples share rows
 SCORED = 64
 SCORE_BATCH = 16
 OPTIMIZER = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
 LEARNING_RATE = 1e-4
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA = dict(rank=8, alpha=16.0, targets=PROJECTIONS)
 TEMPERATURE, TOP_P = 0.8, 0.95
 
 

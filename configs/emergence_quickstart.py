@@ -8,8 +8,9 @@ models answer questions from three examples in the prompt; it is sealed, and the
 evaluated. `runs/emergence_quickstart/forecast/report.html` has the verdict. The settings are a first guess: how the
 forecast turns out with them has not been measured (docs/emergence.md).
 
-Options after the colon: seed; planted=true draws accuracies from a known law on the real losses instead of finetuning,
-which tries the pipeline.
+Options after the colon: seed; mixes=true compares two mixes of pretraining texts, of which one asks a third as often:
+with which does the ability appear at a higher loss? planted=true draws accuracies from a known law on the real losses
+instead of finetuning, which tries the pipeline.
 """
 
 from premem_jax import config
@@ -18,11 +19,13 @@ LAW = (2.0, 2.8, 1.5, 0.5, 1 / 64)  # elbows in a prompt and at the largest amou
 
 
 def get_config(arg=None):
-    options = config.parse_arg(arg, seed=0, planted=False)
+    options = config.parse_arg(arg, seed=0, planted=False, mixes=False)
     c = config.rungs()
     c.seed = options.seed
     c.planted = LAW if options.planted else ()
     weak = {f"fit-{width}": {"model.width": width} for width in (64, 96)}
     longer = {"pretrain.steps": 2400, "pretrain.first": 600, "pretrain.rungs": 6}
     strong = {f"truth-{width}": {"model.width": width} | longer for width in (144, 192)}
-    return config.ladder(c, weak, strong)
+    asked = c.world.asked
+    mixes = {"often": {"world.asked": asked}, "seldom": {"world.asked": asked / 3}} if options.mixes else {}
+    return config.ladder(c, weak, strong, mixes)

@@ -4,7 +4,10 @@
 
 Learning rates, epochs and training sets differ; all share one cached base model. `runs/sweep_arithmetic/study/` has the
 page and the figures. At its end, each finetune is also sampled on reworded training examples and with forced openings.
-Options after the colon: seed (of the base model and the finetunes), data_seed.
+Options after the colon: seed (of the base model and the finetunes), data_seed, times (all learning rates are multiplied
+by it), largest (training set). With adapters, which need higher rates:
+
+  python -m premem_jax.main --config=configs/sweep_arithmetic.py:times=3 --config.lora.rank=8
 """
 
 from configs import common
@@ -21,7 +24,7 @@ GRID = (
 
 
 def get_config(arg=None):
-    options = config.parse_arg(arg, seed=0, data_seed=0)
+    options = config.parse_arg(arg, seed=0, data_seed=0, times=1.0, largest=768)
     c = common.arithmetic()
     c.seed, c.data.seed = options.seed, options.data_seed
     c.evals.train_accuracy.samples = 5
@@ -40,6 +43,7 @@ def get_config(arg=None):
             "train.learning_rate": rate,
         }
         for examples, epochs, rates in GRID
-        for rate in rates
+        if examples <= options.largest
+        for rate in (options.times * each for each in rates)
     }
     return config.sweep(c, runs)

@@ -68,10 +68,12 @@ def slices(name: str, count: int) -> Slices:
     """`count` slices of the topology `name`, with hosts of four chips (or of one, for a slice of one chip).
 
     Raises:
-      UserError: no such kind of chip, a shape it does not have, or no slice at all.
+      UserError: no such kind of TPU, a shape it does not have, or no slice at all.
     """
     known = topology(name, count)
     kind, _, shape = name.partition(":")
+    if kind not in GENERATIONS:
+        raise UserError(f"--topology={name}: launchers start TPUs ({', '.join(GENERATIONS)}), not GPUs")
     generation, chips = GENERATIONS[kind], known.chips // count
     wrong = len(shape.split("x")) != generation.dimensions or (chips % HOST and chips > 1)
     if wrong or (generation.dimensions == 2 and shape not in SHAPES[2]):

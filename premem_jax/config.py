@@ -45,7 +45,7 @@ def finetune() -> ConfigDict:
     )
     c.train.packed_tokens = ()  # without sizes, each example has a row of its own
     c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=tuple(f"{name}_proj" for name in MATRICES)))  # 0: no adapters
-    c.optimizer = ConfigDict(dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=2.0))
+    c.optimizer = ConfigDict(dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=2.0, mean_dtype="float32"))
     c.evals = ConfigDict()
     c.threshold = ConfigDict(dict(rule="heldout_quantile", quantile=0.01, split="heldout", perplexity=0.0))
     c.checkpoint = ConfigDict(dict(every=100, keep=2, export=False, export_dtype="float32"))
@@ -180,16 +180,19 @@ def checkpoint_rung() -> ConfigDict:
     return c
 
 
-def ladder(base: ConfigDict, weak, strong) -> ConfigDict:
+def ladder(base: ConfigDict, weak, strong, mixes=None) -> ConfigDict:
     """A ladder of models like `base`: name → {key: value} of those that are finetuned, and of those predicted.
 
-    `base` is of `rungs`, which pretrains them, or of `checkpoint_rung`.
+    `base` is of `rungs`, which pretrains them, or of `checkpoint_rung`. `mixes`, name → {key: value}, are compared:
+    each has all of these models, called MIX.NAME.
     """
-    rung = {"experiment": base.experiment}
+    rung, mixes = {"experiment": base.experiment}, mixes or {}
+    of = lambda models: {f"{mix}.{name}": more | own for mix, more in mixes.items() for name, own in models.items()}
+    weak, strong = (of(weak), of(strong)) if mixes else (weak, strong)
     members = [(name, rung | changes, ()) for name, changes in weak.items()]
     members += [(name, rung | {"finetune.amounts": ()} | changes, tuple(weak)) for name, changes in strong.items()]
     c = study({"rungs": "ladder", "checkpoint_rung": "checkpoint_ladder"}[base.experiment], base, members)
-    c.study.update(form="log_power_law", draws=100)
+    c.study.update(form="log_power_law", draws=100, mixes=tuple(mixes))
     return c
 
 

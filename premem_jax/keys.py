@@ -127,6 +127,7 @@ FINETUNE: Table = {
     "optimizer.b2": (number(0, 0.999999), "AdamW: decay of the mean of their squares"),
     "optimizer.eps": (number(1e-30, 1), "AdamW: added to the root of that mean"),
     "optimizer.weight_decay": (number(0, 1000), "AdamW: decay of matrices, times the learning rate"),
+    "optimizer.mean_dtype": (choice("float32", "bfloat16"), "in which the mean of gradients is kept"),
     "optimizer.clip_norm": (number(1e-30, FP32), "largest norm of a gradient; 1e30 turns clipping off"),
     "threshold.rule": (choice("given", "heldout_quantile", "none"), "where the memorization threshold comes from"),
     "threshold.quantile": QUANTILE,
@@ -228,8 +229,16 @@ STUDY: Table = {
     "study.members": (MEMBERS, "the runs: name, settings in which it differs, names of those it is made from"),
     "study.member": (NAME, "the one that this launch makes, with what it needs; all: every one"),
 }
+LADDER: Table = STUDY | {
+    "study.form": FORM,
+    "study.draws": DRAWS,
+    "study.mixes": (
+        tuple_of(NAME),
+        "mixes that are compared, members being called MIX.NAME; none: there is one",
+    ),
+}
 PLAN: Table = {
-    "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4"),
+    "plan.topology": (NEEDED, "TPU slice, such as v5e:4x4, or GPUs of a host, such as h100:1"),
     "plan.slices": (CHIPS, "slices that are joined by the data-centre network"),
     "plan.search": (flag(), "look for the nearest setting that fits, if the run does not"),
 }
@@ -307,12 +316,13 @@ TABLES: Mapping[str, Table] = {
         "draws": DRAWS,
     },
     "rungs": RUNGS,
-    "ladder": RUNGS | STUDY | {"study.form": FORM, "study.draws": DRAWS},
+    "ladder": RUNGS | LADDER,
     "checkpoint_rung": CHECKPOINT_RUNG,
-    "checkpoint_ladder": CHECKPOINT_RUNG | STUDY | {"study.form": FORM, "study.draws": DRAWS},
+    "checkpoint_ladder": CHECKPOINT_RUNG | LADDER,
     "grade": {
-        "data.task": (choice(*GRADED), "whose rules grade the outputs"),
-        "data.path": (NEEDED, "file of rows {output, answer}"),
+        "data.task": (choice(*GRADED), "whose rules grade the outputs, without a grader"),
+        "data.grader": ROW["data.grader"],
+        "data.path": (NEEDED, "file of rows {output, answer}, or of own rows with an output"),
         "check": (choice("", "math_verify"), "a second opinion; empty: none"),
         "deadline": (number(0.001, 86400), "seconds that the second opinion may take for a row"),
     },

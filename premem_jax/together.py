@@ -283,6 +283,26 @@ def one_text(config) -> None:
         raise UserError(f"rung.texts: losses are of one text, not of {len(texts)}: {', '.join(sorted(texts))}")
 
 
+def mixed(config) -> None:
+    mixes, members = config.study.mixes, members_of(config)
+    if not mixes:
+        return
+    told = {name: name.partition(".")[0] for name in members}
+    if odd := [name for name, mix in told.items() if mix not in mixes]:
+        raise UserError(f"study.mixes={mixes}: {odd[0]} is of none of them; members are called MIX.NAME")
+    if len(mixes) < 2 or len(set(mixes)) < len(mixes):
+        raise UserError(f"study.mixes={mixes}: name two or more, each once")
+    for mix in mixes:
+        if not [name for name, one in told.items() if one == mix and not members[name].needs]:
+            raise UserError(f"study.mixes: {mix} has no model from which a forecast is made")
+    worlds = [
+        {key: value for key, value in one.changes.items() if key.startswith("world.") and key != "world.asked"}
+        for one in members.values()
+    ]
+    if any(world != worlds[0] for world in worlds):
+        raise UserError("study.mixes: mixes differ in world.asked alone, so that their held-out texts are the same")
+
+
 def predicted(config) -> None:
     every = members_of(config).values()
     weak = [member.name for member in every if not member.needs]
@@ -302,7 +322,7 @@ RULES = {  # of a study's members: those of the experiment that makes each
     "analyze": (perplexity,),
     "audit_traces": (perplexity,),
     "rungs": (mesh, ladder, rung),
-    "ladder": (predicted,),
+    "ladder": (predicted, mixed),
     "checkpoint_rung": (*FINETUNE, rung, checkpoint),
-    "checkpoint_ladder": (predicted, one_text),
+    "checkpoint_ladder": (predicted, mixed, one_text),
 }

@@ -118,7 +118,9 @@ def test_the_notebook_runs_with_small_settings(tmp_path, monkeypatch):
     assert len(figures) == 2 and (tmp_path / "runs" / "notebook" / "report.html").exists()
 
 
-@pytest.mark.parametrize("page", ["study.md", "emergence.md", "pods.md", "api.md", "own_trainer.md", "../README.md"])
+@pytest.mark.parametrize(
+    "page", ["study.md", "emergence.md", "pods.md", "api.md", "own_data.md", "own_trainer.md", "../README.md"]
+)
 def test_links_to_files_lead_somewhere(page):
     path = ROOT / "docs" / page
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())

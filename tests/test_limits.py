@@ -156,7 +156,7 @@ ALLOWED = {
     repr(10**30): {"learning_rate", "clip_norm", "perplexity", "flops"},
     "'x'": TEXTS | {"traces", "table", "truth", "rows", "template"},
     "''": TEXTS | {"check", "truth"},
-    "()": {"buckets", "packed_tokens", "epochs", "amounts", "planted", "trackers"},
+    "()": {"buckets", "packed_tokens", "epochs", "amounts", "planted", "trackers", "mixes"},
     "True": FLAGS,
     "False": FLAGS,
 }
@@ -280,6 +280,16 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
             "ladder",
             {"study.members": (("a", (), ()), ("b", (), ()), ("c", (), ("b",)))},
             ["c is predicted", "'a', 'b'"],
+        ),
+        ("ladder", {"study.mixes": ("a", "b")}, ["study.mixes=('a', 'b')", "fit is of none", "MIX.NAME"]),
+        ("ladder", {"study.mixes": ("a",), "study.members": (("a.x", (), ()),)}, ["study.mixes=('a',)", "two or more"]),
+        (
+            "ladder",
+            {
+                "study.mixes": ("a", "b"),
+                "study.members": (("a.x", (("world.zipf", 2.0),), ()), ("b.x", (("world.zipf", 1.0),), ())),
+            },
+            ["study.mixes", "world.asked alone"],
         ),
         ("curate", {"data.task": "arithmetic"}, ["study.source='generator'", "'arithmetic'"]),
         (

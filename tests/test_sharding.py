@@ -20,6 +20,7 @@ from premem_jax.models.architecture import Lora, preset
 from premem_jax.models.decoder import build, init, unstack
 from premem_jax.models.nll import token_nll
 from premem_jax.running.programs import Clock
+from premem_jax.sampling.sampler import sample, to_decode
 from premem_jax.training.checkpoints import Checkpoints
 from premem_jax.training.optimizer import adamw
 from premem_jax.training.step import init_state
@@ -78,6 +79,46 @@ def test_every_mesh_gives_the_results_of_one_device(alone, shape, decode_tensor)
         np.testing.assert_array_equal(counts, verdicts1[name], err_msg=name)
     wrong = verdicts1["samples"] - verdicts1["correct"] - verdicts1["unparsed"]
     assert verdicts1["correct"].any() and wrong.any()
+
+
+FAMILIES = dict(
+    qwen2=dict(biases=("q", "k", "v")),
+    qwen3=dict(head_norms=True),
+    mistral=dict(windows=(5,)),
+    all=dict(biases=("q", "k", "v"), head_norms=True, windows=(5, None)),
+)
+slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("family", [slow("qwen2"), slow("qwen3"), slow("mistral"), "all"])
+def test_what_families_have_beside_llama_is_cut_without_effect(family):
+    """Two updates, and greedy responses after them, on eight devices and on one."""
+    config = dataclasses.replace(tiny.config(), **FAMILIES[family])
+    prompts, lengths = np.arange(8 * 7).reshape(8, 7) % config.V, np.array([7, 3, 6, 2, 1, 7, 5, 4])
+    greedy = dict(samples=1, max_new_tokens=6, temperature=0.0, top_p=1.0, eos_ids=(-1,))
+
+    def found(mesh):
+        model = build(config, mesh=mesh)
+        trainer = Trainer(model, mesh, Clock(), tiny.OPTIMIZER, micro_batches=1)
+        layout = sharding.shardings(mesh, trainer.abstract_state)
+        state = trainer.init_state(jax.device_put(tiny.parameters(config), layout["params"]))
+        batch = collate(tiny.data(), range(13), batch=tiny.BATCH, length=tiny.CONTEXT)
+        arrays = sharding.put_batch(mesh, {key: batch[key] for key in ("tokens", "weights")})
+        for _ in range(2):
+            state, values = trainer.program(state, arrays, np.float32(0.003))
+        decode = sharding.decode_mesh(mesh)
+        params = to_decode("float32", jax.device_put(state["params"], sharding.shardings(decode, state["params"])))
+        drawn = jax.jit(partial(sample, model.on(mesh=decode), **greedy))(
+            params, prompts, lengths, np.arange(8), jax.random.key(0)
+        )
+        return jax.tree.map(np.asarray, (state["params"], values["loss"], drawn.tokens))
+
+    (params, loss, tokens), (params1, loss1, tokens1) = found(mesh_of((2, 2, 2))), found(tiny.one_device())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), params, params1)
+    np.testing.assert_allclose(loss, loss1, rtol=1e-5)
+    np.testing.assert_array_equal(tokens, tokens1)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params1, dict(tiny.parameters(config)))
+    assert min(jax.tree.leaves(moved)) > 1e-3 and len(np.unique(tokens1)) > 5
 
 
 def paths(tree):

@@ -31,12 +31,20 @@ class Tasks:
         batch = dict(input_ids=tokens, attention_mask=(tokens != 0).long(), labels=tokens.where(weights > 0, -100))
         return {name: x.to(DEVICE) for name, x in batch.items()}
 
-    def train_uncut(self):
-        return self.train(self._given.uncut)
+    def train(self):
+        return self._train(self._model("float32"), self._given.batch)
 
-    def train(self, batch=None):
-        batch = batch or self._given.batch
-        model, step = self._model("float32").train(), 0
+    def train_uncut(self):
+        return self._train(self._model("float32"), self._given.uncut)
+
+    def train_lora(self):
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(self._model(), self._folder / "adapter", is_trainable=True)
+        return self._train(model, self._given.batch)
+
+    def _train(self, model, batch):
+        model, step = model.train(), 0
         update = self._update(model, workload.OPTIMIZER)
 
         def turn() -> list[float]:
@@ -53,7 +61,8 @@ class Tasks:
         """One step of AdamW on a batch, at a learning rate; returns the loss."""
         betas = (given["b1"], given["b2"])
         rest = dict(eps=given["eps"], weight_decay=given["weight_decay"], fused=True)
-        optimizer = torch.optim.AdamW(model.parameters(), betas=betas, **rest)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, betas=betas, **rest)
         narrow = self._given.dtype != "float32"
 
         def update(batch: dict, rate: float) -> torch.Tensor:
@@ -61,7 +70,7 @@ class Tasks:
             with torch.autocast(DEVICE.type, getattr(torch, self._given.dtype), enabled=narrow):
                 loss = model(**self._batch(batch), use_cache=False).loss
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), given["clip_norm"])
+            torch.nn.utils.clip_grad_norm_(trained, given["clip_norm"])
             optimizer.step()
             optimizer.zero_grad()
             return loss.detach()
@@ -177,7 +186,7 @@ def until(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "train_uncut", "sample", "sample_static", "sample_top_p", "greedy")
-    names += ("score", "score_one_by_one", "finetune")
+    names = ("train", "train_uncut", "train_lora", "sample", "sample_static", "sample_top_p", "greedy")
+    names += ("score", "score_one_by_one")
     versions = dict(torch=torch.__version__, transformers=transformers.__version__)
-    serve({name: getattr(tasks, name) for name in names}, versions)
+    serve({name: getattr(tasks, name) for name in (*names, "finetune")}, versions)

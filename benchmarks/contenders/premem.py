@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from benchmarks import workload
@@ -22,7 +23,8 @@ from benchmarks.contenders.turns import serve
 from benchmarks.workload import Workload
 from premem_jax import sharding
 from premem_jax.data.packing import Packing
-from premem_jax.models.architecture import ModelConfig, preset
+from premem_jax.models import adapters, peft
+from premem_jax.models.architecture import ModelConfig, lora_of, preset
 from premem_jax.models.decoder import build, init, unstack
 from premem_jax.models.hf_config import to_hf_config
 from premem_jax.models.hf_files import Checkpoint, save
@@ -33,7 +35,6 @@ from premem_jax.training.trainer import Trainer
 
 # Settings of an update. Micro-batches of a small model fit CPU caches better; presets are trained as in the recipes.
 SMALL = dict(micro_batches=4)
-PACKED_ROWS = 8
 FULL = dict(micro_batches=1, remat="full", vocab_chunks=8)
 
 
@@ -47,10 +48,23 @@ def make(folder: str, name: str, dtype: str, data: str = "", examples: str = "0"
     params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
     save(folder, params, config, _mesh(), description=to_hf_config(config), files={}, dtype=dtype)
     (folder / "workload.json").write_text(json.dumps(dict(dtype=dtype)))
+    fresh = jax.tree.map(np.asarray, _adapters(config))
+    (folder / "adapter").mkdir()
+    for file, content in peft.files(flatten_dict(fresh), _with_adapters(config), str(folder)).items():
+        (folder / "adapter" / file).write_bytes(content)
     if data:
         from benchmarks import whole_run  # a GPU machine may be without the libraries that this needs
 
         whole_run.write(folder, data, int(examples), config.V)
+
+
+def _with_adapters(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(config, lora=lora_of(**workload.LORA))
+
+
+def _adapters(config: ModelConfig) -> dict:
+    """New adapters, the same at each call."""
+    return jax.jit(lambda key: adapters.split(init(_with_adapters(config), key))[0])(jax.random.key(1))
 
 
 def _mesh() -> Mesh:
@@ -66,9 +80,15 @@ class Tasks:
         self._model = build(checkpoint.config, dtype=self._given.dtype, **options)
         self._load = lambda dtype: checkpoint.load(_mesh(), dtype)
 
+    def train(self):
+        return self._train(self._model, self._load("float32"), self._given.batch)
+
+    def train_uncut(self):
+        return self._train(self._model, self._load("float32"), self._given.uncut)
+
     def train_packed(self):
-        """Examples share rows, one for each micro-batch."""
-        packing = Packing.of((1,), 1, PACKED_ROWS)  # of a multiple of 128 tokens
+        """Examples share rows."""
+        packing = Packing.of(workload.PACKED_TOKENS, 1, self._micro_batches)
 
         def batch(step: int) -> dict[str, np.ndarray]:
             examples = self._given.picked(step)
@@ -76,15 +96,16 @@ class Tasks:
             one = lambda i: (np.concatenate(examples[i]), weights(*examples[i]))
             return packing.batch([sum(map(len, e)) for e in examples], one, full=len(examples), buckets=())
 
-        return self.train(batch, PACKED_ROWS)
+        return self._train(self._model, self._load("float32"), batch)
 
-    def train_uncut(self):
-        return self.train(self._given.uncut)
+    def train_lora(self):
+        model = self._model.on(config=_with_adapters(self._model.config), mesh=_mesh())
+        params = adapters.join(_adapters(self._model.config), self._load(self._given.dtype))
+        return self._train(model, params, self._given.batch)
 
-    def train(self, batch=None, micro_batches=0):
-        batch_of = batch or self._given.batch
-        trainer = Trainer(self._model, _mesh(), Clock(), workload.OPTIMIZER, micro_batches or self._micro_batches)
-        state, step = trainer.init_state(self._load("float32")), 0
+    def _train(self, model, params, batch_of):
+        trainer = Trainer(model, _mesh(), Clock(), workload.OPTIMIZER, self._micro_batches)
+        state, step = trainer.init_state(params), 0
 
         def turn() -> list[float]:
             nonlocal state, step
@@ -154,17 +175,8 @@ class Tasks:
 
 if __name__ == "__main__":
     tasks = Tasks(Path(sys.argv[1]))
-    names = (
-        "train",
-        "train_packed",
-        "train_uncut",
-        "sample",
-        "sample_top_p",
-        "greedy",
-        "score",
-        "finetune",
-        "finetune_in_one_round",
-    )
+    names = ("train", "train_uncut", "train_packed", "train_lora", "sample", "sample_top_p", "greedy", "score")
+    names += ("finetune", "finetune_in_one_round")
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     versions = dict(jax=jax.__version__, flax=flax.__version__, devices=devices)
     serve({name: getattr(tasks, name) for name in names}, versions)

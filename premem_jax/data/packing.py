@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+SHORT = 1024  # tokens of a row, under which padding grows, and above which attention does
 LANES = 128  # lengths of packed rows are multiples, for attention kernels on TPUs
 
 Tokens = tuple[np.ndarray, np.ndarray]  # of one sequence, and the weight of each as a target
@@ -63,10 +64,16 @@ class Packing(NamedTuple):
 
     @classmethod
     def of(cls, tokens: Sequence[int], parts: int, micro_batches: int, here=range) -> "Packing":
-        """One row for each of the `parts` of a mesh and micro-batch, for updates of so many tokens; without, alone."""
+        """Equally many rows for each of the `parts` of a mesh and micro-batch: one, or more of at least SHORT tokens.
+
+        Args:
+          tokens: sizes that updates may have, smallest first; without any, each sequence has its own row.
+        """
+        if not tokens:
+            return cls(0, (), micro_batches, here)
         rows = parts * micro_batches
-        lengths = sorted({pad_to(-(-size // rows), (), LANES) for size in tokens})
-        return cls(rows if tokens else 0, lengths, micro_batches, here)
+        rows *= max(tokens[0] // (rows * SHORT), 1)
+        return cls(rows, tuple(sorted({pad_to(-(-size // rows), (), LANES) for size in tokens})), micro_batches, here)
 
     def shares(self, sequences: int) -> bool:
         """Whether rows of a batch of so many sequences hold more than one."""

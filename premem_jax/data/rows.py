@@ -59,27 +59,40 @@ def read(path: str | Sequence[str], answer_of: Answer | None, *, prompt: str = "
     Raises:
       UserError: a file cannot be read or is empty, or a row is none; file, row and field are named.
     """
-    found = [_items(each) for each in ([path] if isinstance(path, str) else path)]
-    checksums = [checksum for _, checksum in found]
-    rows = parse([item for items, _ in found for item in items], answer_of, prompt=prompt, target=target)
-    return rows._replace(checksum=checksums[0] if len(checksums) == 1 else sha256("".join(checksums).encode()))
+    items, checksum = items_of(path)
+    return parse(items, answer_of, prompt=prompt, target=target)._replace(checksum=checksum)
 
 
-def parse(items: Iterable[tuple[str, object]], answer_of: Answer | None, *, prompt: str = "", target: str = "") -> Rows:
+def parse(
+    items: Iterable[tuple[str, object]],
+    answer_of: Answer | None,
+    *,
+    prompt: str = "",
+    target: str = "",
+    others: Sequence[Form] = (),
+) -> Rows:
     """The rows of pairs (where, item), as `read` takes those of a file, and raises.
 
-    `where` is for messages.
+    `where` is for messages. `others` are forms after the usual ones.
     """
     if bool(prompt) != bool(target):
         raise UserError("data.prompt and data.target: give both, or neither")
     there = list(items)
-    form = _form(there, (Form(prompt, target),) if prompt else (*FORMS, CONVERSATION))
+    form = _form(there, (Form(prompt, target),) if prompt else (*FORMS, CONVERSATION, *others))
     rows = [_row(number, where, item, form, answer_of) for number, (where, item) in enumerate(there)]
     first: dict[object, str] = {}
     for (where, item), (_, id) in zip(there, rows, strict=True):
         if "id" in item and first.setdefault(id, where) != where:
             raise UserError(f"{where}: the id {id!r:.80} is that of {first[id]}; make ids unique, or leave them out")
     return Rows([example for example, _ in rows], [id for _, id in rows], "")
+
+
+def items_of(path: str | Sequence[str]) -> tuple[list[tuple[str, object]], str]:
+    """Place and content of each row of one file or several, and the checksum. Raises UserError as `read` does."""
+    found = [_items(each) for each in ([path] if isinstance(path, str) else path)]
+    checksums = [checksum for _, checksum in found]
+    whole = checksums[0] if len(checksums) == 1 else sha256("".join(checksums).encode())
+    return [item for items, _ in found for item in items], whole
 
 
 def _items(path: str) -> tuple[list[tuple[str, object]], str]:
@@ -112,7 +125,9 @@ def _json(where: str, text: bytes) -> object:
 def _table(path: str, data: bytes) -> list[dict]:
     try:
         if path.endswith(".arrow"):
-            return pa.ipc.open_stream(data).read_all().to_pylist()
+            table = pa.ipc.open_stream(data).read_all()
+            table.validate(full=True)  # without which a damaged file ends the process
+            return table.to_pylist()
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         kind = "stream of Arrow" if path.endswith(".arrow") else "Parquet file"
@@ -121,7 +136,8 @@ def _table(path: str, data: bytes) -> list[dict]:
 
 def _form(items: Sequence[tuple[str, object]], forms: Sequence[Form]) -> Form:
     """The first form whose fields all rows have. Raises UserError at the first row without those of the most rows."""
-    has = lambda item, form: isinstance(item, dict) and all(item.get(name) is not None for name in form.fields)
+    fields = {form: form.fields for form in forms}
+    has = lambda item, form: isinstance(item, dict) and all(item.get(name) is not None for name in fields[form])
     counts = [sum(has(item, form) for _, item in items) for form in forms]
     form, count = forms[counts.index(max(counts))], max(counts)
     if count == len(items):
@@ -146,7 +162,7 @@ def _row(number: int, where: str, there: dict, form: Form, answer_of) -> tuple[E
     else:
         texts = {name: _text(where, name, there[name]) for name in form.fields}
         prompt, target = (FIELD.sub(lambda field: texts[field[1]], template) for template in form)
-    whole = (texts if form in FORMS else {}) | {"target": target}
+    whole = (texts if form in FORMS else {}) | ({"target": target} if form.prompt else {})
     if empty := [name for name, text in whole.items() if name != "prompt" and not text.strip()]:
         raise UserError(f"{where}: {empty[0]} is empty; fill it in, or leave the row out")
     id = there.get("id", number)

@@ -3,6 +3,9 @@
 Members of the study without needs are the weak sizes, from which the forecast is made. The strong ones need all of
 them: before the first strong model is begun, the forecast is written to `folder/forecast/`, and its SHA-256 stands in
 the config of each. There are the tables too, `weak.jsonl` and `strong.jsonl`, as `configs/emergence.py` reads them.
+
+With `study.mixes`, the models of several mixes of pretraining data are compared at a common held-out loss. Each mix has
+its own forecast in `folder/forecast/MIX/`, all sealed before the first strong model, and a page says which is earlier.
 """
 
 import json
@@ -12,41 +15,66 @@ import numpy as np
 from etils.epath import Path
 
 from premem_jax import keys
+from premem_jax.analysis.emergence_choice import compared
 from premem_jax.analysis.emergence_elbow import elbow
 from premem_jax.analysis.emergence_gates import alike
 from premem_jax.analysis.emergence_table import Rows, read
 from premem_jax.experiments import emergence, studies
 from premem_jax.members import members_of
-from premem_jax.running import sealed
+from premem_jax.report.choice_page import headline, write_choice
+from premem_jax.running import progress, sealed, workdir
 from premem_jax.running.atomic import write_text
 
 COLUMNS = dict(rungs="d", loss=".3f", fewshot_accuracy=".1%", finetuned_accuracy=".1%", seconds_total=".0f")
 
 
 def run(config, folder: Path) -> dict | None:
-    """Makes or continues the sizes of `config.study`, the forecast between weak and strong ones, and the verdict.
+    """Makes or continues the models of `config.study`, the forecast between weak and strong ones, and the verdict.
 
     Raises:
       UserError: as the members do; a forecast that comes too late.
     """
     keys.check(config)
-    give = lambda member, earlier, files: predict(config, folder / "forecast", earlier)
+    give = lambda member, earlier, files: predict(config, folder / "forecast", earlier, mix_of(config, member.name))
     end = lambda rows, failed: conclude(config, folder / "forecast", rows)
     return studies.run(config, folder, columns=COLUMNS, give=give, conclude=end)
 
 
-def predict(config, folder: Path, earlier: Mapping[str, Path]) -> dict[str, str]:
-    """Seals the forecast from the weak models, unless it is there; what a strong model is given is its SHA-256.
+def mix_of(config, name: str) -> str:
+    """The mix of a member; empty where none are compared."""
+    return name.partition(".")[0] if config.study.mixes else ""
 
-    Two launches that begin strong models at once make the same bytes.
+
+def predict(config, folder: Path, earlier: Mapping[str, Path], mix: str = "") -> dict[str, str]:
+    """Seals the forecast of each mix from its weak models, unless it is there.
+
+    A strong model is given the SHA-256 of the forecast of its mix. Two launches that begin strong models at once make
+    the same bytes.
     """
-    weak, _ = tabled(folder / "weak.jsonl", [sealed.read_json(run / "summary.json") for run in earlier.values()])
-    emergence.forecast_once(folder, weak, asked(config))
-    return {"forecast": emergence.open_truth(folder)}
+    for one in config.study.mixes or ("",):
+        runs = [run for name, run in earlier.items() if mix_of(config, name) == one]
+        weak, _ = tabled(folder / one / "weak.jsonl", [sealed.read_json(run / "summary.json") for run in runs])
+        emergence.forecast_once(folder / one, weak, asked(config))
+    return {"forecast": {one: emergence.open_truth(folder / one) for one in config.study.mixes or ("",)}[mix]}
 
 
 def conclude(config, folder: Path, rows: Mapping[str, Mapping]) -> dict:
-    """The verdict, the gates and the page."""
+    """The verdict, the gates and the page; of each mix, and of the choice between them, where mixes are compared."""
+    if not config.study.mixes:
+        return judged(config, folder, rows)
+    of = lambda mix: {name: row for name, row in rows.items() if mix_of(config, name) == mix}
+    each = {mix: judged(config, folder / mix, of(mix)) for mix in config.study.mixes}
+    found = {mix: sealed.read_json(folder / mix / "forecast.json") for mix in each}
+    said = {mix: one["verdict"] for mix, one in each.items() if one["verdict"]}
+    pairs = compared(found, said, {mix: one["gates"]["before"] for mix, one in each.items()})
+    for pair in pairs:
+        progress.say(headline(pair))
+    page = write_choice(folder, pairs, {"mixes": ", ".join(each), "workdir": str(folder), **workdir.facts()})
+    return {"mixes": each, "choice": pairs, "report": str(page)}
+
+
+def judged(config, folder: Path, rows: Mapping[str, Mapping]) -> dict:
+    """The verdict, the gates and the page of some members, of one mix."""
     needs = {name: bool(member.needs) for name, member in members_of(config).items()}
     of = lambda strong: [row for name, row in rows.items() if needs[name] == strong]
     weak, notes = tabled(folder / "weak.jsonl", of(False))

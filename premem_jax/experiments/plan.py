@@ -1,4 +1,4 @@
-"""Plan a finetune for absent TPUs: compile its programs for a topology, and report memory and cost."""
+"""Plan a finetune for absent TPUs or GPUs: compile its programs for a topology, and report memory and cost."""
 
 import jax
 from etils.epath import Path
@@ -26,7 +26,7 @@ def run(config, folder: Path) -> dict:
       UserError: an unknown topology, a mesh that does not fit it, or no compiler.
     """
     keys.check(config)
-    jax.config.update("jax_platforms", "cpu")  # libtpu would look for a TPU here, and the compiler is another process
+    jax.config.update("jax_platforms", "cpu")  # plugins would look for chips here, and the compiler is another process
     place = topology(config.plan.topology, config.plan.slices)
     with opened(folder, config.to_dict()):
         return planned(config, folder, place)
@@ -34,7 +34,7 @@ def run(config, folder: Path) -> dict:
 
 def planned(config, folder: Path, place: Topology) -> dict:
     """The compiled programs, and their total cost."""
-    progress.say(f"{config.model.preset} on {place}: {place.chips} chips of {place.chip.hbm} GiB")
+    progress.say(f"{config.model.preset} on {place}: {place.chips} x {place.chip.hbm} GiB")
     programs, nearest = {}, {}
     names = names_of(config)
     with progress.bar(len(names), "compiling", "program") as bar:

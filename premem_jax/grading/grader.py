@@ -54,13 +54,14 @@ class Grader(NamedTuple):
             except Exception as error:
                 if self.rules is not None:
                     raise  # our own rules know an answer to everything
-                raise UserError(self._failed(error, response, b if ids is None else ids[b])) from error
+                raise UserError(self.failed(error, response, f"example {b if ids is None else ids[b]}")) from error
         return verdict_B, len(doubtful)
 
-    def _failed(self, error: Exception, response: bytes, example: int) -> str:
+    def failed(self, error: Exception, response: bytes, where: str) -> str:
+        """The message on a function that fails on a response."""
         text = response.decode(errors="replace")
         shown = repr(text[:SHOWN]) + (f" and {len(text) - SHOWN} more characters" if len(text) > SHOWN else "")
-        return f"grader {self.name}: {type(error).__name__}: {error}; example {example}, response {shown}"
+        return f"grader {self.name}: {type(error).__name__}: {error}; {where}, response {shown}"
 
 
 def by_rules(rules: str | Rules) -> Grader:

@@ -8,6 +8,7 @@
   boxed           what stands in the last \\boxed{...}, compared as MATH's answers are
   gsm8k, math     the rules of these tasks (`reference.py`)
   regex:PATTERN   the first group of the last match, or the match
+  math_verify     what math-verify reads, compared as mathematics; the answer of a target is found as by `math`
   python:FILE.py:FUNCTION   FUNCTION(response, answer) -> true, false or a verdict; rows then need an answer
   none            responses are not graded; the run has likelihoods alone
 
@@ -26,12 +27,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from premem_jax.errors import UserError
+from premem_jax.grading import second_opinion
 from premem_jax.grading.grader import Grader, by_function, by_rules
 from premem_jax.grading.reference import find_answer
 from premem_jax.grading.rules import Rules, rules_of
 from premem_jax.grading.verdict import Verdict
 
-NAMES = ("exact", "last_line", "number", "choice", "boxed", "gsm8k", "math", "none")
+NAMES = ("exact", "last_line", "number", "choice", "boxed", "gsm8k", "math", "math_verify", "none")
 GUESSES = ("gsm8k", "boxed", "choice", "number", "exact")  # the first that gives every target an answer
 NUMBER = re.compile(
     r"(?<![\w.])[-+−]?\$?[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:\s?/\s?\d+(?!\.?\d))?"
@@ -61,6 +63,10 @@ def find(name: str) -> Named:
     if name in ("boxed", "gsm8k", "math"):
         rules = Rules(boxed=True, phrases=()) if name == "boxed" else rules_of(name)
         return Named(name, by_rules(rules if name == "boxed" else name), lambda text: _by_rules(text, rules))
+    if name == "math_verify":
+        second_opinion.require()
+        of_math = partial(_by_rules, rules=rules_of("math"))
+        return Named(name, by_function(second_opinion.verdict)._replace(name=name), of_math)
     extract, same = _host_rule(name, kind, argument)
 
     def grade(response: str, answer: str) -> Verdict:

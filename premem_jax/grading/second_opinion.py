@@ -1,9 +1,11 @@
-"""Another grader's word on stored texts: math-verify, which compares answers as mathematics. It decides no verdict.
+"""math-verify, which compares answers as mathematics: beside the rules on stored texts, or as a grader of own rows.
 
 It parses answers with SymPy, which may take hours for one text. So every text has a deadline, and a process that misses
 it is killed. Needs `pip install 'premem_jax[verify]'`; source: github.com/huggingface/Math-Verify.
 """
 
+import atexit
+import functools
 import importlib.util
 import logging
 import multiprocessing
@@ -11,6 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from premem_jax.errors import UserError
+from premem_jax.grading.verdict import Verdict
 
 PACKAGES = ("math_verify", "pebble")
 
@@ -18,7 +21,7 @@ PACKAGES = ("math_verify", "pebble")
 def require() -> None:
     """Raises UserError if math-verify or its process pool is not installed."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UserError(f"check=math_verify needs {' and '.join(missing)}: pip install -e '.[verify]'")
+        raise UserError(f"math_verify needs {' and '.join(missing)}: pip install -e '.[verify]'")
 
 
 def math_verify(
@@ -43,6 +46,32 @@ def math_verify(
             pool.stop()
             raise
     return said
+
+
+def verdict(output: str, answer: str, deadline: float = 10) -> Verdict:
+    """math-verify's verdict on one output. WRONG if it fails or exceeds `deadline` seconds, UNPARSED without answer."""
+    try:
+        return Verdict(_one().schedule(_compared, (output, answer), timeout=deadline).result())
+    except Exception:  # of the deadline, of a process that the system killed, or of SymPy, which raises many kinds
+        return Verdict.WRONG
+
+
+@functools.cache
+def _one():
+    """A process that compares, until this one ends."""
+    from pebble import ProcessPool
+
+    pool = ProcessPool(1, initializer=_prepare, context=multiprocessing.get_context("spawn"))
+    atexit.register(pool.stop)
+    return pool
+
+
+def _compared(output: str, answer: str) -> int:
+    from math_verify import parse
+
+    if not parse(output, parsing_timeout=None):
+        return int(Verdict.UNPARSED)
+    return int(Verdict.CORRECT if _agrees(output, answer) else Verdict.WRONG)
 
 
 def _next(results) -> bool | None:

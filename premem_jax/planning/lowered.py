@@ -107,13 +107,17 @@ def cost(config, topology: Topology, mesh: Mesh, name: str) -> costs.Cost:
 
 
 def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
-    """The program `name` lowered for TPUs, and the bytes per chip of the train state beside its arguments.
+    """The program `name` lowered for the devices of `mesh`, and the bytes per chip of the train state beside its
+    arguments.
 
     These are the parts of the train state that it does not use: the moments while scoring, everything while sampling
-    from a copy of the weights.
+    from a copy of the weights. On GPUs attention is the reference, which takes no less memory than cuDNN's: that is not
+    lowered where there is no GPU.
     """
     options = config.model.to_dict()
     options = {key: options[key] for key in ("remat", "vocab_chunks", "attention")}
+    if mesh.devices.flat[0].platform == "gpu" and options["attention"] == "auto":
+        options["attention"] = "reference"
     shape, T = shape_of(config), longest(config)
     model = build(shape, dtype=config.compute_dtype, mesh=mesh, **options)
     array = lambda dtype, *shape: sharding.abstract_batch(mesh, shape, dtype)
@@ -131,7 +135,7 @@ def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
     text = needed(loss, batch)
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
     if name == "train":
-        return _lower(trainer.program.jitted, (state, text, rate)), 0
+        return _lower(mesh, trainer.program.jitted, (state, text, rate)), 0
     if name in OWN:
         return _own(config, mesh, name, model, loss, state, text, rate, texts)
     evaluator, params, beside = evaluators_of(config)[name], weights(state), _bytes(state)
@@ -143,7 +147,7 @@ def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
         beside -= _bytes(params)
     planned = Planned(shape, T, mesh, model, params, grader_of(tasks.find(config.data.task).GRADER))
     function, args = evaluator.program(largest(config, evaluator), planned)
-    return _lower(jax.jit(function), args), beside
+    return _lower(mesh, jax.jit(function), args), beside
 
 
 PASSES = 10  # forward passes of a probe: one, two for each of four sources, and one for what happens
@@ -160,21 +164,22 @@ def _own(config, mesh: Mesh, name: str, model: Model, loss, state, text, rate, t
     moments = _bytes(state) - _bytes(params)
     if name == "reference":
         pairs = texts(sequences(config), longest(config))
-        return _lower(jax.jit(partial(pair_measures, model)), (params, *pairs.values())), moments
+        return _lower(mesh, jax.jit(partial(pair_measures, model)), (params, *pairs.values())), moments
     model = influence.with_forward_mode(model, mesh)
     split = partial(influence.next_update, model, loss, config.train.micro_batches, **config.optimizer.to_dict())
     layout = jax.tree.map(lambda x: x.sharding, trained)
     sources = dict.fromkeys((*influence.SOURCES, "momentum", "decay"), layout)
     if name == "sources":
-        return _lower(jax.jit(split, out_shardings=sources), (state, text, rate)), 0
+        return _lower(mesh, jax.jit(split, out_shardings=sources), (state, text, rate)), 0
     half = lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype, sharding=x.sharding)
     directions = {source: jax.tree.map(half, trained) for source in sources}
     seen = texts(_probed(config, mesh), longest(config))
-    return _lower(jax.jit(partial(influence.effects, model)), (params, directions, *seen.values())), moments
+    return _lower(mesh, jax.jit(partial(influence.effects, model)), (params, directions, *seen.values())), moments
 
 
-def _lower(jitted, args) -> jax.stages.Lowered:
-    return jitted.trace(*args).lower(lowering_platforms=("tpu",))
+def _lower(mesh: Mesh, jitted, args) -> jax.stages.Lowered:
+    platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, "tpu")
+    return jitted.trace(*args).lower(lowering_platforms=(platform,))
 
 
 def _bytes(tree) -> int:

@@ -1,4 +1,4 @@
-"""Compiles one program of a config for a TPU topology in a separate process.
+"""Compiles one program of a config for a topology in a separate process.
 
 python -m premem_jax.planning.worker REQUEST.json RESULT.json
 """

@@ -215,9 +215,11 @@ class RecorderCallback(transformers.TrainerCallback):
         return pad(tokens, padding_value=self._pad), pad([torch.ones_like(each) for each in tokens])
 
 
-def _read(name: str, split: str | Sequence[Mapping], answer: files.Answer | None, **templates: str) -> files.Rows:
+def _read(
+    name: str, split: str | Sequence[Mapping], answer: files.Answer | None, *, prompt: str, target: str
+) -> files.Rows:
     """The rows of a split, from a file or as they are."""
     if isinstance(split, str):
-        return files.read(split, answer, **templates)
+        return files.read(split, answer, prompt=prompt, target=target)
     items = ((f"split {name!r}, row {number}", row) for number, row in enumerate(split))
-    return files.parse(items, answer, **templates)
+    return files.parse(items, answer, prompt=prompt, target=target)

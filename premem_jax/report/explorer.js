@@ -95,6 +95,7 @@ class Explorer {
   /** Turns to the split at `index` of the data, with no filter and its first example. */
   show(index) {
     this.split = unpackedSplit(this.data.splits[index]);
+    this.shared = sharedStart([...new Set(this.split.prompt)].filter(Boolean).map((at) => this.text(at)));
     this.group = this.split.groups[0];
     this.head();
     if (!this.columns.some(({ key }) => key === this.sort.key)) this.sort = { key: "example", down: false };
@@ -114,6 +115,12 @@ class Explorer {
   }
 
   text(index) { return this.data.texts[index]; }
+
+  /** A prompt in a line of the table, without what all begin with, as chat templates write. */
+  question(index) {
+    const kept = this.text(index).slice(this.shared, this.shared + 160);
+    return this.shared && index ? `… ${kept}` : kept;
+  }
 
   sortBy(key) {
     const { sort } = this;
@@ -201,7 +208,7 @@ class Explorer {
       "tr",
       row === this.selected ? "selected" : "",
       element("td", "example", String(example[row])),
-      element("td", "text", this.text(prompt[row]).slice(0, 160)),
+      element("td", "text", this.question(prompt[row])),
       share("premem"),
       share("accuracy"),
       element("td", "nll", short(columns.nll[row])),
@@ -292,6 +299,14 @@ class Explorer {
       return element("pre", `response ${kind}`, badge, this.text(text));
     });
   }
+}
+
+/** How many characters all of the texts begin with, in whole words; none if it is little, or one text. */
+function sharedStart([first = "", ...others]) {
+  let length = others.length ? first.length : 0;
+  for (const text of others) while (!text.startsWith(first.slice(0, length))) length--;
+  const words = first.slice(0, length).search(/\S*$/);
+  return words > 20 ? words : 0;
 }
 
 const normal = (text) => text.toLowerCase().replace(/\s+/g, " ");

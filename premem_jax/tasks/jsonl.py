@@ -63,7 +63,8 @@ def load(
             "data.path is empty: it is the folder of train.jsonl, and of heldout.jsonl and test.jsonl if any"
         )
     files = _files(path)
-    read = lambda split, answer: rows.read(files[split], answer, prompt=prompt, target=target).examples
+    items = {split: rows.items_of(found)[0] for split, found in files.items()}
+    read = lambda split, answer: rows.parse(items[split], answer, prompt=prompt, target=target).examples
     if not grader:
         grader = named.guess([example.target for example in read("train", None)])
     chosen = named.find(grader)

@@ -24,7 +24,8 @@ def checksums(tree):
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    bits = x.astype(jnp.uint32) if x.dtype.itemsize < 4 else jax.lax.bitcast_convert_type(x, jnp.uint32)
+    same_size = {2: jnp.uint16, 4: jnp.uint32}.get(x.dtype.itemsize)  # none for flags
+    bits = (jax.lax.bitcast_convert_type(x, same_size) if same_size else x).astype(jnp.uint32)
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
         place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)

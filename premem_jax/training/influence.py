@@ -42,6 +42,7 @@ def update_by_source(
     eps: float,
     weight_decay: float,
     clip_norm: float,
+    mean_dtype: str = "float32",  # changes nothing: what is kept is in the state
 ) -> dict[str, dict]:
     """The change of the trained parameters that AdamW makes next, as a sum of trees: one for each of `gradients`, which
     sum to the whole gradient, and `momentum` and `decay`.
@@ -70,7 +71,7 @@ SOURCES = ("chosen", "rejected")  # by the place of the response; then come mome
 
 
 def next_update(
-    model: Model, loss: Responses, micro_batches: int, state: Mapping, batch, rate, **optimizer: float
+    model: Model, loss: Responses, micro_batches: int, state: Mapping, batch, rate, **optimizer: float | str
 ) -> dict[str, dict]:
     """`update_by_source` of the update that `train_step` would make: `chosen`, `rejected`, `momentum`, `decay`.
 

@@ -7,17 +7,20 @@ import optax
 
 
 @cache
-def adamw(*, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+def adamw(
+    *, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float, mean_dtype: str = "float32"
+) -> optax.GradientTransformation:
     """AdamW without the learning rate, after clipping by the global norm: multiply its result by minus the rate.
 
     Equal settings give the same object, so compiled updates are shared.
 
     Weight decay is decoupled (Loshchilov & Hutter, arXiv 1711.05101) and applies to matrices, not to biases and norm
-    scales, as in the trainer of `transformers`.
+    scales, as in the trainer of `transformers`. The mean of the gradients is kept in `mean_dtype` between updates, that
+    of their squares always in fp32: with b2 = 0.999, its changes are lost in bf16.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mean_dtype),
         optax.add_decayed_weights(weight_decay, mask=decayed),
     )
 

@@ -149,10 +149,9 @@ GOOD = '{"output": "#### 1", "answer": "1"}'
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", ["rows.jsonl", "empty", "{output, answer}"]),
+        ("", ["rows.jsonl", "empty"]),
         (f"{GOOD}\n{{", ["rows.jsonl:2", "JSON"]),
-        (f"{GOOD}\n\n{GOOD}\n", ["rows.jsonl:2"]),
-        (f'{GOOD}\n{GOOD}\n{{"output": "1"}}', ["rows.jsonl:3", "'answer'"]),
+        (f'{GOOD}\n{GOOD}\n{{"output": "1"}}', ["rows.jsonl:3", "not a row {answer} as the others", "it has output"]),
         ('{"output": 1, "answer": 1}', ["rows.jsonl:1", "output must be a text"]),
         ('{"output": "\\ud800", "answer": "1"}', ["rows.jsonl:1", "surrogate"]),
         ('{"output": "1", "answer": "no number ####"}', ["rows.jsonl:1", "#### N"]),
@@ -169,6 +168,36 @@ def test_wrong_files_are_named_with_file_and_line(text, words, tmp_path):
         grade.run(c, tmp_path / "run")
     assert [word for word in words if word not in str(error.value)] == [], error.value
     assert not (tmp_path / "run").exists()
+
+
+def test_own_rows_are_graded_by_name_as_in_a_finetune(tmp_path):
+    """Whatever their form, the answers are those that `data.task=jsonl` finds."""
+    said = ["so 1,234", "about 7", "no idea"]
+    target = "the sum is 1234"
+    for row in ({"question": "a", "answer": target}, {"prompt": "a", "target": f" {target}"}, {"answer": 1234}):
+        c = config.get_config()
+        c.data.update(grader="number", path=str(write(tmp_path / "rows.jsonl", [row | {"output": o} for o in said])))
+        folder = tmp_path / str(len(row)) / next(iter(row))
+        summary = grade.run(c.lock(), folder)
+        lines = [json.loads(line) for line in (folder / "verdicts.jsonl").open(encoding="utf-8")]
+        assert [(line["verdict"], line["extracted"], line["reference"]) for line in lines] == [
+            ("correct", "1234", "1234"),
+            ("wrong", "7", "1234"),
+            ("unparsed", None, "1234"),
+        ]
+        assert summary["grader"] == "number" and summary["decided_on_host"] == 3
+
+
+def test_a_function_that_fails_is_named_with_its_row(tmp_path):
+    (tmp_path / "mine.py").write_text("def same(response, answer):\n    return int(response) == int(answer)\n")
+    c = config.get_config()
+    rows = [dict(output=output, answer="4") for output in ("4", "four")]
+    c.data.update(grader=f"python:{tmp_path / 'mine.py'}:same", path=str(write(tmp_path / "rows.jsonl", rows)))
+    with pytest.raises(UserError, match=r"same: ValueError: .*; row 2, response 'four'"):
+        grade.run(c, tmp_path / "run")
+    c.data.grader = "none"
+    with pytest.raises(UserError, match=r"data.grader='none' grades nothing"):
+        grade.run(c, tmp_path / "run")
 
 
 def test_an_unclosed_box_is_no_answer_to_grade_by(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
+from premem_jax import config as defaults
 from premem_jax.analysis.emergence_law import Law
 from premem_jax.analysis.emergence_table import read
 from premem_jax.errors import Stopped, UserError
@@ -14,7 +15,9 @@ from premem_jax.experiments import ladder, pretraining, rungs
 from premem_jax.running import sealed, storage
 from premem_jax.tasks import knowledge
 from tests import tiny
-from tests.configs import tiny_ladder
+from tests.configs import tiny_ladder, tiny_rungs
+
+PLANTED = ("often", 0.05, (3.0, 3.5, 1.0, 0.9, 0.125)), ("seldom", 0.01, (2.5, 3.5, 1.0, 0.9, 0.125))
 
 
 def config(cache, **changes):
@@ -140,6 +143,30 @@ def test_a_planted_law_is_drawn_from_on_the_losses_of_real_rungs(made, tmp_path)
         for row in rows
     ]
     assert np.abs(z).max() < 4 and 0.5 < np.std(z) < 1.5
+
+
+def test_mixes_are_all_forecast_before_a_strong_model_of_any_is_begun(made, tmp_path):
+    """Accuracies are planted; the mixes share facts and held-out texts, and differ in the texts that ask."""
+    mixes = {name: {"world.asked": asked, "planted": law} for name, asked, law in PLANTED}
+    c = defaults.ladder(tiny_rungs.get_config(), {"fit": {}}, {"truth": {"pretrain.steps": 24}}, mixes)
+    c.update(cache=str(made[0] / "cache"))  # which has the rungs of one mix
+    c.study.draws = 0
+    summary = ladder.run(c, storage.path(tmp_path / "run"))
+    time = lambda name: (tmp_path / "run" / name).stat().st_mtime_ns
+    sealed_at = [time(f"forecast/{mix}/forecast.json") for mix in mixes]
+    assert max(time(f"runs/{mix}.fit/summary.json") for mix in mixes) < min(sealed_at)
+    assert max(sealed_at) < min(time(f"runs/{mix}.truth/config.json") for mix in mixes)
+    for mix in mixes:
+        given = json.loads((tmp_path / f"run/runs/{mix}.truth/config.json").read_text())["forecast"]
+        assert given == sealed.digest((tmp_path / f"run/forecast/{mix}/forecast.json").read_bytes())
+        rows, _ = read(storage.path(tmp_path / f"run/forecast/{mix}/weak.jsonl"))
+        assert {float(x) for x in rows.loss} == {row["loss"] for row in of(tmp_path, f"{mix}.fit")}
+    [pair] = summary["choice"]
+    assert pair["families"] == ["often", "seldom"] and summary["mixes"].keys() == mixes.keys()
+    page = (tmp_path / "run" / "forecast" / "report.html").read_text()
+    assert "often or seldom" in page and "Trust the order only if" in page
+    texts = [knowledge.texts(knowledge.World(asked=asked), 40, 0, asking=False) for asked in (0.0, 0.4)]
+    assert texts[0] == texts[1] != knowledge.texts(knowledge.World(asked=0.4), 40, 0)
 
 
 def of(folder, name) -> list[dict]:

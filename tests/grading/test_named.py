@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from premem_jax.errors import UserError
+from premem_jax.grading import second_opinion
 from premem_jax.grading.named import NAMES, find, guess
 from premem_jax.grading.verdict import Verdict
 
@@ -51,6 +52,21 @@ def test_verdicts(name, response, answer, expected):
     assert verdict(name, response, answer) == expected
 
 
+def test_math_verify_compares_as_mathematics():
+    pytest.importorskip("math_verify", reason="pip install -e '.[verify]' brings math-verify")
+    half = r"so $\boxed{\frac{2}{4}}$"
+    cases = [
+        (half, "1/2", CORRECT),
+        (half, "0.4", WRONG),
+        ("no idea", "1", UNPARSED),
+        (r"\boxed{9^{9^{9^9}}}", "1", WRONG),
+    ]
+    began = second_opinion.verdict("1", "1")  # the process starts
+    assert [verdict("math_verify", said, answer) for said, answer, _ in cases[:3]] == [want for *_, want in cases[:3]]
+    assert second_opinion.verdict(*cases[3][:2], deadline=1) == WRONG and began == CORRECT
+    assert find("math_verify").extract(half) == r"\frac{2}{4}"
+
+
 @given(st.integers(-(10**9), 10**9), st.integers(1, 10**4), st.sampled_from(["{}", " it is {} .", "so:\n${}.\n"]))
 def test_a_number_is_found_however_it_is_written(numerator, denominator, text):
     value = Fraction(numerator, denominator)
@@ -59,7 +75,7 @@ def test_a_number_is_found_however_it_is_written(numerator, denominator, text):
     assert verdict("number", text.format(numerator), str(numerator + 1)) == WRONG
 
 
-@given(st.text(max_size=60), st.sampled_from([name for name in NAMES if name != "none"]))
+@given(st.text(max_size=60), st.sampled_from([name for name in NAMES if name not in ("none", "math_verify")]))
 def test_any_text_has_a_verdict_and_a_target_is_its_own_answer(text, name):
     grader = find(name)
     answer = grader.extract(text)

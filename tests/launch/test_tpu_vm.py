@@ -118,6 +118,7 @@ def test_the_other_steps():
             "an accelerator type has a number of cores alone",
         ),
         (["create", "--topology=v5e:5x5", "--service_account=a@b"], "v5e has the shapes"),
+        (["create", "--topology=h100:8", "--service_account=a@b"], "TPUs (v4, v5e, v5p, v6e), not GPUs"),
         (["create", "--topology=v5e:4x4"], "required: --service_account"),
         (["run", f"--image={IMAGE}", "--", "--config=c.py", "--workdir=runs/mine"], "--workdir=gs://BUCKET/FOLDER"),
     ],

@@ -263,6 +263,20 @@ def test_nothing_of_a_run_is_cut_off_or_too_small(browser, made):
         assert "What the metric is" in page.content() and "What to do next" in page.content()
 
 
+def test_what_all_prompts_begin_with_is_left_out_of_the_table(browser, tmp_path):
+    head, questions = (
+        "<|im_start|>system\nYou are helpful<|im_end|>\n<|im_start|>user\n",
+        ["What is 1 ?", "What is 12 ?"],
+    )
+    trace.write_evaluation(tmp_path / "trace", 1, 1, synthetic_splits(3, 1, examples=2))
+    read, chosen = trace.read_trace(tmp_path / "trace"), threshold.given(1.1)
+    rows = [dict(split="train", example=i, prompt=head + said, reference="a") for i, said in enumerate(questions)]
+    path = report_page.write_report(tmp_path, read, curves.run_curves(read, chosen), chosen, {}, rows, [])
+    with opened(browser, path) as page:
+        assert columns(page)["text"] == ["… 1 ?", "… 12 ?"]
+        assert page.locator("#detail pre").all_text_contents()[0] == head + questions[0]
+
+
 def test_eight_thousand_examples_open_quickly(browser, tmp_path, capsys):
     """The time is printed, for a busy machine would make it a matter of luck; what makes it short is asserted."""
     count, evaluations = 8000, 10

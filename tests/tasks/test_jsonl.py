@@ -3,12 +3,16 @@
 import gzip
 import json
 import math
+import tempfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs import finetune as recipe
+from premem_jax.data.rows import read
 from premem_jax.errors import UserError
 from premem_jax.experiments import finetune
 from premem_jax.tasks import task as tasks
@@ -183,6 +187,25 @@ def test_datasets_of_hugging_face_on_disk_are_those_rows(tmp_path):
         file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UserError, match=r"alone/data-00000-of-00001.arrow: not a whole stream of Arrow"):
         load(tmp_path / "alone")
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_stream_of_arrow_has_rows_or_is_one_mistake(changes):
+    """Lengths and offsets in it are not believed: they would end the process."""
+    file, table = pa.BufferOutputStream(), pa.Table.from_pylist(sums(30))
+    with pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=20)
+    data = bytearray(file.getvalue())
+    for place, byte in changes:
+        data[int(place * len(data))] = byte
+    with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
+        file.write(data)
+        file.flush()
+        try:
+            assert len(read(file.name, None).examples) <= 30
+        except UserError as error:
+            assert file.name in str(error)
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path):

@@ -15,11 +15,12 @@ SUMS = jax.jit(checksums)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 5 * 7 * 3 - 1), st.integers(0, 31))
-def test_every_bit_of_every_element_counts(seed, place, bit):
-    x = np.random.default_rng(seed).normal(size=(5, 7, 3)).astype(np.float32)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 5 * 7 * 3 - 1), st.integers(0, 31), st.booleans())
+def test_every_bit_of_every_element_counts(seed, place, bit, half):
+    x = np.random.default_rng(seed).normal(size=(5, 7, 3)).astype("bfloat16" if half else np.float32)
     changed = x.copy()
-    changed.view(np.uint32).reshape(-1)[place] ^= np.uint32(1 << bit)
+    bits = changed.view(f"u{x.dtype.itemsize}").reshape(-1)
+    bits[place] ^= bits.dtype.type(1 << bit % (8 * x.dtype.itemsize))
     assert int(SUMS(x)) != int(SUMS(changed))
 
 
@@ -34,7 +35,7 @@ def test_so_does_the_order(seed, order):
 @pytest.mark.parametrize("dtype", ["float32", "int32", "bfloat16", "bool"])
 def test_they_are_those_of_numpy(dtype):
     x = jnp.asarray(np.random.default_rng(0).integers(0, 100, (4, 6))).astype(dtype)
-    bits = np.asarray(x).view(np.uint32) if x.dtype.itemsize == 4 else np.asarray(x).astype(np.uint32)
+    bits = np.asarray(x).view(f"u{x.dtype.itemsize}").astype(np.uint32)
     weights = [i * 2654435761 % 2**32 | 1 for i in range(24)]
     expected = sum(int(b) * w for b, w in zip(bits.reshape(-1), weights, strict=True)) % 2**32
     assert int(SUMS(x)) == expected

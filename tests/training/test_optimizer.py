@@ -1,6 +1,7 @@
-"""The schedule against NumPy's interpolation, and what a decaying and clipping optimizer may and may not touch."""
+"""The schedule and AdamW against NumPy, and what a decaying and clipping optimizer may and may not touch."""
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,3 +34,22 @@ def test_decay_touches_matrices_and_not_norm_scales():
     np.testing.assert_allclose(direction["mlp"]["up"], 0.3, rtol=1e-6)
     np.testing.assert_allclose(direction["head"], 0.3, rtol=1e-6)
     np.testing.assert_array_equal(direction["norm"]["scale"], 0)
+
+
+def test_the_mean_of_gradients_may_be_kept_in_half_precision():
+    """Against float64, where nothing but the kept mean is rounded, to bf16 after each update."""
+    b1, b2, eps, rng = 0.9, 0.95, 1e-8, np.random.default_rng(0)
+    optimizer = adamw(b1=b1, b2=b2, eps=eps, weight_decay=0.0, clip_norm=1e30, mean_dtype="bfloat16")
+    params = {"up": jnp.zeros(300)}
+    state, mean, square = optimizer.init(params), np.zeros(300), np.zeros(300)
+    apart = []
+    for t in range(1, 9):
+        gradient = rng.normal(size=300).astype(np.float32)
+        direction, state = optimizer.update({"up": jnp.asarray(gradient)}, state, params)
+        mean, square = b1 * mean + (1 - b1) * gradient, b2 * square + (1 - b2) * gradient.astype(float) ** 2
+        expected = mean / (1 - b1**t) / (np.sqrt(square / (1 - b2**t)) + eps)
+        apart.append(np.abs(direction["up"] - expected).max())
+        mean = mean.astype(ml_dtypes.bfloat16).astype(float)
+    kept = next(part for part in state if hasattr(part, "nu"))
+    assert kept.mu["up"].dtype == jnp.bfloat16 and kept.nu["up"].dtype == jnp.float32
+    assert apart[0] < 1e-6 and max(apart) < 2e-2
