@@ -37,7 +37,7 @@ from premem_jax.running.programs import Clock
 from premem_jax.tasks import choice, gsm8k
 
 CONTEXT, BATCH = 2048, 10
-BUCKETS = (96, 160, 256, 384, 640)
+BUCKETS = (64, 96, 160, 256, 384, 640)
 
 
 class Both:

@@ -45,7 +45,7 @@ def every_epoch(epochs: int, **sampling) -> dict[str, ConfigDict]:
     return dict(
         train_likelihood=evaluator("likelihood", "train", at),
         test_likelihood=evaluator("likelihood", "test", at),
-        train_accuracy=evaluator("accuracy", "train", at, **sampling),
+        train_accuracy=evaluator("accuracy", "train", at, drafted=True, **sampling),
         test_accuracy=evaluator("accuracy", "test", at, **sampling),
     )
 
@@ -77,7 +77,7 @@ def arithmetic() -> ConfigDict:
     c.evals = dict(
         train_likelihood=evaluator("likelihood", "train", early, batch=32),
         heldout_likelihood=evaluator("likelihood", "heldout", early, batch=32),
-        train_accuracy=evaluator("accuracy", "train", early, samples=10, **sampling),
+        train_accuracy=evaluator("accuracy", "train", early, samples=10, drafted=True, **sampling),
         test_accuracy=evaluator("accuracy", "test", early, samples=5, **sampling),
     )
     return c

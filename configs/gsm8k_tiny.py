@@ -24,7 +24,7 @@ def get_config(arg=None):
     c.evals = dict(
         train_likelihood=config.evaluator("likelihood", "train", epochs),
         heldout_likelihood=config.evaluator("likelihood", "heldout", epochs),
-        train_accuracy=config.evaluator("accuracy", "train", epochs, **sampling),
+        train_accuracy=config.evaluator("accuracy", "train", epochs, drafted=True, **sampling),
         test_accuracy=config.evaluator("accuracy", "test", (8,), **sampling),
     )
     return c

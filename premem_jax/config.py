@@ -168,8 +168,7 @@ def checkpoint_rung() -> ConfigDict:
     c.experiment = "checkpoint_rung"
     del c["extend"]
     del c.train["epochs"]
-    c.model.preset = "llama_tiny"  # not used beside model.path
-    c.train.update(batch=16, learning_rate=1e-5)  # to 512 tokens of a batch, the rate of arXiv 2411.16035 is not known
+    c.train.update(batch=16, learning_rate=1e-5)  # of the trainer of the paper's author
     c.threshold.rule = "none"
     c.data.update(heldout=256)
     c.evals = dict(answers=evaluator("option_likelihood", "test", ()))

@@ -288,7 +288,7 @@ TABLES: Mapping[str, Table] = {
         "data.path": (NEEDED, "file of rows {prompt, target}; a task needs their answers too"),
         "data.task": (choice("", *TASKS), "whose rules grade the responses; empty: they are not graded"),
         "data.context": (integer(2, 2**20), "longest row in tokens"),
-        "data.buckets": BUCKETS,
+        "data.buckets": (BUCKETS[0], "lengths to which batches are padded; none: a few, by the longest row"),
         "tokenizer.path": (text(), "file or folder of the tokenizer; empty: that of model.path"),
         "model.path": (NEEDED, "what to evaluate: a Hugging Face folder, a run's folder, or RUN/checkpoints/STEP"),
         "likelihood.batch": evaluators.find("likelihood").OPTIONS["batch"],

@@ -10,7 +10,6 @@ of NaN) are skipped; their own value is NaN. A perplexity is one threshold, or (
 """
 
 import numpy as np
-from scipy.stats import hypergeom
 
 from premem_jax.analysis import premem
 from premem_jax.analysis.premem import log_threshold
@@ -67,6 +66,8 @@ def kept(
     Raises:
       ValueError: r is below 1, or above the number of samples that some evaluation has.
     """
+    from scipy.stats import hypergeom  # which takes half a second to import
+
     known_ME = (samples_ME > 0) & np.isfinite(nll_ME)
     if r < 1 or np.any(samples_ME[known_ME] < r):
         raise ValueError(f"{r} samples cannot be kept of {samples_ME[known_ME].min(initial=samples_ME.max())}")

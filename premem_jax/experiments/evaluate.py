@@ -1,6 +1,7 @@
 """Evaluate a Hugging Face folder or a run's checkpoint on the rows of a file: target NLL, samples, verdicts."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 
@@ -65,10 +66,9 @@ def measure(config, folder: Path, clock: Clock) -> tuple[files.Rows, list[Path]]
     examples = chat.applied(template, tokenizer, {"rows": rows.examples})["rows"]
     data = tokenize(config.data.path, examples, tokenizer, context=config.data.context, drop_long=False)
     saw(data, tokenizer, template)
-    buckets = tuple(config.data.buckets)
     own = named.find(config.data.grader).grader if config.data.grader else None
     split = Split("evaluation", data, own or tasks.find(config.data.task or "gsm8k").GRADER)
-    likelihood, accuracy = evaluators(config, split, Run(tokenizer, model, mesh, clock, config.seed, buckets))
+    likelihood, accuracy = evaluators(config, split, Run(tokenizer, model, mesh, clock, config.seed))
 
     # ---- The chunks that are missing --------------------------------------------------------------------------------
     params, values = weights(config, checkpoint, mesh, folder, clock)
@@ -118,10 +118,18 @@ def polled(parts: Iterable[Part]) -> Iterator[Part]:
 
 def evaluators(config, split: Split, run: Run) -> tuple[Likelihood, Accuracy | None]:
     """The evaluators: likelihood, and samples if any are asked for, graded by the rules of the task."""
-    likelihood = Likelihood(split, run, **config.likelihood)
+    lengths, given = split.data.lengths, tuple(config.data.buckets)
+    likelihood = Likelihood(split, run._replace(buckets=given or ladder(lengths.max())), **config.likelihood)
     if not config.sampling.samples:
         return likelihood, None
+    longest = max(map(len, split.data.prompts)) + config.sampling.max_new_tokens
+    run = run._replace(buckets=given or ladder(longest))
     return likelihood, Accuracy(split, run, **config.sampling, keep_texts=len(split.data))
+
+
+def ladder(longest: int) -> tuple[int, ...]:
+    """The few lengths, multiples of 32, that sequences are padded to: up to 1.4 times theirs, from a quarter on."""
+    return tuple(sorted({32 * math.ceil(longest / 2 ** (i / 2) / 32) for i in range(5)}))
 
 
 def chunks_of(data: Tokenized, size: int, folder: Path) -> dict[Path, list[int]]:

@@ -305,9 +305,11 @@ def _worded_problem(rng, i, split, steps, seen):
         words = {"name": _pick(rng, NAMES), "item": _pick(rng, ITEMS)}
         prompt = _question(rng, program, words)
         if split_of(prompt) == split and prompt not in seen:
+            solution, answer = " " + worded_solution(rng, program, words), str(program[-1][-1])
+            if split == "base":  # of which the text alone is of use
+                return Example(i, prompt, solution, answer)
             other, mistaken = rng.spawn(2)
             reworded = _reworded(other, prompt, program, words)
-            solution, answer = " " + worded_solution(rng, program, words), str(program[-1][-1])
             wrong = " " + worded_solution(mistaken, _mistaken(mistaken, program), words)
             return Example(i, prompt, solution, answer, reworded=reworded, rejected=wrong)
 

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from configs import evaluate as run_card
 from premem_jax import sharding
+from premem_jax.data.pipeline import pad_to
 from premem_jax.errors import NonFinite, UserError
 from premem_jax.experiments import evaluate
 from premem_jax.grading.reference import grade_bytes
@@ -67,6 +70,21 @@ def expected_nll(folder, rows) -> list[tuple[float, int]]:
             logits = model(tokens).logits[0, len(prompt) - 1 : -1]
         out.append((torch.nn.functional.cross_entropy(logits, tokens[0, len(prompt) :]).item(), len(target)))
     return out
+
+
+@given(longest=st.integers(1, 2**17), length=st.integers(1, 2**17))
+def test_rows_of_all_lengths_have_few_shapes(longest, length):
+    lengths, length = evaluate.ladder(longest), min(length, longest)
+    padded = pad_to(length, lengths)
+    assert len(lengths) <= 5 and padded in lengths and not padded % 32
+    assert padded < 1.42 * max(length, longest / 4) + 32
+
+
+def test_without_buckets_the_evaluators_take_the_shapes_that_their_rows_need():
+    made = lambda **changes: evaluate.evaluators(settings(Path(), **changes), tiny.split(), tiny.run())
+    likelihood, accuracy = made(**{"sampling.samples": 1, "sampling.max_new_tokens": 100})
+    assert likelihood.run.buckets == (32,) and accuracy.run.buckets == (32, 64, 96, 128)
+    assert made(**{"data.buckets": (20, 40)})[0].run.buckets == (20, 40)
 
 
 def rows_of(place):
