@@ -35,6 +35,13 @@ NAMES = {"premem": "premem_jax", "hugging_face": "transformers", "tunix": "tunix
 # Comparisons by suite: contenders, their tasks and a label. The first is ours.
 CASES = {
     "train": {"update": (("premem", "train", ""), ("hugging_face", "train", ""), ("tunix", "train", ""))},
+    "packed": {
+        "packed": (
+            ("premem", "train_packed", "shared rows"),
+            ("hugging_face", "train_uncut", "padded to the longest"),
+            ("premem", "train_uncut", "padded to the longest"),
+        )
+    },
     "lora": {"adapters": (("premem", "train_lora", ""), ("hugging_face", "train_lora", "peft"))},
     "sample": {
         "sample": (
@@ -66,13 +73,14 @@ CASES = {
     },
     "rounds": {"finetune": (("premem", "finetune", ""), ("premem", "finetune_in_one_round", "no rounds"))},
 }
-# Tokens of one turn: padded ones in training, sampled ones, and those of the texts in scoring.
+# Tokens of one turn: padded ones in `train`, sampled ones, and those of the texts in scoring and with shared rows.
 TOKENS = {
     "update": workload.UPDATES * workload.TRAIN_ROWS * workload.TRAIN_LENGTH,
     "adapters": workload.UPDATES * workload.TRAIN_ROWS * workload.TRAIN_LENGTH,
     "sample": workload.PROMPTS * workload.SAMPLES * workload.NEW_TOKENS,
     "top-p": workload.PROMPTS * workload.SAMPLES * workload.NEW_TOKENS,
     "greedy": workload.PROMPTS * workload.NEW_TOKENS,
+    "packed": sum(map(sum, workload.LENGTHS)),
     "perplexity": sum(map(sum, workload.LENGTHS)),
 }
 

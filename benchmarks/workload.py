@@ -27,6 +27,7 @@ LENGTHS = (
 
 TRAIN_ROWS, TRAIN_LENGTH, UPDATES = 32, 256, 2  # of a batch; updates per turn
 PROMPTS, SAMPLES, NEW_TOKENS = 32, 4, 128
+PACKED_TOKENS = (5120, 5632, 6144)  # of a batch whose examples share rows
 SCORED = 64
 SCORE_BATCH = 16
 OPTIMIZER = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
@@ -48,10 +49,18 @@ class Workload:
         self.examples = [(draw(prompt), draw(target)) for prompt, target in LENGTHS]
         self._order = random.permutation(len(LENGTHS))
 
+    def picked(self, step: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Prompt and target of the examples of update `step`."""
+        first = step * TRAIN_ROWS % len(self.examples)
+        return [self.examples[i] for i in self._order[first : first + TRAIN_ROWS]]
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Batch `step` of the training, right-padded: `tokens` and `weights`, both (TRAIN_ROWS, TRAIN_LENGTH)."""
-        first = step * TRAIN_ROWS % len(self.examples)
-        return self.padded([self.examples[i] for i in self._order[first : first + TRAIN_ROWS]], TRAIN_LENGTH)
+        return self.padded(self.picked(step), TRAIN_LENGTH)
+
+    def uncut(self, step: int) -> dict[str, np.ndarray]:
+        """The same, padded to the longest example, as the collators of `transformers` do."""
+        return self.padded(self.picked(step), max(sum(map(len, example)) for example in self.picked(step)))
 
     @property
     def prompts(self) -> list[np.ndarray]:

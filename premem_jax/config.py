@@ -43,6 +43,7 @@ def finetune() -> ConfigDict:
     c.train = ConfigDict(
         dict(epochs=3, batch=128, micro_batches=1, length_window=1, learning_rate=2e-5, warmup_steps=20)
     )
+    c.train.packed_tokens = ()  # without sizes, each example has a row of its own
     c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=tuple(f"{name}_proj" for name in MATRICES)))  # 0: no adapters
     c.optimizer = ConfigDict(dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=2.0, mean_dtype="float32"))
     c.evals = ConfigDict()

@@ -144,18 +144,18 @@ def places_here(mesh: Mesh, batch: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch)[part] for (part,) in parts]))
 
 
-def put_batch(mesh: Mesh, tree, batch: int | None = None, axis: int = 0):
+def put_batch(mesh: Mesh, tree, *, here: bool = False, axis: int = 0):
     """Puts host arrays on the mesh, their batch axis `axis` sharded over `data` and `fsdp`.
 
-    They hold the `places_here` of a batch of `batch`; without `batch`, the whole batch.
+    They are the whole batch, or with `here` the `places_here` alone.
     """
     layout = NamedSharding(mesh, P(*[None] * axis, *BATCH))
     if not mesh.is_multi_process:
         return jax.device_put(tree, layout)
 
     def put(x):
-        size = x.shape[axis] if batch is None else batch
-        places = np.arange(size) if batch is None else places_here(mesh, size)
+        size = x.shape[axis] * parts(mesh) // len(places_here(mesh, parts(mesh))) if here else x.shape[axis]
+        places = places_here(mesh, size) if here else np.arange(size)
         part = lambda index: x.take(np.searchsorted(places, np.arange(size)[index[axis]]), axis)
         return jax.make_array_from_callback((*x.shape[:axis], size, *x.shape[axis + 1 :]), layout, part)
 

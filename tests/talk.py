@@ -38,7 +38,7 @@ if __name__ == "__main__":
     assert processes.once(lambda: [processes.once(lambda: mine), processes.all_agree(False)]) == [0, False]
     mesh = sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1))
     places = sharding.places_here(mesh, 12)
-    batch = sharding.put_batch(mesh, places.astype(np.float32), 12)
+    batch = sharding.put_batch(mesh, places.astype(np.float32), here=True)
     total = jax.jit(lambda x: jnp.sum(x**2), out_shardings=sharding.replicated(mesh))(batch)
     interrupted = Unfinished(Path(sys.argv[1]), 3, {"nll": 4})
     interrupted.of["nll"].done[:3] = True

@@ -156,7 +156,7 @@ ALLOWED = {
     repr(10**30): {"learning_rate", "clip_norm", "perplexity", "flops"},
     "'x'": TEXTS | {"traces", "table", "truth", "rows", "template"},
     "''": TEXTS | {"check", "truth"},
-    "()": {"buckets", "epochs", "amounts", "planted", "trackers", "mixes"},
+    "()": {"buckets", "packed_tokens", "epochs", "amounts", "planted", "trackers", "mixes"},
     "True": FLAGS,
     "False": FLAGS,
 }
@@ -225,6 +225,7 @@ def test_wrong_values_are_refused_by_the_name_of_the_key(experiment):
         ("finetune", {"evals.train_accuracy.top_p": 1.5}, ["evals.train_accuracy.top_p=1.5"]),
         ("finetune", {"evals.train_accuracy.temperature": 1e-300}, ["evals.train_accuracy.temperature=1e-300"]),
         ("finetune", {"train.micro_batches": 3}, ["train.micro_batches=3", "train.batch=8"]),
+        ("finetune", {"train.packed_tokens": (2048, 128)}, ["train.packed_tokens=(2048, 128)", "increasing"]),
         ("finetune", {"evals.variance.micro_batches": 16}, ["evals.variance.micro_batches=16"]),
         ("finetune", {"mesh.tensor": -1}, ["mesh", "at most one may be -1"]),
         ("finetune", {"model.path": "folder"}, ["base.steps=12", "model.path"]),

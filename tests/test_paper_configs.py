@@ -80,6 +80,7 @@ def test_a_few_steps_with_a_small_model(model, task, tmp_path):
         "--config.data.train=64",
         "--config.data.test=72",
         "--config.train.batch=32" if task == "gsm8k" else "--config.train.batch=24",
+        "--config.train.packed_tokens=(6144,8192)",
         f"--config.cache={tmp_path / 'cache'}",
         f"--workdir={tmp_path / 'run'}",
     ]

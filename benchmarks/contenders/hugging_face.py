@@ -32,14 +32,18 @@ class Tasks:
         return {name: x.to(DEVICE) for name, x in batch.items()}
 
     def train(self):
-        return self._train(self._model("float32"))
+        return self._train(self._model("float32"), self._given.batch)
+
+    def train_uncut(self):
+        return self._train(self._model("float32"), self._given.uncut)
 
     def train_lora(self):
         from peft import PeftModel
 
-        return self._train(PeftModel.from_pretrained(self._model(), self._folder / "adapter", is_trainable=True))
+        model = PeftModel.from_pretrained(self._model(), self._folder / "adapter", is_trainable=True)
+        return self._train(model, self._given.batch)
 
-    def _train(self, model):
+    def _train(self, model, batch):
         model, step = model.train(), 0
         update = self._update(model, workload.OPTIMIZER)
 
@@ -47,7 +51,7 @@ class Tasks:
             nonlocal step
             losses = []
             for _ in range(workload.UPDATES):
-                losses.append(update(self._given.batch(step), workload.LEARNING_RATE))
+                losses.append(update(batch(step), workload.LEARNING_RATE))
                 step += 1
             return torch.stack(losses).tolist()
 
@@ -182,6 +186,7 @@ def until(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "train_lora", "sample", "sample_static", "sample_top_p", "greedy", "score", "score_one_by_one")
+    names = ("train", "train_uncut", "train_lora", "sample", "sample_static", "sample_top_p", "greedy")
+    names += ("score", "score_one_by_one")
     versions = dict(torch=torch.__version__, transformers=transformers.__version__)
     serve({name: getattr(tasks, name) for name in (*names, "finetune")}, versions)

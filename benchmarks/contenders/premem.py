@@ -22,6 +22,7 @@ from benchmarks import workload
 from benchmarks.contenders.turns import serve
 from benchmarks.workload import Workload
 from premem_jax import sharding
+from premem_jax.data.packing import Packing
 from premem_jax.models import adapters, peft
 from premem_jax.models.architecture import ModelConfig, lora_of, preset
 from premem_jax.models.decoder import build, init, unstack
@@ -80,13 +81,29 @@ class Tasks:
         self._load = lambda dtype: checkpoint.load(_mesh(), dtype)
 
     def train(self):
-        return self._train(self._model, self._load("float32"))
+        return self._train(self._model, self._load("float32"), self._given.batch)
+
+    def train_uncut(self):
+        return self._train(self._model, self._load("float32"), self._given.uncut)
+
+    def train_packed(self):
+        """Examples share rows."""
+        packing = Packing.of(workload.PACKED_TOKENS, 1, self._micro_batches)
+
+        def batch(step: int) -> dict[str, np.ndarray]:
+            examples = self._given.picked(step)
+            weights = lambda prompt, target: np.repeat([0, 1], [len(prompt), len(target)])
+            one = lambda i: (np.concatenate(examples[i]), weights(*examples[i]))
+            return packing.batch([sum(map(len, e)) for e in examples], one, full=len(examples), buckets=())
+
+        return self._train(self._model, self._load("float32"), batch)
 
     def train_lora(self):
         model = self._model.on(config=_with_adapters(self._model.config), mesh=_mesh())
-        return self._train(model, adapters.join(_adapters(self._model.config), self._load(self._given.dtype)))
+        params = adapters.join(_adapters(self._model.config), self._load(self._given.dtype))
+        return self._train(model, params, self._given.batch)
 
-    def _train(self, model, params):
+    def _train(self, model, params, batch_of):
         trainer = Trainer(model, _mesh(), Clock(), workload.OPTIMIZER, self._micro_batches)
         state, step = trainer.init_state(params), 0
 
@@ -94,7 +111,7 @@ class Tasks:
             nonlocal state, step
             losses = []
             for _ in range(workload.UPDATES):
-                batch = sharding.put_batch(_mesh(), self._given.batch(step))
+                batch = sharding.put_batch(_mesh(), batch_of(step))
                 state, metrics = trainer.program(state, batch, np.float32(workload.LEARNING_RATE))
                 losses.append(metrics["loss"])
                 step += 1
@@ -158,7 +175,8 @@ class Tasks:
 
 if __name__ == "__main__":
     tasks = Tasks(Path(sys.argv[1]))
-    names = ("train", "train_lora", "sample", "sample_top_p", "greedy", "score", "finetune", "finetune_in_one_round")
+    names = ("train", "train_uncut", "train_packed", "train_lora", "sample", "sample_top_p", "greedy", "score")
+    names += ("finetune", "finetune_in_one_round")
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     versions = dict(jax=jax.__version__, flax=flax.__version__, devices=devices)
     serve({name: getattr(tasks, name) for name in names}, versions)

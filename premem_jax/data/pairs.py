@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from premem_jax.data.examples import Example
-from premem_jax.data.pipeline import Tokenized, collate
-from premem_jax.data.reader import read_ahead
+from premem_jax.data.packing import ALONE, Packing
+from premem_jax.data.pipeline import Tokenized, sequence
+from premem_jax.data.reader import known, read_ahead
 from premem_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,20 +100,29 @@ def collate_pairs(
     rows: Sequence[int],
     *,
     batch: int,
-    length: int,
+    buckets: Sequence[int],
     responses: int = 2,
     reference_ER: np.ndarray | None = None,
-    here: Sequence[int] | None = None,
+    packing: Packing = ALONE,
 ) -> dict:
-    """`tokens` and `weights` (B, R, T) of R responses: chosen, then rejected; and `reference` (B, R), if given."""
-    options = dict(batch=batch, length=length, here=here)
-    views = [collate(answers(data, bool(r)), rows, **options) for r in range(responses)]
-    arrays = {key: np.stack([view[key] for view in views], axis=1) for key in ("tokens", "weights")}
+    """R responses to each of B prompts, chosen, then rejected, each after its prompt.
+
+    `tokens`, `weights` and `segments` (X, T), see `packing.py`; `responses` (B, R), the segment of each, 0 where a
+    prompt is missing; and `reference` (B, R), if given. Prompt b is in micro-batch b % A.
+    """
+    R, views = responses, [answers(data, bool(r)) for r in range(responses)]
+    arrays = packing.batch(
+        [len(view.prompts[row]) + len(view.targets[row]) for row in rows for view in views],
+        lambda i: sequence(views[i % R], rows[i // R]),
+        full=batch * R,
+        buckets=buckets,
+        part_of=lambda i: i // R % packing.micro_batches,
+    )
+    given = {"responses": np.arange(1, len(rows) * R + 1, dtype=np.int32).reshape(-1, R)}
     if reference_ER is not None:
-        whole = np.zeros((batch, responses), np.float32)
-        whole[: len(rows)] = reference_ER[rows, :responses]
-        arrays["reference"] = whole if here is None else whole[list(here)]
-    return arrays
+        given["reference"] = reference_ER[rows, :R].astype(np.float32)
+    whole = {key: np.pad(values, [(0, batch - len(rows)), (0, 0)]) for key, values in given.items()}
+    return arrays | {key: values[list(packing.here(batch))] for key, values in whole.items()}
 
 
 def pair_batches(
@@ -120,16 +130,18 @@ def pair_batches(
     start: int,
     stop: int,
     *,
-    responses: int = 2,
-    reference_ER: np.ndarray | None = None,
-    here: Sequence[int] | None = None,
     batch: int,
-    **order,
+    seed: int,
+    buckets: Sequence[int],
+    window: int = 1,
+    responses: int = 2,
+    **options,
 ) -> Iterator[tuple[np.ndarray, dict]]:
     """Batches `start` to `stop - 1` in the order of `train_batches`: ids of all pairs, and `collate_pairs`.
 
-    `order` has its `seed`, `buckets` and `window`.
+    `options` are its `reference_ER` and `packing`.
     """
     lengths = pair_lengths(data, responses)
-    make = partial(collate_pairs, data, batch=batch, responses=responses, reference_ER=reference_ER, here=here)
-    return read_ahead(make, data.ids, lengths, start, stop, batch=batch, **order)
+    layout = dict(batch=batch, buckets=known(buckets, lengths), responses=responses, **options)
+    make = partial(collate_pairs, data, **layout)
+    return read_ahead(make, data.ids, lengths, start, stop, batch=batch, seed=seed, window=window)

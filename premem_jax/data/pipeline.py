@@ -1,4 +1,4 @@
-"""Tokenized examples, and padded batches of them, in NumPy. `reader.py` orders the training batches."""
+"""Tokenized examples, and padded batches of them, in NumPy. `reader.py` has the training batches."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from premem_jax.data.examples import Example
+from premem_jax.data.packing import Tokens, fill, pad_to
 from premem_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,9 +74,12 @@ def joined(parts: Sequence[Tokenized]) -> Tokenized:
     return Tokenized(**{name: [row for part in parts for row in getattr(part, name)] for name in columns})
 
 
-def pad_to(longest: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `longest` tokens; beyond the last bucket, the next multiple of 32."""
-    return next((bucket for bucket in sorted(buckets) if bucket >= longest), -(-longest // 32) * 32)
+def sequence(data: Tokenized, row: int, *, prompt_weight: float = 0.0, prompts_only: bool = False) -> Tokens:
+    """Prompt and target of a row as one sequence, and their weights as targets; `prompts_only` omits the target."""
+    prompt, target = data.prompts[row], data.targets[row][: 0 if prompts_only else None]
+    weights = np.repeat(np.float32([prompt_weight, 1]), [len(prompt), len(target)])
+    weights[:1] = 0  # the start marker is given, not predicted
+    return np.concatenate([prompt, target]), weights
 
 
 def collate(
@@ -84,7 +88,6 @@ def collate(
     *,
     batch: int,
     length: int,
-    prompt_weight: float = 0.0,
     prompts_only: bool = False,
     here: Sequence[int] | None = None,
 ) -> dict:
@@ -94,23 +97,12 @@ def collate(
     are the places of the batch to make (default: all).
     """
     here = range(batch) if here is None else here
-    out = {
-        "ids": np.full(len(here), -1, np.int32),
-        "tokens": np.zeros((len(here), length), np.int32),
-        "weights": np.zeros((len(here), length), np.float32),
-        "prompt_length": np.ones(len(here), np.int32),
-    }
+    out = {"ids": np.full(len(here), -1, np.int32), "prompt_length": np.ones(len(here), np.int32)}
     for b, row in enumerate(rows[place] for place in here if place < len(rows)):
-        prompt, target = data.prompts[row], data.targets[row][: 0 if prompts_only else None]
-        end = len(prompt) + len(target)
-        out["ids"][b] = data.examples[row].id
-        out["tokens"][b, : len(prompt)] = prompt
-        out["tokens"][b, len(prompt) : end] = target
-        out["weights"][b, : len(prompt)] = prompt_weight
-        out["weights"][b, len(prompt) : end] = 1
-        out["prompt_length"][b] = len(prompt)
-    out["weights"][:, 0] = 0  # the start marker is given, not predicted
-    return out
+        out["ids"][b], out["prompt_length"][b] = data.examples[row].id, len(data.prompts[row])
+    held = [[place] if place < len(rows) else [] for place in here]
+    arrays = fill(held, length, lambda place: sequence(data, rows[place], prompts_only=prompts_only))
+    return out | {key: arrays[key] for key in ("tokens", "weights")}
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:

@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import grain
 import numpy as np
 
-from premem_jax.data.pipeline import Tokenized, collate, pad_to, steps_per_epoch
+from premem_jax.data.packing import ALONE, Packing, pad_to
+from premem_jax.data.pipeline import Tokenized, sequence, steps_per_epoch
 
 
 def batch_rows(lengths: Sequence[int], batch: int, seed: int, window: int = 1) -> grain.MapDataset:
@@ -40,20 +40,32 @@ def train_batches(
     buckets: Sequence[int],
     window: int = 1,
     prompt_weight: float = 0.0,
-    here: Sequence[int] | None = None,
+    packing: Packing = ALONE,
 ) -> Iterator[tuple[np.ndarray, dict]]:
     """Batches `start` to `stop - 1`, made ahead of time by Grain's reader threads: the ids of all examples and arrays.
 
-    Ids (B,) are -1 where a row is missing. The arrays are those of `collate`, at the places of the batch that `here`
-    names. `buckets` are the padded lengths that may occur; without any, all batches have the length of the longest
-    example.
+    Ids (B,) are -1 where a row is missing. Arrays are `tokens` and `weights` (X, T), and `segments` where rows are
+    shared, see `packing.py`. `buckets` are the padded lengths of single examples that may occur; without any, all
+    batches have the length of the longest example.
     """
-    make = partial(collate, data, batch=batch, prompt_weight=prompt_weight, here=here)
-    return read_ahead(make, data.ids, data.lengths, start, stop, batch=batch, seed=seed, buckets=buckets, window=window)
+    lengths, shares = data.lengths, packing.shares(batch)
+    layout = dict(full=batch, buckets=known(buckets, lengths))
+
+    def make(rows: np.ndarray) -> dict:
+        one = lambda i: sequence(data, rows[i], prompt_weight=prompt_weight)
+        arrays = packing.batch(lengths[rows], one, **layout)
+        return arrays if shares else {key: arrays[key] for key in ("tokens", "weights")}
+
+    return read_ahead(make, data.ids, lengths, start, stop, batch=batch, seed=seed, window=window)
+
+
+def known(buckets: Sequence[int], lengths: np.ndarray) -> tuple[int, ...]:
+    """The `buckets`; without any, one that holds all `lengths`."""
+    return tuple(buckets) or (pad_to(lengths.max(), ()),)
 
 
 def read_ahead(
-    make: Callable[..., dict],
+    make: Callable[[np.ndarray], dict],
     ids: np.ndarray,
     lengths: np.ndarray,
     start: int,
@@ -61,18 +73,15 @@ def read_ahead(
     *,
     batch: int,
     seed: int,
-    buckets: Sequence[int],
     window: int = 1,
 ) -> Iterator[tuple[np.ndarray, dict]]:
-    """`train_batches` of what `make(rows, length=T)` gives for some rows, of `ids` (E,) and `lengths` (E,)."""
+    """`train_batches` of what `make(rows)` gives for some rows, of `ids` (E,) and `lengths` (E,)."""
     rows = batch_rows(lengths, batch, seed, window)
-    buckets = tuple(buckets) or (pad_to(lengths.max(), ()),)
 
     def load(step: int) -> tuple[np.ndarray, dict]:
         picked = rows[step]
-        arrays = make(picked, length=pad_to(lengths[picked].max(), buckets))
         missing = np.full(batch - len(picked), -1)
-        return np.concatenate([ids[picked], missing]), arrays
+        return np.concatenate([ids[picked], missing]), make(picked)
 
     if start >= stop:
         return iter(())

@@ -86,13 +86,13 @@ class Accuracy(Evaluator):
         part = lambda complete: self._part(step, complete, [rounds.take(row) for row in complete])
         if self._follow is not None:
             for rows, arrays in run.batches(self.split.data, self._batch, only):
-                answers = run.put(self._answers_of(rows, self._batch), self._batch)
+                answers = run.put(self._answers_of(rows, self._batch))
                 found = map(np.asarray, self._follow(params, arrays, answers, self._vocabulary, key))
                 each = zip(rows.tolist(), *found, strict=False)  # there are more places than rows
                 if complete := [row for row, *begun in each if rounds.begin(row, *begun)]:
                     yield part(complete)
         for batch in rounds.batches(self._batch, run.places_here):
-            arrays, answers = run.put((batch.arrays, self._answers_of(batch.rows, batch.size)), batch.size)
+            arrays, answers = run.put((batch.arrays, self._answers_of(batch.rows, batch.size)))
             program = self._programs[batch.round, batch.arrays["begun"].shape[1]]
             tokens, length, verdict = map(np.asarray, program(params, arrays, answers, self._vocabulary, key))
             if rows := {row for x, row, _ in batch.at if length[x] < 0}:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from premem_jax.data.pipeline import collate, pad_to
+from premem_jax.data.packing import pad_to
+from premem_jax.data.pipeline import collate
 from premem_jax.errors import UserError
 from premem_jax.evaluators.base import Evaluator, Part
 from premem_jax.limits import ROWS, integer
@@ -49,7 +50,7 @@ class GradientVariance(Evaluator):
         for first in range(0, self.examples, size):
             rows = range(first, first + size)
             batch = collate(self.split.data, rows, batch=size, length=self._length, here=run.places_here(size))
-            seen = update(seen, params, run.put({key: batch[key] for key in ("tokens", "weights")}, size))
+            seen = update(seen, params, run.put({key: batch[key] for key in ("tokens", "weights")}))
             yield Part(rows)
         count, _, squares = seen
         variance = float(squares) / (float(count) - 1)

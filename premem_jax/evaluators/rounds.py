@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from premem_jax.data.pipeline import Tokenized, collate, pad_to
+from premem_jax.data.packing import pad_to
+from premem_jax.data.pipeline import Tokenized, collate
 
 
 class Batch(NamedTuple):

@@ -67,9 +67,9 @@ class Run(NamedTuple):
         """Indices of a batch of `size` that this process provides."""
         return sharding.places_here(self.mesh, size)
 
-    def put(self, arrays, size: int):
-        """Puts arrays of the `places_here` of a batch of `size` on the mesh, sharded."""
-        return sharding.put_batch(self.mesh, arrays, size)
+    def put(self, arrays):
+        """Puts arrays of the `places_here` of a batch on the mesh, sharded."""
+        return sharding.put_batch(self.mesh, arrays, here=True)
 
     def put_copies(self, arrays):
         """Puts arrays on the mesh, replicated."""
@@ -85,4 +85,4 @@ class Run(NamedTuple):
         """Batches of the rows `only` (default: all), shortest first: row numbers, and `collate` arrays on the mesh."""
         settings = dict(batch=size, buckets=self.buckets, prompts_only=prompts_only, only=only)
         for rows, arrays in evaluation_batches(data, **settings, here=self.places_here(size)):
-            yield rows, self.put(arrays, size)
+            yield rows, self.put(arrays)

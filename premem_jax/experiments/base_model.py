@@ -11,6 +11,7 @@ import jax
 from etils.epath import Path
 
 from premem_jax import sharding
+from premem_jax.data.packing import Packing
 from premem_jax.data.pipeline import tokenize
 from premem_jax.data.reader import train_batches
 from premem_jax.data.tokenizers import Tokenizer
@@ -100,7 +101,7 @@ def _phase(config, trainer: Trainer, task: Task, tokenizer: Tokenizer, folder: P
             seed=config.seed,
             buckets=config.data.buckets,
             prompt_weight=base.prompt_weight,
-            here=sharding.places_here(trainer.mesh, base.batch),
+            packing=Packing(here=partial(sharding.places_here, trainer.mesh)),
         )
 
     return Phase(

@@ -18,6 +18,7 @@ from premem_jax.evaluators.run import Run
 from premem_jax.experiments.finetune import Ready
 from premem_jax.running import processes, sealed
 from premem_jax.training import influence
+from premem_jax.training.losses import needed
 from premem_jax.training.phase import Phase
 from premem_jax.training.step import weights
 
@@ -62,11 +63,11 @@ class Decomposition:
 
     def _split(self, phase: Phase, step: int, state: Mapping) -> dict:
         run, loss = self._run, phase.trainer.loss
-        ids, arrays = next(iter(phase.batches(step, step + 1)))
-        batch = sharding.put_batch(run.mesh, {key: arrays[key] for key in loss.keys}, len(ids))
+        _, arrays = next(iter(phase.batches(step, step + 1)))
+        batch = sharding.put_batch(run.mesh, needed(loss, arrays), here=True)
         params, layout = weights(state), run.layout(state["params"])
         rate = np.float32(phase.rate(step))
-        responses = influence.SOURCES[: arrays["tokens"].shape[1]]
+        responses = influence.SOURCES[: arrays["responses"].shape[1]]
         update = run.program(
             influence.next_update,
             self._model,

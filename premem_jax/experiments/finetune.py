@@ -21,6 +21,7 @@ from premem_jax.analysis.threshold import Threshold
 from premem_jax.analysis.trace import NOTHING, Trace, evaluation_steps, read_trace
 from premem_jax.data import added, chat
 from premem_jax.data.markers import shown
+from premem_jax.data.packing import Packing
 from premem_jax.data.pipeline import Tokenized, joined, steps_per_epoch, tokenize
 from premem_jax.data.reader import train_batches
 from premem_jax.data.tokenizer_files import load_or_train
@@ -95,8 +96,10 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
 def batch_order(config, mesh: Mesh) -> dict:
     """What batches of training data are made by."""
     train = config.train
+    here = partial(sharding.places_here, mesh)
+    packing = Packing.of(train.packed_tokens, sharding.parts(mesh), train.micro_batches, here)
     order = dict(batch=train.batch, seed=config.seed, buckets=config.data.buckets, window=train.length_window)
-    return order | {"here": sharding.places_here(mesh, train.batch)}
+    return order | {"packing": packing}
 
 
 def phase_settings(config, folder: Path, settings, steps: int) -> dict:

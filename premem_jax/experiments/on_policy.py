@@ -16,16 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import sharding
 from premem_jax.data.pairs import collate_pairs, pair_lengths
-from premem_jax.data.pipeline import Tokenized, pad_to
-from premem_jax.data.reader import batch_rows, read_ahead
+from premem_jax.data.pipeline import Tokenized
+from premem_jax.data.reader import batch_rows, known, read_ahead
 from premem_jax.errors import UserError
 from premem_jax.evaluators.accuracy import Accuracy
 from premem_jax.evaluators.base import Collected, Part, Split, checked
 from premem_jax.evaluators.rounds import Drawn
 from premem_jax.experiments import reference_model
-from premem_jax.experiments.finetune import Ready
+from premem_jax.experiments.finetune import Ready, batch_order
 from premem_jax.grading.verdict import Verdict
 from premem_jax.running import processes, sealed
 from premem_jax.running.programs import Clock
@@ -66,9 +65,10 @@ class Rounds:
         self._config, self._folder, self._clock, self._made, self._run = config, folder, clock, made, run
         self._given, self._data = asked.given, made.splits["train"]
         self._start = functools.cache(start)  # stays on the devices: it is the reference of every round
-        order = dict(batch=config.train.batch, seed=config.seed, window=config.train.length_window)
-        self._rows = lambda: batch_rows(pair_lengths(self._data), **order)
-        self._order = order | dict(buckets=config.data.buckets)
+        self._layout = batch_order(config, made.mesh)
+        self._layout["buckets"] = known(self._layout["buckets"], pair_lengths(self._data))
+        self._order = {key: self._layout[key] for key in ("batch", "seed", "window")}
+        self._rows = lambda: batch_rows(pair_lengths(self._data), **self._order)
 
     def train(self, phase: Phase) -> dict:
         """The state after the last update of `phase`, whose batches are replaced by those of the rounds.
@@ -105,13 +105,8 @@ class Rounds:
 
     def _round(self, first: int, start: int, stop: int) -> Iterator[Batch]:
         data, reference_ER = self._pairs(first)
-        batch, lengths = self._config.train.batch, pair_lengths(data)
-        here = sharding.places_here(self._made.mesh, batch)
-
-        def make(rows, *, length: int) -> dict:
-            length = max(length, pad_to(lengths[rows].max(), self._order["buckets"]))
-            return collate_pairs(data, rows, batch=batch, length=length, reference_ER=reference_ER, here=here)
-
+        layout = {key: self._layout[key] for key in ("batch", "buckets", "packing")}
+        make = functools.partial(collate_pairs, data, reference_ER=reference_ER, **layout)
         return read_ahead(make, data.ids, pair_lengths(self._data), start, stop, **self._order)
 
     def _prepare(self, first: int, end: int, state: Mapping | None) -> None:

@@ -112,8 +112,9 @@ def _line(name: str, result: dict, place: Topology, nearest: dict | None) -> str
         text = f"{name:>6}: does not fit ({result['message']})"
     else:
         peak, left = _peak(result) / GIB, place.chip.hbm - _peak(result) / GIB
+        rows = f", {result['rows'][0]} rows of {result['rows'][1]} tokens" if "rows" in result else ""
         text = (
-            f"{name:>6}: {'fits' if result['fits'] else 'does not fit'}, peak {peak:.2f} GiB per chip "
+            f"{name:>6}: {'fits' if result['fits'] else 'does not fit'}{rows}, peak {peak:.2f} GiB per chip "
             f"({result['argument_bytes_per_chip'] / GIB:.2f} arguments, {result['resident_bytes_per_chip'] / GIB:.2f} "
             f"beside it), {left:.2f} left; {result['model_flops']:.2e} FLOPs, "
             f"{result['collective_bytes_per_chip'] / GIB:.1f} GiB of collectives per chip, at best "

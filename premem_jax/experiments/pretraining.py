@@ -16,6 +16,7 @@ from etils.epath import Path
 from premem_jax import sharding, together
 from premem_jax.data import tokenizer_export
 from premem_jax.data.fewshot import with_shots
+from premem_jax.data.packing import Packing
 from premem_jax.data.pipeline import Tokenized, tokenize
 from premem_jax.data.reader import train_batches
 from premem_jax.data.tokenizer_files import train as train_tokenizer
@@ -173,8 +174,8 @@ def _pretrain(config, ground: Ground, folder: Path) -> None:
 
     def batches(start: int, stop: int):
         texts = base_texts(ground.world, settings.steps * settings.batch, config.seed, asking=True)
-        here = sharding.places_here(ground.mesh, settings.batch)
-        options = dict(batch=settings.batch, seed=config.seed, buckets=(CONTEXT,), here=here)
+        packing = Packing(here=partial(sharding.places_here, ground.mesh))
+        options = dict(batch=settings.batch, seed=config.seed, buckets=(CONTEXT,), packing=packing)
         return train_batches(texts, start, stop, **options)
 
     Phase(

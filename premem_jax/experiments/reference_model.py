@@ -10,8 +10,9 @@ import numpy as np
 from etils.epath import Path
 
 from premem_jax import sharding
+from premem_jax.data.packing import Packing
 from premem_jax.data.pairs import collate_pairs, pair_lengths
-from premem_jax.data.pipeline import Tokenized, pad_to
+from premem_jax.data.pipeline import Tokenized
 from premem_jax.errors import NonFinite
 from premem_jax.experiments import materials
 from premem_jax.experiments.finetune import Ready
@@ -65,12 +66,11 @@ def _measure(config, clock: Clock, made: Ready, data: Tokenized, params) -> Refe
     batch, mesh = config.train.batch, made.mesh
     program = Program(partial(pair_measures, made.model), clock, out_shardings=sharding.replicated(mesh))
     found = Reference(np.zeros((len(data), 2), np.float32), np.zeros(len(data), np.float32))
-    lengths, here = pair_lengths(data), sharding.places_here(mesh, batch)
+    lengths, packing = pair_lengths(data), Packing(here=partial(sharding.places_here, mesh))
     order = np.argsort(lengths, kind="stable")
     for rows in (order[first : first + batch] for first in range(0, len(order), batch)):
-        length = pad_to(lengths[rows].max(), tuple(config.data.buckets))
-        arrays = collate_pairs(data, rows, batch=batch, length=length, here=here)
-        placed = sharding.put_batch(mesh, arrays, batch)
+        arrays = collate_pairs(data, rows, batch=batch, buckets=config.data.buckets, packing=packing)
+        placed = sharding.put_batch(mesh, arrays, here=True)
         for values, made_here in zip(found, program(params, placed["tokens"], placed["weights"]), strict=True):
             values[rows] = np.asarray(made_here)[: len(rows)]
     return found

@@ -14,6 +14,7 @@ from etils.epath import Path
 from premem_jax import keys, sharding
 from premem_jax.analysis.emergence_law import Law
 from premem_jax.analysis.trace import read_trace
+from premem_jax.data.packing import Packing
 from premem_jax.data.reader import stacked, train_batches
 from premem_jax.evaluators.base import Split
 from premem_jax.evaluators.suite import Suite
@@ -94,12 +95,12 @@ def measured(config, folder: Path, ground: Ground, rung: Rung, trainer: Trainer 
 def finetune(config, folder: Path, ground: Ground, params, trainer: Trainer, asked: Asked) -> None:
     """Trains the finetunes of a rung as one stack; their traces in `folder` have `heldout` and `test` on the way."""
     settings, train = config.finetune, ground.splits["train"]
-    here = sharding.places_here(ground.mesh, settings.batch)
+    packing = Packing(here=partial(sharding.places_here, ground.mesh))
 
     def source(amount: int, k: int):
         data = train.at(rung_rows.drawn(config.seed, amount, k, len(train)))
         order = dict(batch=settings.batch, seed=config.seed + k, buckets=(QUESTION + 1,))
-        return partial(train_batches, data, **order, here=here)
+        return partial(train_batches, data, **order, packing=packing)
 
     watched = suite(config, ground, folder, ("heldout", "test"), settings.steps, rung_rows.looks(settings))
     Phase(

@@ -53,15 +53,28 @@ def attend(
 
 
 def attend_causally(
-    q_BTNH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, *, window: int | None, scale: float, cap: float | None
+    q_BTNH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    segments_BT: jax.Array | None = None,
+    *,
+    window: int | None,
+    scale: float,
+    cap: float | None,
 ) -> jax.Array:
-    """Causal self-attention: `attend` in blocks of queries, each with only the keys that the block can see."""
+    """Causal self-attention: `attend` in blocks of queries, each with only the keys that the block can see.
+
+    With `segments_BT`, a query sees the keys of its own segment.
+    """
     T, blocks = q_BTNH.shape[1], []
     mask_TT = causal_mask(T, window)
     for start in range(0, T, BLOCK):
         stop, first = min(start + BLOCK, T), 0 if window is None else max(0, start - window + 1)
         k, v = k_BKTH[:, :, first:stop], v_BKTH[:, :, first:stop]
-        blocks.append(attend(q_BTNH[:, start:stop], k, v, mask_TT[:, start:stop, first:stop], scale=scale, cap=cap))
+        mask = mask_TT[:, start:stop, first:stop]
+        if segments_BT is not None:
+            mask &= segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop]
+        blocks.append(attend(q_BTNH[:, start:stop], k, v, mask, scale=scale, cap=cap))
     return jnp.concatenate(blocks, axis=1)
 
 

@@ -1,8 +1,8 @@
 """Backends of causal self-attention, chosen by device and case, or by name.
 
 `reference` runs everywhere and supports everything. `splash` is JAX's Pallas kernel for TPUs, with soft-cap and window.
-`cudnn` is NVIDIA's flash attention, which has no soft-cap: on GPUs, Gemma2 uses `reference`. Sequences are not packed,
-so there are no segment ids.
+`cudnn` is NVIDIA's flash attention, which has no soft-cap and no segments: on GPUs, Gemma2 and rows that several
+sequences share use `reference`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ LANES = 128  # a TPU's vector registers; lengths and head widths of the splash k
 
 @dataclasses.dataclass(frozen=True)
 class SelfAttention:
-    """Causal attention of right-padded sequences to themselves.
+    """Causal attention of right-padded sequences to themselves; several may share a row, as segments.
 
     `backend` is one of BACKENDS; `mesh` is the mesh of the arrays, None for a single device.
     """
@@ -37,8 +37,10 @@ class SelfAttention:
         if self.backend not in BACKENDS:
             raise UserError(f"model.attention={self.backend!r}: choose {', '.join(BACKENDS)}")
 
-    def __call__(self, q_BTNH, k_BKTH, v_BKTH, *, window: int | None, scale: float, cap: float | None) -> jax.Array:
-        """Attention output (B, T, N, H); `window`, `scale` and `cap` as in `attend_causally`.
+    def __call__(
+        self, q_BTNH, k_BKTH, v_BKTH, segments_BT=None, *, window: int | None, scale: float, cap: float | None
+    ) -> jax.Array:
+        """Attention output (B, T, N, H); `segments_BT`, `window`, `scale` and `cap` as in `attend_causally`.
 
         Raises:
           UserError: the backend was chosen by name and does not support the case.
@@ -46,7 +48,7 @@ class SelfAttention:
         case = dict(window=window, scale=scale, cap=cap)
         obstacles = {
             "splash": self._splash_obstacle(q_BTNH.shape, k_BKTH.shape[1]),
-            "cudnn": self._cudnn_obstacle(q_BTNH, cap),
+            "cudnn": self._cudnn_obstacle(q_BTNH, cap, segments_BT),
             "reference": None,
         }
         chosen = self.backend
@@ -58,10 +60,10 @@ class SelfAttention:
         elif obstacles[chosen]:
             raise UserError(f"model.attention={chosen}: {obstacles[chosen]}; set model.attention=auto")
         if chosen == "splash":
-            return self._splash(q_BTNH, k_BKTH, v_BKTH, **case)
+            return self._splash(q_BTNH, k_BKTH, v_BKTH, segments_BT, **case)
         if chosen == "cudnn":
             return _cudnn(q_BTNH, k_BKTH, v_BKTH, **case)
-        return attend_causally(q_BTNH, k_BKTH, v_BKTH, **case)
+        return attend_causally(q_BTNH, k_BKTH, v_BKTH, segments_BT, **case)
 
     @property
     def _platform(self) -> str:
@@ -76,11 +78,13 @@ class SelfAttention:
             return f"{B} rows and {K} key/value heads do not divide over the mesh ({shards} x {heads})"
         return None
 
-    def _cudnn_obstacle(self, q_BTNH, cap) -> str | None:
+    def _cudnn_obstacle(self, q_BTNH, cap, segments_BT) -> str | None:
         if self._platform != "gpu":
             return f"needs a GPU, and this is a {self._platform}"
         if cap is not None:
             return "has no soft-cap of attention logits"
+        if segments_BT is not None:
+            return "has no segments, and sequences share rows (train.packed_tokens)"
         if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16) or q_BTNH.shape[3] > 128:
             return f"takes 16-bit numbers and heads of at most 128, not {q_BTNH.dtype} and {q_BTNH.shape[3]}"
         return None
@@ -90,14 +94,20 @@ class SelfAttention:
         shape = {} if self.mesh is None else self.mesh.shape
         return shape.get("data", 1) * shape.get("fsdp", 1), shape.get("tensor", 1)
 
-    def _splash(self, q_BTNH, k_BKTH, v_BKTH, *, window, scale, cap):
+    def _splash(self, q_BTNH, k_BKTH, v_BKTH, segments_BT, *, window, scale, cap):
+        from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
         heads = q_BTNH.shape[2] // self._parts()[1]
         kernel = _splash_kernel(heads, q_BTNH.shape[1], window, cap, self._platform == "cpu")
-        local = lambda q_BNTH, k, v: jax.vmap(kernel)(q_BNTH, k, v)
+        args = [(q_BTNH * scale).swapaxes(1, 2), k_BKTH, v_BKTH]
+        args += [] if segments_BT is None else [SegmentIds(segments_BT, segments_BT)]
+        local = jax.vmap(kernel)
         if self.mesh is not None:
-            cut = P(("data", "fsdp"), "tensor")
-            local = jax.shard_map(local, mesh=self.mesh, in_specs=(cut,) * 3, out_specs=cut, check_vma=False)
-        return local((q_BTNH * scale).swapaxes(1, 2), k_BKTH, v_BKTH).swapaxes(1, 2)
+            rows = ("data", "fsdp")
+            cut = P(rows, "tensor")
+            specs = (cut, cut, cut, P(rows))[: len(args)]
+            local = jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=cut, check_vma=False)
+        return local(*args).swapaxes(1, 2)
 
 
 def _splash_kernel(heads: int, T: int, window: int | None, cap: float | None, interpret: bool):

@@ -142,10 +142,11 @@ class Layer(nnx.Module):
             self.attention_post_norm = Norm(config, config.D)
             self.mlp_post_norm = Norm(config, config.D)
 
-    def forward(self, x, positions_BT, self_attention: SelfAttention, window: int | None):
+    def forward(self, x, positions_BT, segments_BT, self_attention: SelfAttention, window: int | None):
         """A forward pass over whole sequences; also returns their keys and values."""
         q, k, v = self.attention.project(self.attention_norm(x), positions_BT)
-        return self._add(x, self_attention(q, k, v, window=window, **self.attention.logits)), Cache(k.swapaxes(2, 3), v)
+        out = self_attention(q, k, v, segments_BT, window=window, **self.attention.logits)
+        return self._add(x, out), Cache(k.swapaxes(2, 3), v)
 
     def decode(self, x, positions, prompt: Cache, prompt_mask, own: Cache, own_mask, step):
         """One new token per sample; its keys and values go to slot `step` of `own`, in place."""
@@ -189,10 +190,16 @@ class Decoder(nnx.Module):
         if not config.tied_embedding:
             self.head = weight(rngs, (config.D, config.V), fan_in=config.D)
 
-    def __call__(self, tokens_BT, positions_BT=None) -> tuple[jax.Array, list[Cache]]:
-        """Final hidden states (B, T, D) of right-padded sequences, and their keys and values as caches with S = T."""
-        positions_BT = jnp.arange(tokens_BT.shape[1])[None] if positions_BT is None else positions_BT
-        forward = partial(Layer.forward, positions_BT=positions_BT, self_attention=self.self_attention)
+    def __call__(self, tokens_BT, segments_BT=None, positions_BT=None) -> tuple[jax.Array, list[Cache]]:
+        """Final hidden states (B, T, D) of right-padded sequences, and their keys and values as caches with S = T.
+
+        Where several sequences share a row, one after another, `segments_BT` numbers them: a token sees those of its
+        own number alone, and positions begin at 0 in each.
+        """
+        if positions_BT is None:
+            positions_BT = positions(tokens_BT.shape[1], segments_BT)
+        options = dict(positions_BT=positions_BT, segments_BT=segments_BT, self_attention=self.self_attention)
+        forward = partial(Layer.forward, **options)
         x = self._embed(tokens_BT)
         x, caches = self._scan(forward, x) if self.stacked else self._one_by_one(forward, x)
         return self.final_norm(x), caches
@@ -309,6 +316,15 @@ def unstack(params: dict) -> dict:
     """Parameters with unstacked layers: layer i is `params["layers"][i]`."""
     layers = params["layers"]
     return params | {"layers": {i: at(layers, i) for i in range(len(layers["attention"]["q"]))}}
+
+
+def positions(T: int, segments_BT=None) -> jax.Array:
+    """(B or 1, T): the position of each token in its sequence."""
+    slot_1T = jnp.arange(T)[None]
+    if segments_BT is None:
+        return slot_1T
+    begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], [(0, 0), (1, 0)])
+    return slot_1T - jax.lax.cummax(jnp.where(begins_BT, slot_1T, 0), axis=1)
 
 
 def decode_masks(position_X, prompt_mask_BRP, step, T: int, window: int | None) -> tuple[jax.Array, jax.Array]:

@@ -6,9 +6,13 @@ import jax.numpy as jnp
 from premem_jax.models.decoder import Model
 
 
-def token_nll(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
-    """Negative log-likelihood of each token given the previous ones: (B, T) fp32 nats, 0 at the first position."""
-    hidden_BTD, _ = model.bind(params)(tokens_BT)  # the last position is computed for nothing, which keeps T round
+def token_nll(model: Model, params, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+    """Negative log-likelihood of each token given the previous ones: (B, T) fp32 nats, 0 at the first position.
+
+    Where sequences share rows, `segments_BT` numbers them, see `Decoder`. The first token of each is not predicted:
+    what stands there means nothing.
+    """
+    hidden_BTD, _ = model.bind(params)(tokens_BT, segments_BT)  # also of the last position, which keeps T round
     return nll_of(model, params, hidden_BTD, tokens_BT)
 
 
@@ -18,10 +22,16 @@ def nll_of(model: Model, params, hidden_BTD: jax.Array, tokens_BT: jax.Array) ->
     return jnp.pad(nll_BT[:, :-1], [(0, 0), (1, 0)])
 
 
-def next_token_logits(model: Model, params, tokens_BT: jax.Array) -> jax.Array:
+def by_segment(x_XT: jax.Array, segments_XT: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Sums of `x_XT` over each of the `wanted` segments, in their shape."""
+    mine_XTS = segments_XT[..., None] == wanted.ravel()
+    return jnp.sum(jnp.sum(jnp.where(mine_XTS, x_XT[..., None], 0), axis=1), axis=0).reshape(wanted.shape)
+
+
+def next_token_logits(model: Model, params, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
     """(B, T - 1, V) fp32: the logits from which each token but the first is predicted."""
     decoder = model.bind(params)
-    hidden, _ = decoder(tokens_BT)
+    hidden, _ = decoder(tokens_BT, segments_BT)
     return decoder.logits(hidden)[:, :-1]
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from premem_jax import sharding
+from premem_jax.data.packing import Packing
 from premem_jax.evaluators import find
 from premem_jax.evaluators.base import Evaluator
 from premem_jax.evaluators.planned import Planned
@@ -24,7 +25,7 @@ from premem_jax.running.topology import Topology
 from premem_jax.sampling.sampler import to_decode
 from premem_jax.tasks import task as tasks
 from premem_jax.training import influence
-from premem_jax.training.losses import NEXT_TOKEN
+from premem_jax.training.losses import NEXT_TOKEN, needed
 from premem_jax.training.measures import pair_measures
 from premem_jax.training.objectives import Responses, objective
 from premem_jax.training.step import weights
@@ -62,6 +63,19 @@ def longest(config) -> int:
     return max(config.data.buckets, default=config.data.context)
 
 
+def rows(config, mesh: Mesh) -> tuple[int, int]:
+    """Rows of an update, and the tokens of the longest ones by the config; a batch of long examples may need more."""
+    packing = Packing.of(config.train.packed_tokens, sharding.parts(mesh), config.train.micro_batches)
+    if packing.shares(sequences(config)):
+        return packing.rows, max(packing.lengths)
+    return sequences(config), longest(config)
+
+
+def sequences(config) -> int:
+    """Number of sequences of an update."""
+    return config.train.batch * (RESPONSES if "preference" in config else 1)
+
+
 def mesh_of(config, mesh: Mesh, name: str) -> Mesh:
     """The mesh of the program `name`."""
     evaluator = evaluators_of(config).get(name)
@@ -78,14 +92,14 @@ def cost(config, topology: Topology, mesh: Mesh, name: str) -> costs.Cost:
     """Cost of one call of the program `name`."""
     layout = costs.Layout(*(mesh_of(config, mesh, name).shape[axis] for axis in sharding.AXES))
     shape, T = shape_of(config), longest(config)
-    B = config.train.batch * (RESPONSES if "preference" in config else 1)
-    update = costs.train(shape, layout, topology.slices, B=B, T=T, micro_batches=config.train.micro_batches)
+    X, of_row = rows(config, mesh)
+    update = costs.train(shape, layout, topology.slices, B=X, T=of_row, micro_batches=config.train.micro_batches)
     if name == "train":
         return update
     if name == "sources":
         return update.times(RESPONSES)
     if name == "reference":
-        return costs.score(shape, layout, B=B, T=T)
+        return costs.score(shape, layout, B=sequences(config), T=T)
     if name == "probe":
         return costs.score(shape, layout, B=_probed(config, mesh), T=T).times(PASSES)
     evaluator = evaluators_of(config)[name]
@@ -106,21 +120,24 @@ def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:
         options["attention"] = "reference"
     shape, T = shape_of(config), longest(config)
     model = build(shape, dtype=config.compute_dtype, mesh=mesh, **options)
-    loss, shapes = NEXT_TOKEN, {"tokens": (T,), "weights": (T,)}
+    array = lambda dtype, *shape: sharding.abstract_batch(mesh, shape, dtype)
+    texts = lambda *shape: {"tokens": array(jnp.int32, *shape), "weights": array(jnp.float32, *shape)}
+    loss, batch = NEXT_TOKEN, texts(*rows(config, mesh))
+    if "preference" in config or batch["tokens"].shape[0] < sequences(config):
+        batch["segments"] = array(jnp.int32, *rows(config, mesh))
     if "preference" in config:
         asked = objective(config.preference.objective, config.preference.to_dict())
         loss = Responses(asked, gate=config.preference.gate)
-        shapes = {"tokens": (RESPONSES, T), "weights": (RESPONSES, T), "reference": (RESPONSES,)}
+        each = config.train.batch, RESPONSES
+        batch |= {"responses": array(jnp.int32, *each), "reference": array(jnp.float32, *each)}
     trainer = Trainer(model, mesh, Clock(), config.optimizer.to_dict(), config.train.micro_batches, loss)
     state = sharding.abstract(mesh, trainer.abstract_state)
-    dtype = lambda key: jnp.int32 if key == "tokens" else jnp.float32
-    batch = lambda B, shapes: {k: sharding.abstract_batch(mesh, (B, *own), dtype(k)) for k, own in shapes.items()}
-    text = batch(config.train.batch, {key: shapes[key] for key in loss.keys})
+    text = needed(loss, batch)
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
     if name == "train":
         return _lower(mesh, trainer.program.jitted, (state, text, rate)), 0
     if name in OWN:
-        return _own(config, mesh, name, model, loss, state, text, rate, batch)
+        return _own(config, mesh, name, model, loss, state, text, rate, texts)
     evaluator, params, beside = evaluators_of(config)[name], weights(state), _bytes(state)
     if evaluator.layout == "decode":
         mesh = mesh_of(config, mesh, name)
@@ -141,13 +158,13 @@ def _probed(config, mesh: Mesh) -> int:
     return -(-(config.influence.prompts or config.data.train) // sharding.parts(mesh)) * sharding.parts(mesh)
 
 
-def _own(config, mesh: Mesh, name: str, model: Model, loss, state, text, rate, batch) -> tuple[jax.stages.Lowered, int]:
+def _own(config, mesh: Mesh, name: str, model: Model, loss, state, text, rate, texts) -> tuple[jax.stages.Lowered, int]:
     """`lower` for a program of preference training."""
     params, trained = weights(state), state["params"]
     moments = _bytes(state) - _bytes(params)
     if name == "reference":
-        measures = jax.jit(partial(pair_measures, model))
-        return _lower(mesh, measures, (params, text["tokens"], text["weights"])), moments
+        pairs = texts(sequences(config), longest(config))
+        return _lower(mesh, jax.jit(partial(pair_measures, model)), (params, *pairs.values())), moments
     model = influence.with_forward_mode(model, mesh)
     split = partial(influence.next_update, model, loss, config.train.micro_batches, **config.optimizer.to_dict())
     layout = jax.tree.map(lambda x: x.sharding, trained)
@@ -156,7 +173,7 @@ def _own(config, mesh: Mesh, name: str, model: Model, loss, state, text, rate, b
         return _lower(mesh, jax.jit(split, out_shardings=sources), (state, text, rate)), 0
     half = lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype, sharding=x.sharding)
     directions = {source: jax.tree.map(half, trained) for source in sources}
-    seen = batch(_probed(config, mesh), {"tokens": (longest(config),), "weights": (longest(config),)})
+    seen = texts(_probed(config, mesh), longest(config))
     return _lower(mesh, jax.jit(partial(influence.effects, model)), (params, directions, *seen.values())), moments
 
 

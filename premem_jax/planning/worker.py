@@ -52,6 +52,8 @@ def answer(config, name: str) -> dict:
     together.on_mesh(config, sharding.parts(mesh), sharding.parts(decode_mesh))
     found = {"cost": lowered.cost(config, place, mesh, name)._asdict(), "parts": lowered.parts(config, mesh, name)}
     found |= dict.fromkeys(("argument_bytes_per_chip", "peak_hbm_bytes_per_chip", "resident_bytes_per_chip"))
+    if name == "train":
+        found["rows"] = lowered.rows(config, mesh)
     lowered, beside = lowered.lower(config, mesh, name)
     begun = time.perf_counter()
     try:

@@ -15,8 +15,8 @@ import optax
 
 from premem_jax.models import adapters
 from premem_jax.models.decoder import Model
-from premem_jax.models.nll import log_likelihood, next_token_logits, nll_of
-from premem_jax.training.objectives import Responses
+from premem_jax.models.nll import by_segment, log_likelihood, next_token_logits, nll_of
+from premem_jax.training.objectives import Responses, shared
 from premem_jax.training.optimizer import decayed
 from premem_jax.training.step import loss_gradient, weights
 
@@ -28,7 +28,7 @@ def response_gradients(
 
     The coefficients of (π − y) are held constant.
     """
-    parts = [dataclasses.replace(loss, only=r) for r in range(batch["tokens"].shape[1])]
+    parts = [dataclasses.replace(loss, only=r) for r in range(batch["responses"].shape[1])]
     return [loss_gradient(model, part, params, batch, micro_batches)[-1] for part in parts]
 
 
@@ -142,31 +142,27 @@ def effects(model: Model, params, directions: Mapping[str, dict], tokens_BT, wei
 def norms_of_g(model: Model, loss: Responses, params, batch: Mapping[str, jax.Array]) -> jax.Array:
     """(R,): ‖G‖ of the chosen responses of a batch, and of the rejected ones: the gradient of the mean loss at their
     logits, whose column at a token is the coefficient times π − y."""
-    B, R, T = batch["tokens"].shape
-    tokens_XT, weight_XT = batch["tokens"].reshape(B * R, T), batch["weights"].reshape(B * R, T)
-    logits_XTV = next_token_logits(model, params, tokens_XT)
-    mass_XTV = jax.nn.softmax(logits_XTV)
-    own_XT = jnp.take_along_axis(mass_XTV, tokens_XT[:, 1:, None], axis=-1)[..., 0]
-    square_XT = (jnp.sum(mass_XTV**2, axis=-1) - 2 * own_XT + 1) * weight_XT[:, 1:]
-    policy_BR = jnp.sum(jnp.log(own_XT) * weight_XT[:, 1:], axis=1).reshape(B, R)
-    length_BR = jnp.sum(batch["weights"], axis=2)
+    of_response = lambda x_XT: by_segment(x_XT * batch["weights"][:, 1:], batch["segments"][:, 1:], batch["responses"])
+    mass_XTV = jax.nn.softmax(next_token_logits(model, params, batch["tokens"], shared(batch)))
+    own_XT = jnp.take_along_axis(mass_XTV, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
+    square_BR = of_response(jnp.sum(mass_XTV**2, axis=-1) - 2 * own_XT + 1)
+    policy_BR, length_BR = of_response(jnp.log(own_XT)), of_response(jnp.ones_like(own_XT))
     (_, c_BR), _ = loss.pull(policy_BR, batch.get(loss.objective.given), length_BR)
     c_BR = jnp.where(length_BR > 0, c_BR, 0)
     prompts = jnp.maximum(jnp.sum(jnp.any(length_BR > 0, axis=1)), 1)
-    return jnp.sqrt(jnp.sum(c_BR**2 * jnp.sum(square_XT, axis=1).reshape(B, R), axis=0)) / prompts
+    return jnp.sqrt(jnp.sum(c_BR**2 * square_BR, axis=0)) / prompts
 
 
 def kernel_size(model: Model, params, seen: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], key, draws: int):
-    """‖K‖_F between all places of the responses `seen` (B, T) and of the responses (B, R, T) of a batch, estimated."""
+    """‖K‖_F between all places of the responses `seen` (B, T) and of the responses of a batch, estimated."""
 
     trained, frozen = adapters.split(params)
 
-    def at_places(tokens_BT, weight_BT):
-        logits = lambda trained: next_token_logits(model, adapters.join(trained, frozen), tokens_BT)
+    def at_places(tokens_BT, weight_BT, segments_BT=None):
+        logits = lambda trained: next_token_logits(model, adapters.join(trained, frozen), tokens_BT, segments_BT)
         return lambda trained: logits(trained) * weight_BT[:, 1:, None]
 
-    rows = lambda x_BRT: x_BRT.reshape(-1, x_BRT.shape[-1])
-    of_batch = at_places(rows(batch["tokens"]), rows(batch["weights"]))
+    of_batch = at_places(batch["tokens"], batch["weights"], shared(batch))
     return norm_of_k(at_places(seen["tokens"], seen["weights"]), of_batch, trained, key, draws)
 
 

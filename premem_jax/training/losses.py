@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from premem_jax.models.decoder import Model
 from premem_jax.models.nll import token_nll
@@ -27,7 +28,10 @@ class LossSum(NamedTuple):
 
 
 class Loss(Protocol):
-    """`keys`: the batch arrays it needs, each with a leading axis B. `unit`: name of `count` in the metrics."""
+    """`keys`: the batch arrays it takes, each divisible along its first axis. `unit`: name of `count` in the metrics.
+
+    `segments` is missing from batches whose rows hold one sequence each.
+    """
 
     keys: tuple[str, ...]
     unit: ClassVar[str]
@@ -35,19 +39,25 @@ class Loss(Protocol):
     def __call__(self, model: Model, params, batch: Mapping[str, jax.Array]) -> LossSum: ...
 
 
+def needed(loss: Loss, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a batch that the loss takes."""
+    return {key: batch[key] for key in loss.keys if key in batch or key != "segments"}
+
+
 @dataclasses.dataclass(frozen=True)
 class NextToken:
     """Weighted next-token negative log-likelihood, for supervised finetuning and base models.
 
-    A batch has `tokens` (B, T) int32 and `weights` (B, T) fp32, the weight of each token as a target.
+    A batch has `tokens` (X, T) int32, `weights` (X, T) fp32, the weight of each token as a target, and `segments`
+    (X, T) int32 if sequences share rows, see `token_nll`.
     """
 
-    keys: ClassVar[tuple[str, ...]] = ("tokens", "weights")
+    keys: ClassVar[tuple[str, ...]] = ("tokens", "weights", "segments")
     unit: ClassVar[str] = "tokens"
 
     def __call__(self, model: Model, params, batch: Mapping[str, jax.Array]) -> LossSum:
-        nll_BT = token_nll(model, params, batch["tokens"])
-        return LossSum(jnp.sum(nll_BT * batch["weights"]), jnp.sum(batch["weights"]))
+        nll_XT = token_nll(model, params, batch["tokens"], batch.get("segments"))
+        return LossSum(jnp.sum(nll_XT * batch["weights"]), jnp.sum(batch["weights"]))
 
 
 NEXT_TOKEN = NextToken()

@@ -38,19 +38,17 @@ def squared_distance(config: ModelConfig, params: dict, base: dict) -> jax.Array
     return sum(jax.tree.leaves(squares))
 
 
-def pair_measures(model: Model, params, tokens_BRT, weight_BRT) -> tuple[jax.Array, jax.Array]:
-    """Of pairs (R = 2): log-likelihoods (B, R) of both responses in nats, and CHES (B,), both fp32.
+def pair_measures(model: Model, params, tokens_XT, weight_XT) -> tuple[jax.Array, jax.Array]:
+    """Of pairs, rows 2b and 2b + 1: log-likelihoods (B, 2) of both responses in nats, and CHES (B,), both fp32.
 
     CHES = ⟨s⁺, s⁻⟩ − ‖s⁺‖², where s is the sum over a response of the final hidden states that predict its tokens. A
     pair whose responses are alike by it is one whose chosen response loses likelihood (Razin et al., arXiv 2410.08847,
     definition 2).
     """
-    B, R, T = tokens_BRT.shape
-    tokens_XT, weight_XT = tokens_BRT.reshape(B * R, T), weight_BRT.reshape(B * R, T)
     hidden_XTD, _ = model.bind(params)(tokens_XT)
-    log_BR = -jnp.sum(nll_of(model, params, hidden_XTD, tokens_XT) * weight_XT, axis=1).reshape(B, R)
+    log_BR = -jnp.sum(nll_of(model, params, hidden_XTD, tokens_XT) * weight_XT, axis=1).reshape(-1, 2)
     sum_XD = jnp.einsum("xtd,xt->xd", hidden_XTD[:, :-1].astype(jnp.float32), weight_XT[:, 1:])
-    chosen_BD, rejected_BD = sum_XD.reshape(B, R, -1).swapaxes(0, 1)
+    chosen_BD, rejected_BD = sum_XD[0::2], sum_XD[1::2]
     return log_BR, jnp.sum(chosen_BD * rejected_BD, axis=1) - jnp.sum(chosen_BD**2, axis=1)
 
 

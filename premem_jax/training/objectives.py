@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from premem_jax.models.decoder import Model
-from premem_jax.models.nll import log_likelihood
+from premem_jax.models.nll import by_segment, token_nll
 from premem_jax.training.losses import LossSum
 
 CHOSEN, REJECTED = 0, 1  # places of a pair's responses
@@ -172,8 +172,9 @@ class Advantage:
 class Responses:
     """The mean over prompts of an objective on their responses.
 
-    A batch has `tokens` (B, R, T) int32 and `weights` (B, R, T) fp32, which are 1 on the tokens of a response, and the
-    array (B, R) that the objective names. A prompt whose weights are all 0 does not count.
+    A batch has `tokens` and `segments` (X, T) int32 and `weights` (X, T) fp32, which are 1 on the tokens of a response,
+    `responses` (B, R) int32, the segment of each, and the array (B, R) that the objective names. A prompt whose
+    responses have no weight does not count.
 
     With a `gate` above 0, a response whose tokens have a lower probability, by their geometric mean, is not pushed
     down: what is rare already has little to lose and much to squeeze (after Gate-DPO, arXiv 2605.02626).
@@ -186,16 +187,14 @@ class Responses:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return ("tokens", "weights", *filter(None, [self.objective.given]))
+        return ("tokens", "weights", "segments", "responses", *filter(None, [self.objective.given]))
 
     def __call__(self, model: Model, params, batch: Mapping[str, jax.Array]) -> LossSum:
-        tokens_BRT, weight_BRT = batch["tokens"], batch["weights"]
-        B, R, T = tokens_BRT.shape
-        rows = lambda x: x.reshape(B * R, T)
-        policy_BR = log_likelihood(model, params, rows(tokens_BRT), rows(weight_BRT)).reshape(B, R)
-        given_BR = batch.get(self.objective.given)
-        there_B = jnp.any(weight_BRT > 0, axis=(1, 2)).astype(policy_BR.dtype)
-        value_B, metrics = self._signed(policy_BR, given_BR, jnp.sum(weight_BRT, axis=2))
+        of_response = lambda x_XT: by_segment(x_XT * batch["weights"], batch["segments"], batch["responses"])
+        policy_BR = -of_response(token_nll(model, params, batch["tokens"], shared(batch)))
+        given_BR, length_BR = batch.get(self.objective.given), of_response(jnp.ones_like(batch["weights"]))
+        there_B = jnp.any(length_BR > 0, axis=1).astype(policy_BR.dtype)
+        value_B, metrics = self._signed(policy_BR, given_BR, length_BR)
         mean = lambda x_B: jnp.sum(jnp.where(there_B > 0, x_B, 0))
         return LossSum(mean(value_B), jnp.sum(there_B), {name: mean(x_B) for name, x_B in metrics.items()})
 
@@ -222,6 +221,11 @@ class Responses:
             metrics |= dict(reward_chosen=reward_BR[:, CHOSEN], reward_rejected=reward_BR[:, REJECTED], margin=margin_B)
             metrics["reward_accuracy"] = (margin_B > 0).astype(margin_B.dtype)
         return value_B, metrics
+
+
+def shared(batch: Mapping[str, jax.Array]) -> jax.Array | None:
+    """The segments of a batch of responses if some share a row; otherwise attention does without."""
+    return batch["segments"] if len(batch["tokens"]) < batch["responses"].size else None
 
 
 OBJECTIVES = {"dpo": DPO, "ipo": IPO, "slic": SLiC, "sppo": SPPO, "ascent": Ascent}

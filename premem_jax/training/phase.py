@@ -19,6 +19,7 @@ from premem_jax.errors import NonFinite
 from premem_jax.running import processes, progress
 from premem_jax.running.programs import Clock, Profile
 from premem_jax.training.checkpoints import Checkpoints
+from premem_jax.training.losses import needed
 from premem_jax.training.metrics import Metrics
 from premem_jax.training.step import changing, weights
 from premem_jax.training.trainer import Trainer
@@ -43,7 +44,7 @@ class Phase:
       trainer: the model, its loss and its optimizer on a mesh.
       steps: number of updates.
       batches: (start, stop) → the batches of updates start to stop - 1. Each has the ids of its examples (B,), -1 for
-        padding, and the arrays that the loss needs, of which this process has its own batch rows.
+        padding, and the arrays that the loss needs, of which this process has its own rows.
       rate: learning rate of the update after this many updates.
       save_every: updates between checkpoints; the newest `keep` are kept.
       log_every: updates between rows of metrics.
@@ -168,8 +169,7 @@ class Loop:
         trainer, profile = self._phase.trainer, self._phase.profile
         if profile:
             profile.before(step)
-        needed = {key: arrays[key] for key in trainer.loss.keys}
-        placed = sharding.put_batch(trainer.mesh, needed, ids.shape[-1], axis=ids.ndim - 1)
+        placed = sharding.put_batch(trainer.mesh, needed(trainer.loss, arrays), here=True, axis=ids.ndim - 1)
         self._state, values = trainer.program(self._state, placed, np.float32(self._phase.rate(step - 1)))
         self._settle()
         self._pending = step, values, ids

@@ -57,7 +57,7 @@ def train_step(
 
     Args:
       state: see `init_state`; donate it.
-      batch: the arrays named by `loss.keys`, each with a leading axis B.
+      batch: the arrays that the loss takes, see `losses.needed`.
       rate: learning rate, a scalar.
 
     Returns:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from premem_jax.data.examples import Example
+from premem_jax.data.packing import Packing
 from premem_jax.data.pairs import answers, collate_pairs, pair_batches, tokenize_pairs
 from premem_jax.data.reader import train_batches
 from premem_jax.errors import UserError
@@ -58,18 +59,20 @@ def pairs(count=7):
 
 def test_a_batch_holds_the_tokens_of_both_responses():
     data, reference = pairs(), np.arange(14, dtype=np.float32).reshape(7, 2)
-    arrays = collate_pairs(data, [4, 2], batch=3, length=16, reference_ER=reference)
-    for b, e in enumerate((4, 2)):
+    given = dict(batch=4, buckets=(16,), reference_ER=reference)
+    arrays = collate_pairs(data, [4, 2, 6], **given, packing=Packing(micro_batches=2))
+    for b, e in enumerate((4, 2, 6)):
         for r, response in enumerate((data.targets[e], data.rejected[e])):
-            prompt = data.prompts[e]
+            prompt, row = data.prompts[e], b % 2 + 2 * (2 * (b // 2) + r)
             whole = np.concatenate([prompt, response])
-            assert arrays["tokens"][b, r].tolist() == [*whole, *[0] * (16 - len(whole))]
-            scored = np.flatnonzero(arrays["weights"][b, r])
-            assert scored.tolist() == list(range(len(prompt), len(whole)))
-    assert arrays["weights"][2].sum() == 0 and arrays["tokens"].shape == (3, 2, 16)
-    assert arrays["reference"].tolist() == [[8, 9], [4, 5], [0, 0]]
-    part = collate_pairs(data, [4, 2], batch=3, length=16, reference_ER=reference, here=[1, 2])
-    assert all(np.array_equal(part[key], arrays[key][1:]) for key in arrays)
+            assert arrays["tokens"][row].tolist() == [*whole, *[0] * (16 - len(whole))]
+            assert np.flatnonzero(arrays["weights"][row]).tolist() == list(range(len(prompt), len(whole)))
+            assert set(arrays["segments"][row, : len(whole)]) == {arrays["responses"][b, r]}
+    assert arrays["weights"][[5, 7]].sum() == 0 and arrays["tokens"].shape == (8, 16)
+    assert arrays["reference"].tolist() == [[8, 9], [4, 5], [12, 13], [0, 0]] and not arrays["responses"][3].any()
+    second = lambda count: range(count // 2, count)
+    part = collate_pairs(data, [4, 2, 6], **given, packing=Packing(micro_batches=2, here=second))
+    assert all(np.array_equal(part[key], arrays[key][len(arrays[key]) // 2 :]) for key in arrays)
 
 
 def test_pairs_come_in_the_order_of_supervised_training():
@@ -78,5 +81,5 @@ def test_pairs_come_in_the_order_of_supervised_training():
     both = list(pair_batches(pairs(), 0, 6, **order))
     assert [ids.tolist() for ids, _ in both] == single
     one = list(pair_batches(pairs(), 2, 6, responses=1, **order))
-    assert all(np.array_equal(a["tokens"][:, :1], b["tokens"]) for (_, a), (_, b) in zip(both[2:], one, strict=True))
+    assert all(np.array_equal(a["tokens"][::2], b["tokens"]) for (_, a), (_, b) in zip(both[2:], one, strict=True))
     assert answers(pairs(), True).lengths.tolist() != pairs().lengths.tolist()

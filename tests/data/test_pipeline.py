@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from premem_jax.data.examples import Example
+from premem_jax.data.packing import pad_to
 from premem_jax.data.pipeline import (
-    Tokenized,
     collate,
     evaluation_batches,
-    pad_to,
+    sequence,
     steps_per_epoch,
     tokenize,
 )
@@ -21,15 +20,9 @@ from premem_jax.data.tokenizer_files import train
 from premem_jax.data.tokenizer_kinds import SentencePiece
 from premem_jax.errors import UserError
 from premem_jax.tasks import arithmetic
+from tests.data.numbered import numbered
 
 SEEDS = st.integers(0, 2**31)
-
-
-def numbered(lengths) -> Tokenized:
-    """Example e has id 1000 + 3 e, a prompt and a target whose tokens say which example they are of."""
-    examples = [Example(1000 + 3 * e, "", "", "") for e in range(len(lengths))]
-    prompts = [np.full(p, 10 * e + 1, np.int32) for e, (p, _) in enumerate(lengths)]
-    return Tokenized(examples, prompts, [np.full(t, 10 * e + 2, np.int32) for e, (_, t) in enumerate(lengths)])
 
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 40)), min_size=1, max_size=20)
@@ -111,31 +104,29 @@ def test_train_batches(lengths, batch, seed, cut, buckets, window):
     options = dict(batch=batch, seed=seed, buckets=buckets, window=window)
     made = list(train_batches(data, 0, stop, **options))
     assert len(made) == stop
-    assert all(np.array_equal(ids, arrays["ids"]) for ids, arrays in made)  # all places of a batch lie here
-    batches = [arrays for _, arrays in made]
-    for epoch in (batches[: stop // 2], batches[stop // 2 :]):
-        ids = np.concatenate([b["ids"] for b in epoch])
+    for epoch in (made[: stop // 2], made[stop // 2 :]):
+        ids = np.concatenate([ids for ids, _ in epoch])
         assert sorted(ids[ids >= 0]) == list(data.ids)
-        assert all((b["ids"] >= 0).all() for b in epoch[:-1])
+        assert all((ids >= 0).all() for ids, _ in epoch[:-1])
 
     def padded(length):
         return next((bucket for bucket in buckets if bucket >= length), -(-length // 32) * 32)
 
     longest = max(p + t for p, t in lengths)
-    for b in batches:
-        rows = [(i - 1000) // 3 for i in b["ids"] if i >= 0]
+    for ids, b in made:
+        rows = [(i - 1000) // 3 for i in ids if i >= 0]
         in_batch = max(sum(lengths[row]) for row in rows)
         expected = padded(in_batch if buckets else longest)
         assert b["tokens"].shape == b["weights"].shape == (batch, expected)
-        padding = b["ids"] < 0
-        assert not b["weights"][padding].any() and not b["tokens"][padding].any()
-        assert (b["prompt_length"][padding] == 1).all()
+        for row, tokens in zip(rows, b["tokens"], strict=False):
+            assert np.trim_zeros(tokens).tolist() == [*data.prompts[row], *data.targets[row]]
+        assert not b["weights"][len(rows) :].any() and not b["tokens"][len(rows) :].any()
         assert b["weights"].sum() == sum(lengths[row][1] for row in rows)
     start = int(cut * stop)
     again = list(train_batches(data, start, stop, **options))
     assert len(again) == stop - start
-    for one, (_, other) in zip(batches[start:], again, strict=True):
-        assert one.keys() == other.keys()
+    for (_, one), (_, other) in zip(made[start:], again, strict=True):
+        assert one.keys() == other.keys() == {"tokens", "weights"}
         assert all(np.array_equal(one[key], other[key]) for key in one)
 
 
@@ -160,8 +151,8 @@ def test_a_batch_says_what_the_text_says(tokenizer):
 
 def test_prompts_may_weigh_something_but_the_start_marker_never_does():
     data = numbered([(3, 2), (1, 4)])
-    out = collate(data, [0, 1], batch=2, length=6, prompt_weight=0.25)
-    np.testing.assert_array_equal(out["weights"], [[0, 0.25, 0.25, 1, 1, 0], [0, 1, 1, 1, 1, 0]])
+    weights = [sequence(data, row, prompt_weight=0.25)[1].tolist() for row in (0, 1)]
+    assert weights == [[0, 0.25, 0.25, 1, 1], [0, 1, 1, 1, 1]]
 
 
 def test_prompts_only():

@@ -34,8 +34,7 @@ def along():
     state, kept = trainer.init_state(trainer.random_parameters(0)), {}
     batches = train_batches(tiny.data(), 0, STEPS, batch=tiny.BATCH, seed=0, buckets=(tiny.CONTEXT,))
     for step, (_, arrays) in enumerate(batches, 1):
-        needed = {key: arrays[key] for key in trainer.loss.keys}
-        state, _ = trainer.program(state, sharding.put_batch(tiny.one_device(), needed), np.float32(1e-2))
+        state, _ = trainer.program(state, sharding.put_batch(tiny.one_device(), arrays), np.float32(1e-2))
         if step % EVERY == 0:
             kept[step] = jax.tree.map(np.asarray, state["params"])
     return kept

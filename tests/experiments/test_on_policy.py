@@ -77,7 +77,8 @@ def test_each_batch_has_the_pairs_of_its_round(tmp_path):
     assert len(batches) == 7
     for step, (batch, arrays) in zip(range(1, 8), batches, strict=True):
         for b, id in enumerate(batch[batch >= 0]):
-            said = [arrays["tokens"][b, r][arrays["weights"][b, r] > 0].tolist() for r in range(2)]
+            mine = [(arrays["segments"] == segment) & (arrays["weights"] > 0) for segment in arrays["responses"][b]]
+            said = [arrays["tokens"][where].tolist() for where in mine]
             first = step - step % 3
             assert said == ([[first + 1] * 2, [first + 2] * 3] if id in ids[6:] else [[], []])
     again = [ids.tolist() for ids, _ in rounds.batches(5, 8)]

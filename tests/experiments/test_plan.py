@@ -20,6 +20,7 @@ def plan(tmp_path, options, *overrides):
 
 
 SMALL = ("--config.train.batch=16", "--config.train.micro_batches=2", "--config.data.buckets=(128,)")
+SMALL += ("--config.train.packed_tokens=(1024,)",)
 
 
 def test_a_small_model_fits_and_the_plan_is_kept(tmp_path):
@@ -92,6 +93,7 @@ def test_the_full_models_fit_sixteen_small_chips(tmp_path, model):
 def test_what_does_not_fit_gets_the_nearest_that_does(tmp_path):
     """A billion parameters on four chips, with everything kept for the backward pass of 64 long sequences each."""
     overrides = ["--config.model.remat=none", "--config.train.micro_batches=1", "--config.train.batch=256"]
+    overrides += ["--config.train.packed_tokens=()"]
     summary, out = plan(tmp_path, "model=llama3_2_1b,topology=v5e:2x2", *overrides)
     assert not summary["fits"] and not summary["programs"]["train"]["fits"]
     nearest = summary["nearest"]["train"]

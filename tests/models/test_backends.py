@@ -1,5 +1,6 @@
 """Attention backends against the reference: the TPU kernel in its interpreter, the GPU library where there is one."""
 
+import itertools
 import logging
 from functools import partial
 
@@ -33,6 +34,42 @@ def with_gradients(attention, case, qkv):
     weight = jnp.cos(jnp.arange(qkv[0].size)).reshape(qkv[0].shape)
     scalar = lambda *qkv: jnp.sum(attention(*qkv, **case).astype(jnp.float32) * weight)
     return jax.jit(partial(attention, **case))(*qkv), jax.jit(jax.grad(scalar, argnums=(0, 1, 2)))(*qkv)
+
+
+def segments(B=2, T=256):
+    """Of three, two, ... sequences in a row, with padding at its end; borders lie within blocks and at them."""
+    borders = np.array([[100, 128, 180, 240], [128, 128, 250, 256]])[:B]
+    return jnp.asarray((1 + (np.arange(T) >= borders[..., None]).sum(axis=1)) % 5, jnp.int32)
+
+
+def apart(attention, segments_BT, *qkv, **case):
+    """`attention` on each segment by itself."""
+
+    def of(b, start, stop):
+        q, k, v = (x[b : b + 1] for x in qkv)
+        return attention(q[:, start:stop], k[:, :, start:stop], v[:, :, start:stop], **case)
+
+    outs = []
+    for b, row in enumerate(np.asarray(segments_BT)):
+        ends = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
+        outs.append(jnp.concatenate([of(b, *part) for part in itertools.pairwise(ends)], axis=1))
+    return jnp.concatenate(outs)
+
+
+@pytest.mark.parametrize("case", CASES[1:3])
+def test_segments_do_not_see_each_other(case):
+    qkv, attention = arrays(H=16), SelfAttention("reference")
+    expected = with_gradients(partial(apart, attention, segments()), case, qkv)
+    found = with_gradients(lambda *qkv, **case: attention(*qkv, segments(), **case), case, qkv)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), expected, found)
+
+
+def test_the_tpu_kernel_with_segments_on_a_mesh():
+    mesh = sharding.make_mesh(dict(data=2, fsdp=1, tensor=2), jax.devices()[:4])
+    on = lambda *place: lambda *qkv, **case: SelfAttention(*place)(*qkv, segments(), **case)
+    for case in CASES[2:]:
+        expected, found = (with_gradients(on(*place), case, arrays()) for place in (["reference"], ["splash", mesh]))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4), expected, found)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -107,6 +144,7 @@ class _Mesh:
         ("gpu", dict(dtype="bfloat16"), CASES[3], "cudnn"),
         ("gpu", dict(dtype="bfloat16"), CASES[1], "reference"),
         ("gpu", {}, CASES[0], "reference"),
+        ("gpu", dict(dtype="bfloat16"), CASES[3] | dict(segments_BT=segments()), "reference"),
     ],
 )
 def test_the_choice_is_by_device_and_case_and_is_said_once(platform, shape, case, chosen, monkeypatch, caplog):

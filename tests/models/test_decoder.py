@@ -10,29 +10,11 @@ import numpy as np
 import pytest
 
 from premem_jax.errors import UserError
-from premem_jax.models.architecture import GEMMA2, RopeScaling
 from premem_jax.models.decoder import Cache, build, init, unstack
 from premem_jax.models.nll import token_nll
 from tests import tiny
 from tests.models import llama
-
-SHAPES = {
-    "grouped": tiny.CONFIG,
-    "multi-query": dataclasses.replace(tiny.CONFIG, K=1, rope_theta=10_000.0),
-    "multi-head, tied": dataclasses.replace(tiny.CONFIG, K=4, tied_embedding=True, norm_eps=1e-2),
-    "stretched positions": dataclasses.replace(tiny.CONFIG, rope_scaling=RopeScaling(8.0, 0.5, 2.0, 16)),
-    "biases, normalised heads, one window": dataclasses.replace(
-        tiny.CONFIG, biases=("q", "k", "v"), head_norms=True, windows=(4,)
-    ),
-    "gemma": dataclasses.replace(
-        tiny.CONFIG,
-        **GEMMA2 | dict(rope_theta=100.0, attention_softcap=2.0, final_softcap=5.0),
-        L=4,
-        H=12,
-        query_scale=0.4,
-        windows=(4, None),
-    ),
-}
+from tests.models.shapes import SHAPES
 
 every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 LENGTHS = (9, 3, 12, 1)
@@ -129,7 +111,7 @@ def test_positions_are_relative():
     @jax.jit
     def at(positions_BT):
         decoder = model.bind(params)
-        return decoder.logits(decoder(tokens_BT, positions_BT)[0])
+        return decoder.logits(decoder(tokens_BT, positions_BT=positions_BT)[0])
 
     positions = jnp.arange(T)[None]
     np.testing.assert_allclose(at(positions + 50), at(positions), atol=5e-5)

@@ -24,6 +24,19 @@ def test_preference_training_has_programs_of_its_own():
     assert lowered.names_of(config(**{"influence.every": 0})) == ("train", "reference")
 
 
+def whole_numbers(found):
+    """Shapes of a program's tables of whole numbers."""
+    return [x.shape for x in jax.tree.leaves(found.in_avals) if x.dtype == jnp.int32 and x.ndim > 1]
+
+
+def test_an_update_whose_examples_share_rows_has_one_for_each_chip():
+    c = config(**{"train.packed_tokens": (1024, 2048)})
+    mesh = sharding.make_mesh(c.mesh, devices(PLACE))
+    assert whole_numbers(lowered.lower(c, mesh, "train")[0]) == [(16, 2), (4, 512), (4, 512)]
+    assert lowered.cost(c, PLACE, mesh, "train").flops < lowered.cost(config(), PLACE, mesh, "train").flops
+    assert lowered.cost(c, PLACE, mesh, "reference") == lowered.cost(config(), PLACE, mesh, "reference")
+
+
 @pytest.mark.parametrize("name", ["train", "reference", "sources", "probe"])
 def test_each_lowers_with_pairs_and_with_the_whole_update_where_it_is_needed(name):
     c = config()
@@ -31,8 +44,8 @@ def test_each_lowers_with_pairs_and_with_the_whole_update_where_it_is_needed(nam
     found, beside = lowered.lower(c, mesh, name)
     arrays = jax.tree.leaves(found.in_avals)
     weights = [x for x in arrays if x.dtype in (jnp.float32, jnp.bfloat16) and x.ndim > 1 and x.shape[-1] != 128]
-    tokens = [x.shape for x in arrays if x.dtype == jnp.int32 and x.ndim > 1]
-    assert tokens == [(8, 128) if name == "probe" else (16, 2, 128)]  # 6 prompts are filled up to the four chips
+    alone = {"probe": [(8, 128)], "reference": [(32, 128)]}  # 6 prompts are filled up to the four chips
+    assert whole_numbers(found) == alone.get(name, [(16, 2), (32, 128), (32, 128)])  # responses, segments, tokens
     half = [x for x in weights if x.dtype == jnp.bfloat16]
     assert (len(half) > 0) == (name == "probe")  # the directions, in the compute dtype
     assert (beside > 0) == (name in ("reference", "probe"))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 class _Bound(NamedTuple):
     logits_BTV: jax.Array
 
-    def __call__(self, tokens_BT):
+    def __call__(self, tokens_BT, segments_BT=None):
         return tokens_BT, None
 
     def next_token_nll(self, hidden, next_BT):

@@ -23,9 +23,11 @@ from premem_jax.training.objectives import DPO, Responses
 from premem_jax.training.optimizer import adamw
 from premem_jax.training.step import init_state, train_step
 from tests import tiny
+from tests.training.responses import batch_of
 
 OPTIMIZER = dict(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, clip_norm=0.5)
 MODEL, LOSS, RATE = build(tiny.CONFIG), Responses(DPO(0.3)), 1e-4
+MICRO_BATCHES = 2
 
 
 def batch(seed, B=4, T=9):
@@ -33,16 +35,25 @@ def batch(seed, B=4, T=9):
     weights = np.zeros((B, 2, T), np.float32)
     weights[:, 0, 3:7], weights[:, 1, 3:6] = 1, 1
     tokens = rng.integers(1, tiny.CONFIG.V, (B, 2, T)).astype(np.int32)
-    return {"tokens": tokens, "weights": weights, "reference": rng.normal(-15, 2, (B, 2)).astype(np.float32)}
+    return batch_of(tokens, weights, MICRO_BATCHES, reference=rng.normal(-15, 2, (B, 2)).astype(np.float32))
+
+
+def chosen(seed):
+    """Tokens and weights of the chosen responses of a batch."""
+    arrays = batch(seed)
+    mine = np.isin(arrays["segments"][:, 0], arrays["responses"][:, 0])
+    return {key: arrays[key][mine] for key in ("tokens", "weights")}
 
 
 def decomposed(model, start, place=lambda arrays: arrays):
     """A state after two updates, the next update by its sources, and the state after it."""
-    step = jax.jit(lambda state, arrays: train_step(model, LOSS, adamw(**OPTIMIZER), 2, state, arrays, RATE)[0])
+    bound = model, LOSS, adamw(**OPTIMIZER), MICRO_BATCHES
+    step = jax.jit(lambda state, arrays: train_step(*bound, state, arrays, RATE)[0])
     state = init_state(start, adamw(**OPTIMIZER))
     for seed in range(2):
         state = step(state, place(batch(seed)))
-    parts = jax.jit(functools.partial(next_update, model, LOSS, 2, **OPTIMIZER))(state, place(batch(2)), RATE)
+    sources = jax.jit(functools.partial(next_update, model, LOSS, MICRO_BATCHES, **OPTIMIZER))
+    parts = sources(state, place(batch(2)), RATE)
     return state, parts, step(state, place(batch(2)))
 
 
@@ -71,7 +82,7 @@ def optax_norm(tree):
 @pytest.mark.slow
 def test_forward_mode_agrees_with_central_differences_and_with_what_happens(plain):
     before, parts, after = plain
-    tokens, weights = batch(5)["tokens"][:, 0], batch(5)["weights"][:, 0]
+    tokens, weights = chosen(5).values()
     score = jax.jit(lambda params: log_likelihood(MODEL, params, tokens, weights))
     found = jax.jit(functools.partial(influence, MODEL))(before["params"], parts, tokens, weights)
     for name, direction in parts.items():
@@ -88,7 +99,7 @@ DEEP = dataclasses.replace(tiny.CONFIG, L=5)  # layers that are scanned, and not
 def effects(model, start, place=lambda arrays: arrays):
     """Of the next update by its sources, on the log-likelihood of four responses."""
     state, parts, _ = decomposed(model, start, place)
-    seen = place({key: batch(5)[key][:, 0] for key in ("tokens", "weights")})
+    seen = place(chosen(5))
     found = jax.jit(functools.partial(influence, model))(state["params"], parts, *seen.values())
     return jax.tree.map(np.asarray, found)
 

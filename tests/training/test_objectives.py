@@ -18,6 +18,7 @@ from premem_jax.training.losses import NEXT_TOKEN
 from premem_jax.training.measures import pair_measures
 from premem_jax.training.objectives import DPO, IPO, SPPO, Advantage, Ascent, Likelihood, Responses, SLiC
 from tests import tiny
+from tests.training.responses import batch_of
 
 sigmoid = lambda x: 1 / (1 + math.exp(-x))
 
@@ -100,7 +101,12 @@ def batch(rng, B=4, R=2, T=9):
     weights = np.zeros((B, R, T), np.float32)
     for b, r in np.ndindex(B, R):
         weights[b, r, 3 : 5 + (b + 2 * r) % 4] = 1
-    return {"tokens": tokens, "weights": weights, "reference": rng.normal(-20, 3, (B, R)).astype(np.float32)}
+    return batch_of(tokens, weights, reference=rng.normal(-20, 3, (B, R)).astype(np.float32))
+
+
+def one(arrays, r):
+    """Tokens and weights of response r of each prompt."""
+    return {key: arrays[key][r::2] for key in ("tokens", "weights")}
 
 
 MODEL = build(tiny.CONFIG)
@@ -121,11 +127,10 @@ def test_a_pairs_gradient_is_that_of_two_supervised_losses_by_its_coefficients()
     objective = SPPO(1.0)
     arrays = batch(np.random.default_rng(1), B=1)
     _, found = mean_gradient(Responses(objective), arrays)
-    one = lambda r: {key: arrays[key][:, r] for key in ("tokens", "weights")}
-    policy = np.array([[log_likelihood(MODEL, tiny.parameters(), *one(r).values())[0] for r in (0, 1)]])
+    policy = np.array([[log_likelihood(MODEL, tiny.parameters(), *one(arrays, r).values())[0] for r in (0, 1)]])
     c = np.asarray(objective(policy, arrays["reference"]).coefficient_BR)[0]
-    length = arrays["weights"].sum(axis=(0, 2))  # NextToken is a mean over tokens
-    parts = [mean_gradient(NEXT_TOKEN, one(r))[1] for r in (0, 1)]
+    length = arrays["weights"].sum(axis=1)  # NextToken is a mean over tokens
+    parts = [mean_gradient(NEXT_TOKEN, one(arrays, r))[1] for r in (0, 1)]
     expected = jax.tree.map(lambda a, b: c[0] * length[0] * a + c[1] * length[1] * b, *parts)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * np.abs(b).max())
@@ -155,9 +160,7 @@ def test_a_gate_spares_what_is_rare_already():
 def test_metrics_are_rewards_and_how_often_the_chosen_one_is_higher():
     arrays = batch(np.random.default_rng(3))
     sums = jax.jit(lambda p: Responses(DPO(0.2))(MODEL, p, arrays))(tiny.parameters())
-    policy = np.stack(
-        [log_likelihood(MODEL, tiny.parameters(), arrays["tokens"][:, r], arrays["weights"][:, r]) for r in (0, 1)], 1
-    )
+    policy = np.stack([log_likelihood(MODEL, tiny.parameters(), *one(arrays, r).values()) for r in (0, 1)], 1)
     reward = 0.2 * (policy - arrays["reference"])
     assert float(sums.metrics["reward_chosen"]) == pytest.approx(reward[:, 0].sum(), rel=1e-5)
     assert float(sums.metrics["margin"]) == pytest.approx((reward[:, 0] - reward[:, 1]).sum(), rel=1e-4)
@@ -196,9 +199,10 @@ def test_ches_is_of_the_hidden_states_that_predict_the_responses():
     for b in range(2):
         sums = []
         for r in range(2):
-            tokens, places = arrays["tokens"][b, r], np.flatnonzero(arrays["weights"][b, r])
+            tokens, weights = (x[b] for x in one(arrays, r).values())
+            places = np.flatnonzero(weights)
             alone = np.asarray(hidden(params, np.where(np.arange(9) <= places[-1], tokens, 0)[None])[0], np.float64)
             sums.append(sum(alone[place - 1] for place in places))
-            expected = likelihood(params, tokens[None], arrays["weights"][b, r][None])
+            expected = likelihood(params, tokens[None], weights[None])
             assert float(log_BR[b, r]) == pytest.approx(float(expected[0]), rel=1e-5)
         assert float(ches_B[b]) == pytest.approx(sums[0] @ sums[1] - sums[0] @ sums[0], rel=1e-4)

@@ -18,8 +18,10 @@ from premem_jax.sharding import put_batch
 from premem_jax.training.objectives import DPO, Responses
 from premem_jax.training.trainer import Trainer
 from tests import tiny
+from tests.training.responses import batch_of
 
 STEPS, B, T, RATE, BETA = 20, 4, 12, 1e-3, 0.1
+MICRO_BATCHES = 2
 OPTIMIZER = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1e30)
 COLUMNS = ("loss", "reward_chosen", "reward_rejected", "margin", "reward_accuracy")
 
@@ -38,19 +40,20 @@ def arrays(step):
         for r, response in enumerate(responses):
             end = len(prompt) + len(response)
             tokens[b, r, :end], weights[b, r, len(prompt) : end] = [*prompt, *response], 1
-    return {"tokens": tokens, "weights": weights}
+    return tokens, weights
 
 
 @functools.cache
 def ours():
     """(STEPS, 5) of `COLUMNS`."""
     model, mesh = build(tiny.CONFIG), tiny.one_device()
-    trainer = Trainer(model, mesh, Clock(), OPTIMIZER, 2, Responses(DPO(BETA)))
+    trainer = Trainer(model, mesh, Clock(), OPTIMIZER, MICRO_BATCHES, Responses(DPO(BETA)))
     score = jax.jit(lambda tokens, weights: log_likelihood(model, tiny.parameters(), tokens, weights))
     state, rows = trainer.init_state(jax.device_put(tiny.parameters())), []
     for step in range(STEPS):
-        batch = arrays(step)
-        batch["reference"] = np.stack([score(batch["tokens"][:, r], batch["weights"][:, r]) for r in (0, 1)], axis=1)
+        tokens, weights = arrays(step)
+        reference = np.stack([score(tokens[:, r], weights[:, r]) for r in (0, 1)], axis=1)
+        batch = batch_of(tokens, weights, MICRO_BATCHES, reference=reference)
         state, values = trainer.program(state, put_batch(mesh, batch), np.float32(RATE))
         rows.append([float(values[name]) for name in COLUMNS])
     return np.array(rows)
@@ -68,7 +71,7 @@ def test_torch_gives_the_same():
     optimizer, rows = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0), []
 
     def score(model, batch, r):
-        tokens, weights = (torch.tensor(batch[key][:, r]) for key in ("tokens", "weights"))
+        tokens, weights = (torch.tensor(values[:, r]) for values in batch)
         logs = torch.log_softmax(model(tokens.long()).logits[:, :-1], dim=-1)
         own = torch.gather(logs, 2, tokens[:, 1:, None].long())[..., 0]
         return (own * weights[:, 1:]).sum(dim=1)
