@@ -87,7 +87,7 @@ class Tasks:
         return self._train(self._model, self._load("float32"), self._given.uncut)
 
     def train_packed(self):
-        """Examples share rows, which the number of micro-batches keeps short: here attention costs more than padding."""
+        """Examples share rows, which more micro-batches keep short, because attention is expensive here."""
         micro_batches = 2 * self._micro_batches
         packing = Packing.of(workload.PACKED_TOKENS, 1, micro_batches)
 
