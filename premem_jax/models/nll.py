@@ -40,6 +40,15 @@ def log_likelihood(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Ar
     return -jnp.sum(token_nll(model, params, tokens_BT) * weight_BT, axis=1)
 
 
+def next_log_p(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array, ids_BK: jax.Array) -> jax.Array:
+    """(B, K) fp32 nats: log-probabilities of K tokens of each row where it has its first token of weight 1."""
+    decoder = model.bind(params)
+    hidden_BTD, _ = decoder(tokens_BT)
+    before_B = jnp.argmax(weight_BT, axis=1) - 1
+    logits_BV = decoder.logits(jnp.take_along_axis(hidden_BTD, before_B[:, None, None], axis=1))[:, 0]
+    return jnp.take_along_axis(jax.nn.log_softmax(logits_BV), ids_BK, axis=1)
+
+
 def target_nll(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean NLL per target token of each row (B,), and the number of target tokens (B,).
 
