@@ -5,8 +5,8 @@
 Models of two widths are pretrained on facts in one format and a few questions in another (`tasks/knowledge.py`). Each
 of their checkpoints is finetuned on growing numbers of questions. From that comes the forecast of the loss at which
 models answer questions from three examples in the prompt; it is sealed, and then wider models are pretrained and
-evaluated. `runs/emergence_quickstart/forecast/report.html` has the verdict. The settings are a first guess: how the
-forecast turns out with them has not been measured (docs/emergence.md).
+evaluated. `runs/emergence_quickstart/forecast/report.html` has the verdict. The settings are not
+settled: no pilot left chance with them (docs/emergence.md).
 
 Options after the colon: seed; mixes=true compares two mixes of pretraining texts, of which one asks a third as often:
 with which does the ability appear at a higher loss? planted=true draws accuracies from a known law on the real losses

@@ -77,7 +77,7 @@ class OptionLikelihood(Evaluator):
         for rows, arrays in self.run.batches(self._options.at(first), self._batch, wanted):
             ids = np.zeros((self._batch, self._ids.shape[1]), np.int32)
             ids[: len(rows)] = self._ids[rows]
-            placed = self.run.put({"ids": ids[self.run.places_here(self._batch)]}, self._batch)["ids"]
+            placed = self.run.put(ids[self.run.places_here(self._batch)])
             found = np.asarray(self._program(params, arrays["tokens"], arrays["weights"], placed))
             for row, log_p in zip(rows, found, strict=False):
                 mine = np.flatnonzero(self._row_of == row)
