@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
-from etils.epath import Path
 from ml_collections import ConfigDict
 
 from benchmarks.tpu_cycles import cycles
 from premem_jax import recipes, sharding
-from premem_jax.data import tokenizers
+from premem_jax.data import tokenizer_files
 from premem_jax.data.packing import ALONE, Packing
 from premem_jax.data.pipeline import Tokenized, steps_per_epoch, tokenize
 from premem_jax.data.reader import train_batches
@@ -33,7 +32,7 @@ def examples(config, folder: str, tokenizer: str) -> Tokenized:
     asked = {key: data[key] for key in ("path", "train", "heldout", "test", "seed", "grader", "prompt", "target")}
     rows = tasks.load(config.data.task, **asked, cache=config.cache or "cache").splits["train"]
     options = dict(context=config.data.context, drop_long=config.data.drop_long)
-    return tokenize("train", rows, tokenizers.load(Path(tokenizer)), **options)
+    return tokenize("train", rows, tokenizer_files.load(tokenizer), **options)
 
 
 def shapes(config, data: Tokenized, packing: Packing) -> Iterator[tuple[int, int]]:

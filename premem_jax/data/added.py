@@ -34,6 +34,4 @@ def read(path: Path) -> list[Example]:
     except sealed.Damaged as error:
         mend = "in a curation, remove members/NAME and runs/NAME of its member, and the next launch makes both again"
         raise sealed.Damaged(error.what, mend) from error
-    rows = (json.loads(line) for line in lines)
-    tuples = lambda row: dict(options=tuple(row["options"]), messages=tuple(map(tuple, row["messages"])))
-    return [Example(**row | tuples(row)) for row in rows]
+    return [Example.of_row(json.loads(line)) for line in lines]

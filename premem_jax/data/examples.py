@@ -40,6 +40,11 @@ class Example:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {"metadata": dict(self.metadata)}
 
+    @classmethod
+    def of_row(cls, row: Mapping) -> "Example":
+        """The example whose `row` this is, as JSON gives it back."""
+        return cls(**row | dict(options=tuple(row["options"]), messages=tuple(map(tuple, row["messages"]))))
+
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
         """Turns (role, text) before the target: `messages`, those of a dialogue in hh-rlhf's form, or a question."""

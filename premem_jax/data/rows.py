@@ -87,6 +87,11 @@ def parse(
     return Rows([example for example, _ in rows], [id for _, id in rows], "")
 
 
+def checksum_of(paths: Sequence[str]) -> str:
+    """SHA-256 of the checksums of files, without a look at their rows. Raises UserError for one that cannot be read."""
+    return sha256("".join(sha256(_bytes(path)) for path in paths).encode())
+
+
 def items_of(path: str | Sequence[str]) -> tuple[list[tuple[str, object]], str]:
     """Place and content of each row of one file or several, and the checksum. Raises UserError as `read` does."""
     found = [_items(each) for each in ([path] if isinstance(path, str) else path)]
@@ -98,10 +103,7 @@ def items_of(path: str | Sequence[str]) -> tuple[list[tuple[str, object]], str]:
 def _items(path: str) -> tuple[list[tuple[str, object]], str]:
     if not path:
         raise UserError("data.path is empty; give it a file of rows {prompt, target}, one JSON object per line")
-    try:
-        data = storage.path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"data.path={path}: cannot be read ({error.strerror or error})") from error
+    data = _bytes(path)
     if path.endswith((".parquet", ".arrow")):
         items = [(f"{path}, row {number}", item) for number, item in enumerate(_table(path, data))]
     elif kind := HEADS.get(data[:2]):
@@ -112,6 +114,13 @@ def _items(path: str) -> tuple[list[tuple[str, object]], str]:
     if not items:
         raise UserError(f"data.path={path}: the file is empty")
     return items, sha256(data)
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        return storage.path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"data.path={path}: cannot be read ({error.strerror or error})") from error
 
 
 def _json(where: str, text: bytes) -> object:

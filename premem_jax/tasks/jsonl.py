@@ -6,7 +6,8 @@ The folder may also be a dataset of Hugging Face: as `save_to_disk` writes it, o
 of the training rows, and at least fifty, are kept for it; `data.seed` decides which.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -32,6 +33,7 @@ PLACES = (  # of the files of a split
 ALONE = "data-*-of-*.arrow"  # of a Dataset on disk, without splits
 TEST_SHARE, LEAST_TEST = 0.2, 50
 SHOWN = 3
+LARGE = 32 * 2**20  # bytes of files whose rows are kept once they are checked, which makes the next starts faster
 
 
 def is_solution(text: str) -> bool:
@@ -63,12 +65,15 @@ def load(
             "data.path is empty: it is the folder of train.jsonl, and of heldout.jsonl and test.jsonl if any"
         )
     files = _files(path)
-    items = {split: rows.items_of(found)[0] for split, found in files.items()}
-    read = lambda split, answer: rows.parse(items[split], answer, prompt=prompt, target=target).examples
-    if not grader:
-        grader = named.guess([example.target for example in read("train", None)])
-    chosen = named.find(grader)
-    splits = _split({split: read(split, lambda *row: answer_of(chosen, *row)) for split in files}, sizes, seed)
+    make = partial(_checked, files, grader, prompt, target)
+    if sum(storage.path(file).stat().length for found in files.values() for file in found) < LARGE:
+        grader, found = make()
+    else:
+        from premem_jax.data import builders  # TFDS takes a while to import
+
+        key = dict(files={split: rows.checksum_of(paths) for split, paths in files.items()})
+        grader, found = builders.own_rows(key | dict(grader=grader, prompt=prompt, target=target), cache, make)
+    chosen, splits = named.find(grader), _split(found, sizes, seed)
     progress.say(f"{path}: {', '.join(f'{len(found)} {split}' for split, found in splits.items())}; grader {grader}")
     for example in splits["train"][:SHOWN]:
         progress.say(f"  answer {example.answer!r} of a target that ends in {example.target[-60:]!r}")
@@ -81,6 +86,18 @@ def load(
         if again := sum(example.prompt in asked for example in splits[split]):
             progress.say(f"  {again} of {len(splits[split])} {split} rows have the prompt of a training row")
     return Task(splits, lambda: (e.prompt + e.target for e in train), grader=chosen.grader)
+
+
+def _checked(
+    files: Mapping[str, Sequence[str]], grader: str, prompt: str, target: str
+) -> tuple[str, dict[str, list[Example]]]:
+    """The name of the grader, and all rows of each split with their answers."""
+    items = {split: rows.items_of(found)[0] for split, found in files.items()}
+    read = lambda split, answer: rows.parse(items[split], answer, prompt=prompt, target=target).examples
+    if not grader:
+        grader = named.guess([example.target for example in read("train", None)])
+    chosen = named.find(grader)
+    return grader, {split: read(split, lambda *row: answer_of(chosen, *row)) for split in files}
 
 
 def answer_of(chosen: named.Named, where: str, target: str, answer: object) -> str:

@@ -15,6 +15,7 @@ from configs import finetune as recipe
 from premem_jax.data.rows import read
 from premem_jax.errors import UserError
 from premem_jax.experiments import finetune
+from premem_jax.tasks import jsonl
 from premem_jax.tasks import task as tasks
 
 SIZES = dict(train=0, heldout=0, test=0, seed=0, cache="")
@@ -42,6 +43,30 @@ def test_a_folder_of_files_is_its_splits(tmp_path):
     example = task.splits["test"][0]
     assert (example.prompt, example.target, example.answer) == ("200 + 200 ?\nAnswer:", " it is 400", "400")
     assert task.grader.name == "number"
+
+
+def test_large_files_are_checked_once(tmp_path, monkeypatch):
+    said = [dict(messages=[dict(role="user", content="7 ?"), dict(role="assistant", content=" seven")], answer="seven")]
+    folder = write(write(tmp_path / "rows", "train", sums(30)), "test", sums(5, 200))
+    chat = write(tmp_path / "chat", "train", said * 9)
+    plain = [load(place, test=3) for place in (folder, chat)]
+    monkeypatch.setattr(jsonl, "LARGE", 0)
+    kept = dict(cache=str(tmp_path / "cache"), test=3)
+    first = [load(place, **kept) for place in (folder, chat)]
+    checked = jsonl._checked
+    monkeypatch.setattr(jsonl, "_checked", lambda *_: pytest.fail("checked again"))
+    again = [load(place, **kept) for place in (folder, chat)]
+    for tasks_ in zip(plain, first, again, strict=True):
+        assert all(task.splits == tasks_[0].splits for task in tasks_)
+        assert {task.grader.name for task in tasks_} == {tasks_[0].grader.name}
+    monkeypatch.setattr(jsonl, "_checked", checked)
+    assert load(folder, grader="exact", **kept).grader.name == "exact"
+    write(folder, "train", sums(31))
+    assert len(load(folder, **kept).splits["train"]) == 31
+    for data in (tmp_path / "cache").rglob("*.array_record*"):
+        data.write_bytes(data.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"is damaged .*; delete it"):
+        load(folder, **kept)
 
 
 def test_one_file_is_split_by_seed(tmp_path):
