@@ -1,6 +1,6 @@
 """CPU seconds of sampling the training examples of a finetune, plain and reference-drafted, in turns.
 
-    python -m benchmarks.drafted_run RUN [--turns=3]
+    python -m benchmarks.drafted_run RUN [--turns=3] [--temperatures=0.8,0.4]
 
 Takes the last checkpoint of the finetune in the folder RUN, and its evaluator `train_accuracy`, at some temperatures:
 the lower, the more responses follow their references. Both ways must find the same. Compilation is not counted.
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--temperatures", default="0.8,0.4,0.2")
     options = parser.parse_args()
     config, clock = ConfigDict(json.loads((Path(options.folder) / "config.json").read_text())), Clock()
     made = ready(config, epath.Path(options.folder), clock, tokenized)
@@ -36,7 +37,7 @@ def main() -> None:
     params = run.weights(checkpoint_at(options.folder).load(made.mesh), "decode")
     settings = config.evals.train_accuracy.to_dict()
     settings = {name: settings[name] for name in ("batch", "samples", "max_new_tokens", "first_round", "top_p")}
-    for temperature in (0.8, 0.4, 0.2):
+    for temperature in map(float, options.temperatures.split(",")):
         ways = [
             Accuracy(split, run, **settings, temperature=temperature, keep_texts=0, drafted=drafted)
             for drafted in (False, True)
