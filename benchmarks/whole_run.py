@@ -41,7 +41,7 @@ def config(folder: Path) -> ConfigDict:
     c.evals = dict(
         nll=defaults.evaluator("likelihood", "train", EPOCHS, batch=32),
         accuracy=defaults.evaluator(
-            "accuracy", "train", EPOCHS, drafted=True, batch=16, max_new_tokens=320, first_round=192, keep_texts=0
+            "accuracy", "train", EPOCHS, batch=16, max_new_tokens=320, first_round=192, keep_texts=0
         ),
     )
     c.threshold.update(rule="given", perplexity=THRESHOLD)
