@@ -57,14 +57,13 @@ class Sampler:
         texts = np.concatenate([self.prompts, self.references], axis=1)
         found = self._follow(self.params, texts, self.lengths, np.full(PROMPTS, T, np.int32), self.ids, key)
         kept, ended = map(np.asarray, found)
-        drawn = self._sample(
-            self.params, texts, self.lengths, self.ids, key, begun_BR=np.where(ended, -1, kept).astype(np.int32)
-        )
+        begun = np.where(ended, 0, kept).astype(np.int32)
+        drawn = self._sample(self.params, texts, self.lengths, self.ids, key, begun_BR=begun)
         own = np.asarray(drawn.tokens)
         place = np.arange(T) - kept[..., None]
         tokens = np.take_along_axis(own, np.maximum(place, 0), axis=2)
         tokens = np.where(place < 0, self.references[:, None], tokens)
-        length = kept + np.asarray(drawn.length)
+        length = kept + np.where(ended, 0, drawn.length)
         return np.where(np.arange(T) < length[..., None], tokens, 0), length, int(kept.sum())
 
 

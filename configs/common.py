@@ -77,7 +77,7 @@ def arithmetic() -> ConfigDict:
     c.evals = dict(
         train_likelihood=evaluator("likelihood", "train", early, batch=32),
         heldout_likelihood=evaluator("likelihood", "heldout", early, batch=32),
-        train_accuracy=evaluator("accuracy", "train", early, samples=10, drafted=True, **sampling),
+        train_accuracy=evaluator("accuracy", "train", early, samples=10, **sampling),
         test_accuracy=evaluator("accuracy", "test", early, samples=5, **sampling),
     )
     return c

@@ -94,8 +94,10 @@ class Accuracy(Evaluator):
         for batch in rounds.batches(self._batch, run.places_here):
             arrays, answers = run.put((batch.arrays, self._answers_of(batch.rows, batch.size)))
             program = self._programs[batch.round, batch.arrays["begun"].shape[1]]
-            tokens, length, verdict = map(np.asarray, program(params, arrays, answers, self._vocabulary, key))
-            if rows := {row for x, row, _ in batch.at if length[x] < 0}:
+            out = program(params, arrays, answers, self._vocabulary, key)
+            tokens, length, verdict = (np.asarray(x)[: len(batch.at)] for x in out)
+            if (length < 0).any():
+                rows = {row for (row, _), n in zip(batch.at, length, strict=True) if n < 0}
                 raise not_finite("what responses are drawn from", self.split, rows)
             if complete := rounds.add(batch, tokens, length, verdict):
                 yield part(complete)

@@ -15,16 +15,18 @@ import numpy as np
 from premem_jax.data.packing import pad_to
 from premem_jax.data.pipeline import Tokenized, collate
 
+PREFILL = 0.5  # cost of a prefilled token, if a decoded one costs 1
+
 
 class Batch(NamedTuple):
-    """The batch of a round; `at` is the (place, row, sample) of each of its responses, place x = b * R + r.
+    """The batch of a round; `at` is the (row, sample) of each of its responses, R of each example one after the other.
 
-    R is 1 or the number of samples, whose prompt's cache is then shared.
+    R is 1, or the number of samples, which then share the cache of their prompt.
     """
 
     round: int
     rows: Sequence[int]
-    at: list[tuple[int, int, int]]
+    at: list[tuple[int, int]]
     size: int  # examples, with those that are missing
     arrays: dict  # ids (B,), prompt_length (B,), tokens (B, P) with what is begun, first (B,), begun (B, R) of `sample`
 
@@ -67,35 +69,44 @@ class Rounds:
     def batches(self, size: int, here) -> Iterator[Batch]:
         """Batches of `size` prompts, and of unfinished responses as soon as they fill a batch; at the end, of the rest.
 
-        Prompts whose samples are mostly finished by their reference have the others drawn as unfinished responses. Call
-        `add` with the result of a batch before taking the next. `here(size)` gives the batch rows of this process.
+        Samples of a prompt share its cache, or go on as unfinished responses where that costs less. Call `add` with the
+        result of a batch before taking the next. `here(size)` gives the batch rows of this process.
         """
-        R, unfinished = self._samples, self._unfinished
-        shared = [row for row in unfinished if 2 * len(unfinished[row]) > R]
-        self._waiting[0] += [(row, r) for row in unfinished if row not in set(shared) for r in unfinished[row]]
-        shared.sort(key=lambda row: len(self._data.prompts[row]) + max(self._drawn[row].length[unfinished[row]]))
+        R, prompts = self._samples, self._data.prompts
+        shared = [row for row in self._unfinished if self._shares(row)]
+        shared.sort(key=lambda row: len(prompts[row]) + max(self._drawn[row].length))
+        alone = [(row, r) for row in sorted({*self._unfinished} - {*shared}) for r in self._unfinished[row]]
+        self._waiting[0] += sorted(alone, key=lambda response: self._left(*response))
         for begin in range(0, len(shared), size):
-            starts = [(row, unfinished[row]) for row in shared[begin : begin + size]]
-            yield self._batch(0, size, R, starts, here(size))
+            at = [(row, r) for row in shared[begin : begin + size] for r in range(R)]
+            yield self._batch(0, size, R, at, here(size))
             yield from self._continued(continuing(size, R), here, least=continuing(size, R))
         yield from self._continued(continuing(size, R), here, least=1)
+
+    def _left(self, row: int, r: int) -> int:
+        """A guess at the tokens that a response still needs: as many as its reference has left."""
+        return max(1, len(self._data.targets[row]) - self._drawn[row].length[r])
+
+    def _shares(self, row: int) -> bool:
+        """Whether all samples together cost less than the unfinished ones alone, which prefill a text each."""
+        text_R, left = len(self._data.prompts[row]) + self._drawn[row].length, self._unfinished[row]
+        together = self._samples * max(self._left(row, r) for r in left) + PREFILL * max(text_R)
+        return together <= sum(self._left(row, r) + PREFILL * text_R[r] for r in left)
 
     def _continued(self, size: int, here, least: int) -> Iterator[Batch]:
         for i, waiting in enumerate(self._waiting):
             while len(waiting) >= least:
-                some = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-                yield self._batch(i, size, 1, [(row, [r]) for row, r in some], here(size))
+                at = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+                yield self._batch(i, size, 1, at, here(size))
 
-    def _batch(self, i: int, size: int, R: int, starts: list[tuple[int, list[int]]], here) -> Batch:
-        """Of rows and their samples to go on with, which are prefixes of each other so far."""
-        rows = [row for row, _ in starts]
-        first, begun, so_far, at = np.zeros(size, np.int32), np.full((size, R), -1, np.int32), [], []
-        for b, (row, samples) in enumerate(starts):
-            mine, first[b] = self._drawn[row], 0 if R > 1 else samples[0]
-            begun[b, np.array(samples) - first[b]] = mine.length[samples]
-            longest = max(samples, key=lambda r: mine.length[r])
+    def _batch(self, i: int, size: int, R: int, at: list[tuple[int, int]], here) -> Batch:
+        rows, so_far = [row for row, _ in at[::R]], []
+        first, begun = np.zeros(size, np.int32), np.zeros((size, R), np.int32)
+        for b, (row, r) in enumerate(at[::R]):
+            mine = self._drawn[row]
+            first[b], begun[b] = r, mine.length[r : r + R]
+            longest = r + np.argmax(begun[b])  # the others begin as this one does
             so_far.append(mine.tokens[longest, : mine.length[longest]])
-            at += [(b * R + r - int(first[b]), row, r) for r in samples]
         data = Tokenized([self._data.examples[row] for row in rows], [self._data.prompts[row] for row in rows], so_far)
         length = pad_to(data.lengths.max(), self._buckets)
         arrays = collate(data, range(len(rows)), batch=size, length=length, here=here)
@@ -103,13 +114,15 @@ class Rounds:
         return Batch(i, rows, at, size, arrays | dict(first=first[here], begun=begun[here]))
 
     def add(self, batch: Batch, tokens_XT: np.ndarray, length_X: np.ndarray, verdict_X: np.ndarray) -> list[int]:
-        """Adds the result of a batch; returns the rows of the split that it completes."""
-        T, complete = sum(self._tokens), []
-        for x, row, r in batch.at:
+        """Adds the result of a batch, a row for each of its `at`; returns the rows of the split that it completes."""
+        complete = []
+        for (row, r), tokens, length, verdict in zip(batch.at, tokens_XT, length_X, verdict_X, strict=True):
+            if r not in self._unfinished[row]:  # the reference has decided it, and it was drawn beside others
+                continue
             mine, begun = self._drawn[row], self._drawn[row].length[r]
-            mine.tokens[r, begun : begun + length_X[x]] = tokens_XT[x, : length_X[x]]
-            mine.length[r], mine.verdict[r] = begun + length_X[x], verdict_X[x]
-            if length_X[x] == tokens_XT.shape[1] and mine.length[r] < T:
+            mine.tokens[r, begun : begun + length] = tokens[:length]
+            mine.length[r], mine.verdict[r] = begun + length, verdict
+            if length == len(tokens) and mine.length[r] < sum(self._tokens):
                 self._waiting[batch.round + 1].append((row, r))
             else:
                 self._unfinished[row].remove(r)

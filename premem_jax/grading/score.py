@@ -105,7 +105,7 @@ def _verdicts(rules, batch: dict, begun_BR, tokens_XT, length_X, answers, vocabu
     R, (X, T) = begun_BR.shape[1], tokens_XT.shape
     if rules is None:
         return jnp.full(X, Verdict.UNDECIDED.value, jnp.int8)
-    tokens_BP, begun_X = batch["tokens"], jnp.maximum(begun_BR, 0).reshape(X)
+    tokens_BP, begun_X = batch["tokens"], begun_BR.reshape(X)
     behind_BS = jnp.minimum(batch["prompt_length"][:, None] + jnp.arange(longest), tokens_BP.shape[1] - 1)
     behind_XS = jnp.repeat(jnp.take_along_axis(tokens_BP, behind_BS, axis=1), R, axis=0)
     own_XS = jnp.clip(jnp.arange(longest) - begun_X[:, None], 0, T - 1)

@@ -67,7 +67,7 @@ def sample(
       eos_ids: stop markers; a response ends at the first of any of them.
       longest: most tokens of a response, of all rounds together; by default only `max_new_tokens` limits it.
       first_B: sample index of each prompt's first sample.
-      begun_BR: number of tokens behind the prompt with which the response begins; negative: it is not sampled.
+      begun_BR: number of tokens behind the prompt with which the response begins.
 
     Raises:
       ValueError: temperature or nucleus out of range.
@@ -78,12 +78,12 @@ def sample(
     X = B * R
     hidden, prompt = decoder(prompts_BP)
     begun_BR = jnp.broadcast_to(begun_BR, (B, R))
-    kept_BR = length_B[:, None] + jnp.maximum(begun_BR, 0)  # of the prompt's row
+    kept_BR = length_B[:, None] + begun_BR  # of the prompt's row
     last_BRD = jnp.take_along_axis(hidden, (kept_BR - 1)[..., None], axis=1)
     prompt_mask_BRP = jnp.arange(P) < kept_BR[..., None]
     begun_X, kept_X = begun_BR.reshape(X), kept_BR.reshape(X)
     keys_X = sample_keys(key, ids_B, first_B, R).reshape(X)
-    room_X = T if longest is None else longest - begun_X
+    room_X = (begun_X + T if longest is None else longest) - begun_X
 
     def body(state: _State) -> _State:
         keys_X1 = jax.vmap(jax.random.fold_in)(keys_X, begun_X + state.step)[:, None]
@@ -102,7 +102,7 @@ def sample(
         step=jnp.int32(0),
         tokens=jnp.zeros((X, T), jnp.int32),
         length=jnp.zeros((X,), jnp.int32),
-        done=jnp.repeat(ids_B < 0, R) | (begun_X < 0),
+        done=jnp.repeat(ids_B < 0, R) | (room_X <= 0),
         stop=jnp.zeros((X,), jnp.int32),
         logits=decoder.logits(last_BRD.reshape(X, -1)),
         own=[cache.empty(X, T) for cache in prompt],

@@ -66,11 +66,13 @@ def test_every_response_is_drawn_once_to_its_end(lengths, kept, size, first, dat
         each = arrays["begun"].shape[1]
         assert {len(x) for x in arrays.values()} == {batch.size}
         assert batch.size == (size if each == R else continuing(size, R)) and each in (1, R)
-        given_XT, length_X = np.full((batch.size * each, new), -7), np.full(batch.size * each, -7)
+        given_XT, length_X = np.full((len(batch.at), new), -7), np.full(len(batch.at), -7)
         verdict_X = np.array([next(verdicts) for _ in length_X])
-        assert np.flatnonzero(arrays["begun"].ravel() >= 0).tolist() == sorted(x for x, _, _ in batch.at)
-        for x, row, r in batch.at:
+        assert (arrays["ids"][-(-len(batch.at) // each) :] == -1).all()
+        for x, (row, r) in enumerate(batch.at):
             b, n = x // each, begun[row, r]
+            if n is None:  # its reference has decided it, and others of its prompt go on
+                continue
             assert batch.rows[b] == row and r == arrays["first"][b] + x % each
             assert arrays["ids"][b] == 70 + row and arrays["begun"][b, x % each] == n
             prompt = [*prompts[row], *response(row, r)[:n]]
@@ -91,13 +93,18 @@ def test_every_response_is_drawn_once_to_its_end(lengths, kept, size, first, dat
             assert mine.verdict[r] == verdict[row, r]
 
 
-def test_few_unfinished_samples_of_a_prompt_do_not_keep_the_places_of_all():
-    """Of two prompts with five samples, four of one and three of the other end in their references."""
-    split = Tokenized([Example(e, "", "", "") for e in range(2)], [np.array([9])] * 2, [np.array([1, 2])] * 2)
-    made = Rounds(split, 5, [4], (), range(2))
-    for row, ended in enumerate(([1, 1, 0, 1, 1], [0, 0, 1, 0, 1])):
-        made.begin(row, np.full(5, 1), np.array(ended, bool), np.zeros(5))
-    assert [batch.at for batch in made.batches(2, everything)] == [[(0, 1, 0), (1, 1, 1), (3, 1, 3)], [(0, 0, 2)]]
+def test_samples_share_their_prompt_where_that_costs_less():
+    """Of four samples with 20 tokens left and a prompt of 30: all, three, or one are unfinished. One costs less alone,
+    and so do three of which two have little left."""
+    targets, prompt = [np.arange(21)] * 4, np.arange(30)
+    split = Tokenized([Example(e, "", "", "") for e in range(4)], [prompt] * 4, targets)
+    made = Rounds(split, 4, [30], (), range(4))
+    for row, (ended, kept) in enumerate(((0, 1), (1, 1), (3, 1), (1, [1, 1, 15, 19]))):
+        made.begin(row, np.full(4, kept), np.arange(4) < ended, np.zeros(4))
+    assert [batch.at for batch in made.batches(2, everything)] == [
+        [(row, r) for row in (0, 1) for r in range(4)],
+        [(3, 3), (3, 2), (2, 3), (3, 1)],
+    ]
 
 
 def test_those_that_go_on_wait_until_they_fill_a_batch():

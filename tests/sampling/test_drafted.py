@@ -59,8 +59,8 @@ def drafted(texts, params=PARAMS, prompts=ALL, seed=0, put=lambda x: x, **change
     given = tokens, lengths, np.array(list(map(len, texts)), np.int32), ids
     found = program(follow, **SETTINGS | changes)(params, *put(given), jax.random.key(seed))
     kept, ended = map(np.asarray, found)
-    own, more = go_on(prompts, texts, np.where(ended, -1, kept), params, seed, changes, put)
-    assert not more[ended].any()  # they are not sampled
+    own, more = go_on(prompts, texts, kept, params, seed, changes, put)
+    assert not more[ended].any()  # they end again at once
     tokens = np.zeros_like(own)
     for b, r in np.ndindex(*kept.shape):
         whole = [*texts[b][: kept[b, r]], *own[b, r, : more[b, r]]]
