@@ -28,7 +28,7 @@ def get_config(arg=None):
     c.evals = dict(
         train_likelihood=config.evaluator("likelihood", "train", epochs, batch=16),
         test_likelihood=config.evaluator("likelihood", "test", epochs, batch=16),
-        train_accuracy=config.evaluator("accuracy", "train", epochs, drafted=True, **sampling),
+        train_accuracy=config.evaluator("accuracy", "train", epochs, **sampling),
         test_accuracy=config.evaluator("accuracy", "test", epochs, **sampling),
     )
     c.threshold.split = "test"
