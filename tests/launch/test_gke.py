@@ -155,7 +155,7 @@ def test_the_schemas_refuse_what_the_server_would():
     [
         (["--topology=v5e:3x3"], PROGRAM, "--topology=v5e:3x3: v5e has the shapes 1x1, 2x2, 2x4"),
         (["--topology=v5p:4x4"], PROGRAM, "--topology=v5p:4x4: v5p has the shapes 2x2x1"),
-        (["--topology=h100:8"], PROGRAM, "chips are v4, v5e, v5p, v6e"),
+        (["--topology=h100:8"], PROGRAM, "launchers start TPUs (v4, v5e, v5p, v6e), not GPUs"),
         (["--topology=v5e:2x2", "--slices=2"], PROGRAM, "--slices=2: GKE joins slices of several hosts only"),
         (["--topology=v5e:4x4", "--slices=0"], PROGRAM, "slices=0: there is at least one"),
         (["--topology=v5e:4x4"], PROGRAM[:1], "the program needs --workdir=gs://BUCKET/FOLDER"),
