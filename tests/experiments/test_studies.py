@@ -28,7 +28,8 @@ def config(tmp_path, **study):
     for name, rows in dict(all=ROWS, half=ROWS[:2]).items():
         lines = (json.dumps(dict(output=output, answer=answer)) + "\n" for output, answer in rows)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    base = ConfigDict(dict(experiment="grade", cache="", data=dict(task="gsm8k", path=""), check="", deadline=10.0))
+    data = dict(task="gsm8k", path="", grader="")
+    base = ConfigDict(dict(experiment="grade", cache="", data=data, check="", deadline=10.0))
     grade = {"experiment": "grade"}
     members = [
         ("all", grade | {"data.path": str(tmp_path / "all.jsonl")}, ()),
