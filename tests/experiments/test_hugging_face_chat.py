@@ -63,14 +63,13 @@ def turns(asked: str, said: str) -> list[dict]:
 def test_from_an_instruct_model_to_its_export(base, tmp_path, capsys):
     """The first evaluation is that of the folder, the last that of the export, both by `transformers`."""
     odd = [dict(messages=turns(f"What is {a} + 1 ?", f"The <|im_end|> answer is {a + 1}.")) for a in range(4)]
-    plain = [dict(question=f"What is {a} + 2 ?", answer=f"The answer is {a + 2}.") for a in range(4, 12)]
+    plain = [dict(messages=turns(f"What is {a} + 2 ?", f"The answer is {a + 2}.")) for a in range(4, 12)]
     summary = finetune.run(settings(base, odd + plain, tmp_path), tmp_path / "run")
     trace, export = read_trace(tmp_path / "run" / "trace").split("train"), tmp_path / "run" / "export"
     known = [row for row, example in enumerate(trace.example) if example >= 4]
     for evaluation, folder in ((0, base), (-1, export)):
         for row in (known[0], known[-1]):
-            said = plain[trace.example[row] - 4]
-            expected = nll_of(folder, turns(said["question"], said["answer"]))
+            expected = nll_of(folder, plain[trace.example[row] - 4]["messages"])
             assert trace.nll[evaluation, row] == pytest.approx(expected, abs=1e-5)
     assert abs(trace.nll[-1] - trace.nll[0]).min() > 1e-3
 
