@@ -129,9 +129,8 @@ def heldout(config) -> None:
 
 def measured(config) -> set[tuple[str, str]]:
     """(column, split) of all that is measured on the task's own prompts and targets."""
-    evals = [
-        e for e in config.evals.values() if not any(e.get(key) for key in ("opening", "reworded", "alone", "response"))
-    ]
+    other = "opening", "reworded", "alone", "response"
+    evals = [e for e in config.evals.values() if not any(e.get(key) for key in other)]
     return {(column, options.split) for options in evals for column in find(options.type).columns}
 
 

@@ -43,7 +43,7 @@ def run(config, folder: Path) -> dict | None:
     keys.check(config)
     if config.study.pool:  # a mistake in it is told before members are trained
         collection.pool(config.study.pool, partial(tasks.answer_of_target, config.data.task))
-    _feed(config)
+    _check_strategies(config)
     give, end = partial(choose, config), lambda rows, failed: conclude(config, folder, rows)
     return studies.run(config, folder, columns=COLUMNS, give=give, conclude=end)
 
@@ -134,12 +134,13 @@ def _seen(
     )
 
 
-def _feed(config) -> None:
+def _check_strategies(config) -> None:
     """Raises UserError for a strategy whose inputs the task's examples do not have."""
     members = members_of(config)
+    strategies = {job_of(name).strategy for name in members}
     originals = _splits(_data(config, next(iter(members.values()))))["train"]
     for strategy, what, values in ("difficulty", "difficulty", _difficulties), ("oracle", "type", _kinds):
-        if any(job_of(name).strategy == strategy for name in members) and values(originals) is None:
+        if strategy in strategies and values(originals) is None:
             raise UserError(f"strategy {strategy!r}: not all training examples of {config.data.task} have a {what}")
 
 

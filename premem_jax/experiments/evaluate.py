@@ -119,16 +119,16 @@ def polled(parts: Iterable[Part]) -> Iterator[Part]:
 def evaluators(config, split: Split, run: Run) -> tuple[Likelihood, Accuracy | None]:
     """The evaluators: likelihood, and samples if any are asked for, graded by the rules of the task."""
     lengths, given = split.data.lengths, tuple(config.data.buckets)
-    likelihood = Likelihood(split, run._replace(buckets=given or ladder(lengths.max())), **config.likelihood)
+    likelihood = Likelihood(split, run._replace(buckets=given or few_lengths(lengths.max())), **config.likelihood)
     if not config.sampling.samples:
         return likelihood, None
     longest = max(map(len, split.data.prompts)) + config.sampling.max_new_tokens
-    run = run._replace(buckets=given or ladder(longest))
+    run = run._replace(buckets=given or few_lengths(longest))
     return likelihood, Accuracy(split, run, **config.sampling, keep_texts=len(split.data))
 
 
-def ladder(longest: int) -> tuple[int, ...]:
-    """The few lengths, multiples of 32, that sequences are padded to: up to 1.4 times theirs, from a quarter on."""
+def few_lengths(longest: int) -> tuple[int, ...]:
+    """The lengths, multiples of 32, that sequences are padded to: up to 1.4 times theirs, from a quarter on."""
     return tuple(sorted({32 * math.ceil(longest / 2 ** (i / 2) / 32) for i in range(5)}))
 
 

@@ -19,7 +19,7 @@ from premem_jax.data.reader import stacked, train_batches
 from premem_jax.evaluators.base import Split
 from premem_jax.evaluators.suite import Suite
 from premem_jax.experiments import rung_rows
-from premem_jax.experiments.pretraining import PRETRAINING, Ground, Rung, prepared, pretrained, weights_of
+from premem_jax.experiments.pretraining import PRETRAINING, QUESTION, Ground, Rung, prepared, pretrained, weights_of
 from premem_jax.running import processes
 from premem_jax.running.goodput import Goodput
 from premem_jax.running.lease import opened
@@ -30,7 +30,6 @@ from premem_jax.training.phase import Phase
 from premem_jax.training.trainer import Trainer
 
 FINETUNING = PRETRAINING | dict(weight_decay=0.0)
-QUESTION = 4  # tokens of a question and its answer, without the marker at its end
 
 Asked = Mapping[str, tuple[int, int]]  # (amount, subset) of each finetune by its name
 

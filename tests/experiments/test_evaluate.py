@@ -74,7 +74,7 @@ def expected_nll(folder, rows) -> list[tuple[float, int]]:
 
 @given(longest=st.integers(1, 2**17), length=st.integers(1, 2**17))
 def test_rows_of_all_lengths_have_few_shapes(longest, length):
-    lengths, length = evaluate.ladder(longest), min(length, longest)
+    lengths, length = evaluate.few_lengths(longest), min(length, longest)
     padded = pad_to(length, lengths)
     assert len(lengths) <= 5 and padded in lengths and not padded % 32
     assert padded < 1.42 * max(length, longest / 4) + 32
