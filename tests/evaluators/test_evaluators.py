@@ -87,7 +87,8 @@ def test_references_decide_beginnings_and_change_no_response(accuracy):
     whole, texts = accuracy
     on = tiny.run(sharding.make_mesh(dict(data=4, fsdp=1, tensor=2)))
     evaluator = Accuracy(tiny.split(), on, batch=8, **SAMPLING | dict(first_round=4), drafted=True)
-    params, found = sharding.put_replicated(on.mesh, tiny.trained()), Collected(len(tiny.data()))
+    params, found = tiny.trained(), Collected(len(tiny.data()))
+    params = jax.device_put(params, sharding.shardings(evaluator.run.mesh, params))
     for half in (range(1, 13, 2), range(0, 13, 2)):
         found.all(evaluator.measure(params, 3, half))
     assert same(found.columns, whole) and sorted(found.texts, key=lambda text: text["example"]) == texts
