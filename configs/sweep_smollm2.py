@@ -2,10 +2,9 @@
 
   python -m premem_jax.main --config=configs/sweep_smollm2.py --config.model.path=smollm2
 
-`docs/own_data.md` makes the folder `smollm2`; the task, plain_arithmetic, is generated. All finetunes have the same
-number of updates: fewer training examples are seen more often. They differ in that and in the learning rate.
-`runs/sweep_smollm2/study/` has the page and the figures. Option after the colon: seed (of the problems, their order and
-the samples).
+`docs/own_data.md` makes the folder `smollm2`; the task, plain_arithmetic, is generated. Training examples, epochs and
+learning rates differ. `runs/sweep_smollm2/study/` has the page and the figures. Option after the colon: seed (of the
+problems, their order and the samples).
 """
 
 from premem_jax import config
@@ -17,7 +16,7 @@ GRID = (
     (128, 2, 1e-4),
     (32, 8, 3e-4),
     (64, 4, 1e-4),
-    (128, 2, 3e-4),
+    (192, 2, 1e-4),
     (32, 8, 1e-4),
 )
 
