@@ -20,7 +20,7 @@ def plan(tmp_path, options, *overrides):
 
 
 SMALL = ("--config.train.batch=16", "--config.train.micro_batches=2", "--config.data.buckets=(128,)")
-SMALL += ("--config.train.packed_tokens=(1024,)",)
+SMALL += ("--config.train.packed_tokens=(64,)",)
 
 
 def test_a_small_model_fits_and_the_plan_is_kept(tmp_path):

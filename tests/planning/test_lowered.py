@@ -30,7 +30,7 @@ def whole_numbers(found):
 
 
 def test_an_update_whose_examples_share_rows_has_one_for_each_chip():
-    c = config(**{"train.packed_tokens": (1024, 2048)})
+    c = config(**{"train.packed_tokens": (64, 128)})
     mesh = sharding.make_mesh(c.mesh, devices(PLACE))
     assert whole_numbers(lowered.lower(c, mesh, "train")[0]) == [(16, 2), (4, 512), (4, 512)]
     assert lowered.cost(c, PLACE, mesh, "train").flops < lowered.cost(config(), PLACE, mesh, "train").flops
