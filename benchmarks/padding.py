@@ -68,8 +68,8 @@ def main() -> None:
     config = recipes.load(options.config)
     place, data = topology(options.topology), examples(config, options.data, options.tokenizer)
     sums = []
-    mesh, train = sharding.make_mesh(config.mesh, devices(place)), config.train
-    shared = Packing.on(mesh, train.packed_tokens, train.batch, train.micro_batches)
+    parts, train = sharding.parts(sharding.make_mesh(config.mesh, devices(place))), config.train
+    shared = Packing.of(train.packed_tokens, train.batch, parts, train.micro_batches)
     for name, packing in (("a row each", ALONE), ("shared rows", shared)):
         counts = Counter(shapes(config, data, packing))
         slots = sum(count * rows * length for (rows, length), count in counts.items())
