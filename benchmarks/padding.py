@@ -49,7 +49,7 @@ def update(config, place, rows: int, length: int) -> tuple[int, float, float]:
     if rows == config.train.batch:
         changed.train.packed_tokens, changed.data.buckets = (), (length,)
     else:
-        changed.train.packed_tokens = (rows * length,)
+        changed.train.packed_tokens = (rows * length // config.train.batch,)
     mesh = sharding.make_mesh(config.mesh, devices(place))
     compiled = lowered.lower(changed, mesh, "train")[0].compile()
     cost = lowered.cost(changed, place, mesh, "train")
@@ -68,8 +68,8 @@ def main() -> None:
     config = recipes.load(options.config)
     place, data = topology(options.topology), examples(config, options.data, options.tokenizer)
     sums = []
-    parts = sharding.parts(sharding.make_mesh(config.mesh, devices(place)))
-    shared = Packing.of(config.train.packed_tokens, parts, config.train.micro_batches)
+    parts, train = sharding.parts(sharding.make_mesh(config.mesh, devices(place))), config.train
+    shared = Packing.of(train.packed_tokens, train.batch, parts, train.micro_batches)
     for name, packing in (("a row each", ALONE), ("shared rows", shared)):
         counts = Counter(shapes(config, data, packing))
         slots = sum(count * rows * length for (rows, length), count in counts.items())

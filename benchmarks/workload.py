@@ -27,7 +27,7 @@ LENGTHS = (
 
 TRAIN_ROWS, TRAIN_LENGTH, UPDATES = 32, 256, 2  # of a batch; updates per turn
 PROMPTS, SAMPLES, NEW_TOKENS = 32, 4, 128
-PACKED_TOKENS = (5120, 5632, 6144)  # of a batch whose examples share rows
+PACKED_TOKENS = (160, 176, 192)  # for each example of a batch whose examples share rows
 SCORED = 64
 SCORE_BATCH = 16
 OPTIMIZER = dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)

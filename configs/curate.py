@@ -19,12 +19,12 @@ new examples come from a pool of your own; each has the programs that `configs/p
 --config.study.pool=POOL.jsonl --config.model.path=HF_FOLDER
 """
 
-from configs import common, llama3_8b_gsm8k, llama3_8b_math
+from configs import common, plan
 from premem_jax import config
 from premem_jax.analysis.jobs import BASE, IID, Job
 from premem_jax.errors import UserError
 
-PAPER = {"gsm8k": llama3_8b_gsm8k, "math": llama3_8b_math}
+PAPER = ("gsm8k", "math")
 
 
 def get_config(arg=None):
@@ -58,7 +58,7 @@ def paper(model: str, task: str):
     """A finetune of Kang et al., with the rate of their half run."""
     if task not in PAPER:
         raise UserError(f"config option task={task!r}: with a model, choose {', '.join(PAPER)}")
-    return PAPER[task].get_config(model=model)
+    return plan.recipe(model, task)
 
 
 def small(options):

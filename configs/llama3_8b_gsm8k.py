@@ -13,7 +13,7 @@ from configs import common
 def get_config(arg=None, model="llama3_8b", lr=2e-5):
     c = common.paper(arg, model, "gsm8k", lr)
     c.data.update(context=640, buckets=(256, 384, 512, 640))
-    c.train.update(batch=128, packed_tokens=(20480, 22528, 24576))
+    c.train.update(batch=128, packed_tokens=(160, 176, 192))
     c.optimizer.weight_decay = 0.01
     c.mesh.update(fsdp=-1, decode_tensor=8)
     c.evals = common.every_epoch(c.train.epochs, max_new_tokens=512, top_p=0.95)

@@ -70,7 +70,6 @@ ROW: Table = {
     "data.template": (NEEDED, "chat template: auto (the one of the model's folder, if any), none, or a Jinja2 file"),
 }
 BUCKETS = (tuple_of(TOKENS, increasing=True), "lengths to which batches are padded; none: multiples of 32")
-PACKED = tuple_of(integer(1, 2**30), increasing=True)
 PERPLEXITY = (number(0, FP32), "with threshold.rule=given, the perplexity below which an example is memorized")
 QUANTILE = (PROBABILITY, "quantile of the held-out solutions' perplexity that is the threshold")
 
@@ -116,7 +115,7 @@ FINETUNE: Table = {
     "train.epochs": (integer(1, 10**5), "passes over the training examples"),
     "train.batch": (ROWS, "examples of an update, over all devices"),
     "train.micro_batches": (ROWS, "parts in which an update is summed; divides the batch"),
-    "train.packed_tokens": (PACKED, "sizes of updates whose examples share rows; none: each has a row of its own"),
+    "train.packed_tokens": (BUCKETS[0], "tokens for each example of updates whose rows are shared; none: a row each"),
     "train.length_window": (integer(1, 10**6), "batches among which examples are sorted by length; 1: no sorting"),
     "train.learning_rate": (number(0, FP32), "highest rate; 0 changes nothing, too high a one stops the run"),
     "train.warmup_steps": (NATURAL, "updates until the highest rate; with more than there are it is not reached"),

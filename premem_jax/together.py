@@ -101,6 +101,15 @@ def buckets(config) -> None:
         )
 
 
+def packed(config) -> None:
+    longest, pairs = config.data.context, "preference" in config
+    if max(config.train.packed_tokens, default=0) > longest * (2 if pairs else 1):
+        raise UserError(
+            f"train.packed_tokens={config.train.packed_tokens}: these are tokens for each example, and none has more "
+            f"than {'2 responses of ' if pairs else ''}data.context={longest}; give the mean, and a few sizes above it"
+        )
+
+
 def micro_batches(config) -> None:
     groups = {"train": config.train} | {f"evals.{name}": options for name, options in config.evals.items()}
     for name, options in groups.items():
@@ -309,14 +318,14 @@ def predicted(config) -> None:
         raise UserError(f"study.members: {wrong[0]} is predicted, so it needs all that are not: {weak}")
 
 
-FINETUNE = (endless, ungraded, templates, tracked, mesh, buckets, micro_batches)
+FINETUNE = (endless, ungraded, templates, tracked, mesh, buckets, packed, micro_batches)
 FINETUNE += (base, lora, heldout, skipping, threshold)
 RULES = {  # of a study's members: those of the experiment that makes each
     "finetune": FINETUNE,
     "curate": (collecting,),
     "preference": (*FINETUNE, on_policy),
-    "plan": (mesh, buckets, micro_batches, lora, topology),
-    "plan_preference": (mesh, buckets, micro_batches, lora, on_policy, topology),
+    "plan": (mesh, buckets, packed, micro_batches, lora, topology),
+    "plan_preference": (mesh, buckets, packed, micro_batches, lora, on_policy, topology),
     "evaluate": (mesh, buckets, templates, grading),
     "analyze": (perplexity,),
     "audit_traces": (perplexity,),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import curate, plan
 from premem_jax.errors import UserError
 from premem_jax.members import config_of, members_of
 from tests.processes import ENVIRONMENT, QUICK, command
@@ -36,6 +37,15 @@ def test_settings_that_the_paper_states(model, task):
         e = c.evals[name]
         assert (e.samples, e.temperature, e.epochs) == (5, 0.8, (1, 2, 3))
         assert (e.top_p, e.max_new_tokens) == ((1.0, 1024) if math else (0.95, 512))
+
+
+@every_study
+@every_model
+def test_a_plan_and_a_curation_take_the_settings_of_the_models_own_config(model, task):
+    own, option = config(model, task), f"model={model},task={task}"
+    for made in plan.get_config(option), curate.get_config(option):
+        assert made.train == own.train and made.optimizer == own.optimizer and made.data.buckets == own.data.buckets
+        assert made.model == own.model and made.evals.train_accuracy == own.evals.train_accuracy
 
 
 @every_study
@@ -80,7 +90,7 @@ def test_a_few_steps_with_a_small_model(model, task, tmp_path):
         "--config.data.train=64",
         "--config.data.test=72",
         "--config.train.batch=32" if task == "gsm8k" else "--config.train.batch=24",
-        "--config.train.packed_tokens=(6144,8192)",
+        "--config.train.packed_tokens=(192,256)",
         f"--config.cache={tmp_path / 'cache'}",
         f"--workdir={tmp_path / 'run'}",
     ]

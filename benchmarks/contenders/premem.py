@@ -89,7 +89,7 @@ class Tasks:
     def train_packed(self):
         """Examples share rows, which more micro-batches keep short, because attention is expensive here."""
         micro_batches = 2 * self._micro_batches
-        packing = Packing.of(workload.PACKED_TOKENS, 1, micro_batches)
+        packing = Packing.of(workload.PACKED_TOKENS, workload.TRAIN_ROWS, 1, micro_batches)
 
         def batch(step: int) -> dict[str, np.ndarray]:
             examples = self._given.picked(step)

@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -63,17 +64,26 @@ class Packing(NamedTuple):
     here: Callable[[int], Sequence[int]] = range
 
     @classmethod
-    def of(cls, tokens: Sequence[int], parts: int, micro_batches: int, here=range) -> "Packing":
+    def of(cls, each: Sequence[int], batch: int, parts: int, micro_batches: int = 1, here=range) -> "Packing":
         """Equally many rows for each of the `parts` of a mesh and micro-batch: one, or more of at least SHORT tokens.
 
         Args:
-          tokens: sizes that updates may have, smallest first; without any, each sequence has its own row.
+          each: tokens for each of the `batch` examples of an update, smallest first, one number for each size that
+            updates may have; without any, each sequence has its own row.
         """
-        if not tokens:
+        if not each:
             return cls(0, (), micro_batches, here)
         rows = parts * micro_batches
-        rows *= max(tokens[0] // (rows * SHORT), 1)
-        return cls(rows, tuple(sorted({pad_to(-(-size // rows), (), LANES) for size in tokens})), micro_batches, here)
+        rows *= max(each[0] * batch // (rows * SHORT), 1)
+        lengths = sorted({pad_to(-(-size * batch // rows), (), LANES) for size in each})
+        return cls(rows, tuple(lengths), micro_batches, here)
+
+    @classmethod
+    def on(cls, mesh, each: Sequence[int] = (), batch: int = 1, micro_batches: int = 1) -> "Packing":
+        """`of` for the batch shards of a mesh, with the rows of this process."""
+        from premem_jax import sharding
+
+        return cls.of(each, batch, sharding.parts(mesh), micro_batches, partial(sharding.places_here, mesh))
 
     def shares(self, sequences: int) -> bool:
         """Whether rows of a batch of so many sequences hold more than one."""

@@ -101,7 +101,7 @@ def _phase(config, trainer: Trainer, task: Task, tokenizer: Tokenizer, folder: P
             seed=config.seed,
             buckets=config.data.buckets,
             prompt_weight=base.prompt_weight,
-            packing=Packing(here=partial(sharding.places_here, trainer.mesh)),
+            packing=Packing.on(trainer.mesh),
         )
 
     return Phase(

@@ -96,8 +96,7 @@ def train(config, folder: Path, clock: Clock, goodput: Goodput) -> tuple[dict[st
 def batch_order(config, mesh: Mesh) -> dict:
     """What batches of training data are made by."""
     train = config.train
-    here = partial(sharding.places_here, mesh)
-    packing = Packing.of(train.packed_tokens, sharding.parts(mesh), train.micro_batches, here)
+    packing = Packing.on(mesh, train.packed_tokens, train.batch, train.micro_batches)
     order = dict(batch=train.batch, seed=config.seed, buckets=config.data.buckets, window=train.length_window)
     return order | {"packing": packing}
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from premem_jax import keys
 from premem_jax.models import costs
 from premem_jax.planning import search
-from premem_jax.planning.lowered import evaluators_of, largest, names_of
+from premem_jax.planning.lowered import evaluators_of, names_of
 from premem_jax.planning.worker import compile_apart
 from premem_jax.running import progress, sealed, workdir
 from premem_jax.running.lease import opened
@@ -76,6 +76,7 @@ def _compile(config, folder: Path, place: Topology, name: str, change: dict) -> 
     cost = costs.Cost(**found.pop("cost"))
     found |= {"model_flops": cost.flops, "collective_bytes_per_chip": cost.ici_bytes + cost.dcn_bytes}
     found["roofline_seconds"] = cost.seconds(place)
+    found["batch_seconds"] = {k: costs.Cost(**c).seconds(place) for k, c in found.pop("batch_costs").items()}
     found["fits"] = found["compiles"] and _peak(found) <= place.chip.hbm * GIB
     sealed.write_json(path, found)
     return found
@@ -88,11 +89,9 @@ def _peak(result: dict) -> int:
 
 def _price(config, place: Topology, programs: dict) -> dict:
     """Calls of each program in the whole run, and chip-hours by the roofline, every batch at the planned length."""
-    train, test = tasks.find(config.data.task).SIZES or (config.data.train, config.data.test)
-    train = config.data.train or train
-    evaluations = max(len(e.epochs) for e in config.evals.values())
-    evaluated = train + test
-    per_epoch = -(-train // config.train.batch)
+    there = dict(zip(("train", "test"), tasks.find(config.data.task).SIZES or (0, 0), strict=True))
+    examples = {split: config.data[split] or there.get(split, 0) for split in keys.SPLITS}
+    per_epoch = -(-examples["train"] // config.train.batch)
     calls = {"train": config.train.epochs * per_epoch}
     if "preference" in config:
         updates = (config.sft.epochs + config.train.epochs) * per_epoch  # of sft, as if they had both responses
@@ -100,10 +99,18 @@ def _price(config, place: Topology, programs: dict) -> dict:
         types = sum(e.type == "probe" for e in config.evals.values())
         calls = {"train": updates, "reference": per_epoch, "sources": splits, "probe": splits * types}
         calls = {name: calls[name] for name in calls if name in programs}
-    for name, evaluator in evaluators_of(config).items():
-        calls[name] = evaluations * -(-evaluated // largest(config, evaluator)["batch"])
-    hours = {n: calls[n] * programs[n]["roofline_seconds"] * place.chips / 3600 for n in calls}
+    seconds = {name: calls[name] * programs[name]["roofline_seconds"] for name in calls}
+    for name in evaluators_of(config):
+        each = programs[name]["batch_seconds"]  # of the evaluators that run it
+        batches = {key: _batches(config.evals[key], examples) for key in each}
+        calls[name], seconds[name] = sum(batches.values()), sum(batches[key] * each[key] for key in each)
+    hours = {name: value * place.chips / 3600 for name, value in seconds.items()}
     return {"calls": calls, "chip_hours_at_roofline": hours, "chip_hours_total": sum(hours.values())}
+
+
+def _batches(options, examples: dict[str, int]) -> int:
+    """Batches of an evaluator in the whole run."""
+    return len(options.epochs) * -(-examples[options.split] // options.batch)
 
 
 def _line(name: str, result: dict, place: Topology, nearest: dict | None) -> str:

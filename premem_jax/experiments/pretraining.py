@@ -174,7 +174,7 @@ def _pretrain(config, ground: Ground, folder: Path) -> None:
 
     def batches(start: int, stop: int):
         texts = base_texts(ground.world, settings.steps * settings.batch, config.seed, asking=True)
-        packing = Packing(here=partial(sharding.places_here, ground.mesh))
+        packing = Packing.on(ground.mesh)
         options = dict(batch=settings.batch, seed=config.seed, buckets=(CONTEXT,), packing=packing)
         return train_batches(texts, start, stop, **options)
 

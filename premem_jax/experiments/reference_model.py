@@ -66,7 +66,7 @@ def _measure(config, clock: Clock, made: Ready, data: Tokenized, params) -> Refe
     batch, mesh = config.train.batch, made.mesh
     program = Program(partial(pair_measures, made.model), clock, out_shardings=sharding.replicated(mesh))
     found = Reference(np.zeros((len(data), 2), np.float32), np.zeros(len(data), np.float32))
-    lengths, packing = pair_lengths(data), Packing(here=partial(sharding.places_here, mesh))
+    lengths, packing = pair_lengths(data), Packing.on(mesh)
     order = np.argsort(lengths, kind="stable")
     for rows in (order[first : first + batch] for first in range(0, len(order), batch)):
         arrays = collate_pairs(data, rows, batch=batch, buckets=config.data.buckets, packing=packing)

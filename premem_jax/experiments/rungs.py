@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from etils.epath import Path
 
-from premem_jax import keys, sharding
+from premem_jax import keys
 from premem_jax.analysis.emergence_law import Law
 from premem_jax.analysis.trace import read_trace
 from premem_jax.data.packing import Packing
@@ -94,7 +94,7 @@ def measured(config, folder: Path, ground: Ground, rung: Rung, trainer: Trainer 
 def finetune(config, folder: Path, ground: Ground, params, trainer: Trainer, asked: Asked) -> None:
     """Trains the finetunes of a rung as one stack; their traces in `folder` have `heldout` and `test` on the way."""
     settings, train = config.finetune, ground.splits["train"]
-    packing = Packing(here=partial(sharding.places_here, ground.mesh))
+    packing = Packing.on(ground.mesh)
 
     def source(amount: int, k: int):
         data = train.at(rung_rows.drawn(config.seed, amount, k, len(train)))

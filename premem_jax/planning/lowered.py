@@ -65,7 +65,7 @@ def longest(config) -> int:
 
 def rows(config, mesh: Mesh) -> tuple[int, int]:
     """Rows of an update, and the tokens of the longest ones by the config; a batch of long examples may need more."""
-    packing = Packing.of(config.train.packed_tokens, sharding.parts(mesh), config.train.micro_batches)
+    packing = Packing.on(mesh, config.train.packed_tokens, config.train.batch, config.train.micro_batches)
     if packing.shares(sequences(config)):
         return packing.rows, max(packing.lengths)
     return sequences(config), longest(config)
@@ -90,8 +90,7 @@ def parts(config, mesh: Mesh, name: str) -> int:
 
 def cost(config, topology: Topology, mesh: Mesh, name: str) -> costs.Cost:
     """Cost of one call of the program `name`."""
-    layout = costs.Layout(*(mesh_of(config, mesh, name).shape[axis] for axis in sharding.AXES))
-    shape, T = shape_of(config), longest(config)
+    layout, shape, T = _layout(config, mesh, name), shape_of(config), longest(config)
     X, of_row = rows(config, mesh)
     update = costs.train(shape, layout, topology.slices, B=X, T=of_row, micro_batches=config.train.micro_batches)
     if name == "train":
@@ -104,6 +103,17 @@ def cost(config, topology: Topology, mesh: Mesh, name: str) -> costs.Cost:
         return costs.score(shape, layout, B=_probed(config, mesh), T=T).times(PASSES)
     evaluator = evaluators_of(config)[name]
     return evaluator.cost(largest(config, evaluator), shape, layout, T)
+
+
+def batch_costs(config, mesh: Mesh, name: str) -> dict[str, costs.Cost]:
+    """Cost of a batch of each evaluator whose program is `name`, by its name in the config."""
+    case, kind = (shape_of(config), _layout(config, mesh, name), longest(config)), evaluators_of(config).get(name)
+    mine = {key: options.to_dict() for key, options in config.evals.items() if find(options.type) is kind}
+    return {key: kind.cost(options, *case) for key, options in mine.items()}
+
+
+def _layout(config, mesh: Mesh, name: str) -> costs.Layout:
+    return costs.Layout(*(mesh_of(config, mesh, name).shape[axis] for axis in sharding.AXES))
 
 
 def lower(config, mesh: Mesh, name: str) -> tuple[jax.stages.Lowered, int]:

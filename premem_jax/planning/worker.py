@@ -51,6 +51,7 @@ def answer(config, name: str) -> dict:
     decode_mesh = sharding.decode_mesh(mesh, config.mesh.decode_tensor)
     together.on_mesh(config, sharding.parts(mesh), sharding.parts(decode_mesh))
     found = {"cost": lowered.cost(config, place, mesh, name)._asdict(), "parts": lowered.parts(config, mesh, name)}
+    found["batch_costs"] = {key: cost._asdict() for key, cost in lowered.batch_costs(config, mesh, name).items()}
     found |= dict.fromkeys(("argument_bytes_per_chip", "peak_hbm_bytes_per_chip", "resident_bytes_per_chip"))
     if name == "train":
         found["rows"] = lowered.rows(config, mesh)

@@ -86,7 +86,9 @@ def test_a_packed_batch_holds_the_examples_of_the_plain_one(lengths, batch, rows
 
 def test_sizes_of_updates_give_rows_for_every_mesh():
     """As many for each part and micro-batch, of a multiple of 128 tokens; sizes that come to the same are one."""
-    of = lambda *where: Packing.of((20480, 20500, 24576), *where)[:3]
-    assert of(16, 1) == (16, (1280, 1408, 1536), 1) and of(8, 2) == (16, (1280, 1408, 1536), 2)
-    assert of(32, 1) == (32, (640, 768), 1) and Packing.of((), 16, 2)[:3] == (0, (), 2)
-    assert of(1, 1) == (20, (1024, 1152, 1280), 1) and of(8, 1) == (16, (1280, 1408, 1536), 1)
+    of = lambda *where: Packing.of((160, 161, 192), *where)[:3]
+    assert of(128, 16, 1) == (16, (1280, 1408, 1536), 1) and of(128, 8, 2) == (16, (1280, 1408, 1536), 2)
+    assert of(128, 32, 1) == (32, (640, 768), 1) and Packing.of((), 128, 16, 2)[:3] == (0, (), 2)
+    assert of(128, 1, 1) == (20, (1024, 1152, 1280), 1) and of(128, 8, 1) == (16, (1280, 1408, 1536), 1)
+    assert of(256, 16, 1) == (32, (1280, 1408, 1536), 1)  # a larger batch has more rows
+    assert not Packing.of((160,), 16, 16).shares(16)  # with a row for each example there is nothing to share

@@ -13,9 +13,10 @@ CONFIG = tiny_sweep.__file__
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(straight, tmp_path_factory):
+    """With the base model and the compiled programs of a run that was made alone."""
     folder = tmp_path_factory.mktemp("sweep")
-    arguments = f"--config.cache={folder / 'cache'}", f"--workdir={folder / 'run'}"
+    arguments = f"--config.cache={straight.cache}", f"--workdir={folder / 'run'}"
     return folder, arguments, finish(*arguments, config=CONFIG)
 
 
@@ -42,10 +43,10 @@ def test_runs_are_made_studied_and_named(done):
     assert [line[0] for line in lines if line and line[0] in ("slow", "fast", "wild")] == ["slow", "fast"]
 
 
-def test_a_run_of_a_sweep_is_the_run_alone(done):
-    """The second one, which found its programs compiled by the first."""
+def test_a_run_of_a_sweep_is_the_run_alone(straight, done):
+    """The second one, which found its programs compiled."""
     folder, _, _ = done
-    alone = Run(folder / "alone", folder / "cache")
+    alone = Run(folder / "alone", straight.cache)
     alone.finish("--config.train.learning_rate=4e-3")
     mine, theirs = (read_trace(path / "trace") for path in (folder / "run" / "runs" / "fast", folder / "alone"))
     np.testing.assert_array_equal(mine.steps, theirs.steps)
@@ -53,7 +54,7 @@ def test_a_run_of_a_sweep_is_the_run_alone(done):
         np.testing.assert_array_equal(mine.split(name).nll, theirs.split(name).nll)
         np.testing.assert_array_equal(mine.split(name).correct, theirs.split(name).correct)
     compiled = lambda path: json.loads((path / "summary.json").read_text())["seconds_compile"]
-    assert compiled(folder / "run" / "runs" / "fast") < 0.5 * compiled(folder / "run" / "runs" / "slow")
+    assert compiled(folder / "run" / "runs" / "fast") < 0.5 * compiled(straight.workdir)
 
 
 def test_finished_runs_are_not_made_again(done):

@@ -30,11 +30,22 @@ def whole_numbers(found):
 
 
 def test_an_update_whose_examples_share_rows_has_one_for_each_chip():
-    c = config(**{"train.packed_tokens": (1024, 2048)})
+    c = config(**{"train.packed_tokens": (64, 128)})
     mesh = sharding.make_mesh(c.mesh, devices(PLACE))
     assert whole_numbers(lowered.lower(c, mesh, "train")[0]) == [(16, 2), (4, 512), (4, 512)]
     assert lowered.cost(c, PLACE, mesh, "train").flops < lowered.cost(config(), PLACE, mesh, "train").flops
     assert lowered.cost(c, PLACE, mesh, "reference") == lowered.cost(config(), PLACE, mesh, "reference")
+
+
+def test_of_two_evaluators_with_one_program_each_has_its_own_cost():
+    c = plan.get_config("task=gsm8k,model=llama_tiny,topology=v5e:2x2")
+    c.evals.test_likelihood.batch = 2 * c.evals.train_likelihood.batch
+    mesh = sharding.make_mesh(c.mesh, devices(PLACE))
+    flops = lambda name: {key: cost.flops for key, cost in lowered.batch_costs(c, mesh, name).items()}
+    score, sample = flops("score"), flops("sample")
+    assert score["test_likelihood"] == 2 * score["train_likelihood"]
+    passed = sample["train_accuracy"] - sample["test_accuracy"]  # over references, as many as are scored
+    assert passed == pytest.approx(score["train_likelihood"], rel=1e-9) and flops("train") == {}
 
 
 @pytest.mark.parametrize("name", ["train", "reference", "sources", "probe"])

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from premem_jax import sharding
-from premem_jax.models.decoder import build, unstack
+from premem_jax.models import adapters
+from premem_jax.models.architecture import Lora
+from premem_jax.models.decoder import build, init, unstack
 from premem_jax.models.nll import log_likelihood
 from premem_jax.training.influence import (
     central_difference,
@@ -21,7 +23,7 @@ from premem_jax.training.influence import (
 )
 from premem_jax.training.objectives import DPO, Responses
 from premem_jax.training.optimizer import adamw
-from premem_jax.training.step import init_state, train_step
+from premem_jax.training.step import init_state, train_step, weights
 from tests import tiny
 from tests.training.responses import batch_of
 
@@ -62,9 +64,27 @@ def plain():
     return decomposed(MODEL, jax.device_put(tiny.parameters()))
 
 
+@pytest.fixture(scope="module")
+def of_adapters():
+    """The same with adapters, which alone are trained, and which do something already."""
+    config = dataclasses.replace(tiny.CONFIG, lora=Lora(rank=2, alpha=6.0, targets=("q", "o", "up")))
+    model, key = build(config), jax.random.key(1)
+    trained, frozen = adapters.split(jax.jit(init, static_argnums=0)(config, key))
+    trained = jax.tree.map(lambda x: 0.2 * jax.random.normal(key, x.shape), trained)
+    return model, *decomposed(model, adapters.join(trained, frozen))
+
+
 @pytest.mark.slow
 def test_the_sources_sum_to_the_update_that_is_made(plain):
-    before, parts, after = plain
+    check_sum(*plain)
+
+
+@pytest.mark.slow
+def test_the_sources_sum_to_the_update_of_adapters(of_adapters):
+    check_sum(*of_adapters[1:])
+
+
+def check_sum(before, parts, after):
     assert set(parts) == {"chosen", "rejected", "momentum", "decay"}
     total = jax.tree.map(lambda *x: sum(x), *parts.values())
     made = jax.tree.map(
@@ -81,14 +101,23 @@ def optax_norm(tree):
 
 @pytest.mark.slow
 def test_forward_mode_agrees_with_central_differences_and_with_what_happens(plain):
-    before, parts, after = plain
-    tokens, weights = chosen(5).values()
-    score = jax.jit(lambda params: log_likelihood(MODEL, params, tokens, weights))
-    found = jax.jit(functools.partial(influence, MODEL))(before["params"], parts, tokens, weights)
+    check_effects(MODEL, *plain)
+
+
+@pytest.mark.slow
+def test_forward_mode_through_adapters_agrees_with_central_differences_and_with_what_happens(of_adapters):
+    check_effects(*of_adapters)
+
+
+def check_effects(model, before, parts, after):
+    tokens, mask = chosen(5).values()
+    trained, frozen = adapters.split(weights(before))
+    score = jax.jit(lambda trained: log_likelihood(model, adapters.join(trained, frozen), tokens, mask))
+    found = jax.jit(functools.partial(influence, model))(weights(before), parts, tokens, mask)
     for name, direction in parts.items():
-        cheap = np.asarray(central_difference(score, before["params"], direction))
+        cheap = np.asarray(central_difference(score, trained, direction))
         np.testing.assert_allclose(found[name], cheap, rtol=1e-3, atol=3e-4 * np.abs(found[name]).max())
-    actual = np.asarray(score(after["params"])) - np.asarray(score(before["params"]))
+    actual = np.asarray(score(after["params"])) - np.asarray(score(trained))
     total = sum(np.asarray(x) for x in found.values())
     np.testing.assert_allclose(actual, total, atol=0.05 * np.abs(total).max())
 
