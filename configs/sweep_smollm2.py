@@ -2,9 +2,9 @@
 
   python -m premem_jax.main --config=configs/sweep_smollm2.py --config.model.path=smollm2
 
-`docs/own_data.md` makes the folder `smollm2`; the task, plain_arithmetic, is generated. Training examples, epochs and
-learning rates differ. `runs/sweep_smollm2/study/` has the page and the figures. Option after the colon: seed (of the
-problems, their order and the samples).
+`docs/own_data.md` makes the folder `smollm2`; the task, plain_arithmetic, is generated. Training examples and learning
+rates differ; the updates are about as many, so fewer examples are seen more often. `runs/sweep_smollm2/study/` has the
+page and the figures. Option after the colon: seed (of the problems, their order and the samples).
 """
 
 from premem_jax import config
@@ -12,12 +12,12 @@ from premem_jax.config import evaluator
 
 # Training examples, epochs, learning rate.
 GRID = (
-    (64, 4, 3e-4),
-    (128, 2, 1e-4),
-    (32, 8, 3e-4),
-    (64, 4, 1e-4),
-    (192, 2, 1e-4),
-    (32, 8, 1e-4),
+    (96, 2, 1.5e-4),
+    (32, 6, 1.5e-4),
+    (64, 3, 5e-5),
+    (64, 3, 1.5e-4),
+    (96, 2, 5e-5),
+    (32, 6, 5e-5),
 )
 
 
@@ -26,8 +26,8 @@ def get_config(arg=None):
     c = config.finetune()
     c.seed = c.data.seed = options.seed
     c.data.update(task="plain_arithmetic", heldout=150, test=80, template="none")
-    c.data.update(context=28, buckets=(16, 28), drop_long=True)
-    c.train.update(batch=16, warmup_steps=4)
+    c.data.update(context=30, buckets=(18, 30), drop_long=True)
+    c.train.update(batch=8, warmup_steps=4)
     c.optimizer.update(b2=0.98, weight_decay=0.0, clip_norm=1.0)
     c.evals = dict(
         train_likelihood=evaluator("likelihood", "train", (), batch=32),
@@ -40,7 +40,7 @@ def get_config(arg=None):
             "data.train": examples,
             "train.epochs": epochs,
             "train.learning_rate": rate,
-            **{f"evals.{name}.epochs": (epochs / 4, epochs / 2) for name in c.evals},  # and at the end
+            **{f"evals.{name}.epochs": (epochs / 2,) for name in c.evals},  # and at the end
         }
         for examples, epochs, rate in GRID
     }

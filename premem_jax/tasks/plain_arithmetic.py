@@ -1,8 +1,8 @@
 """Word problems of one step in ordinary English, generated, for pretrained models: short, and of mixed difficulty.
 
-A third each are sums and differences of numbers of two digits, which a small pretrained model soon learns, and products
-of a number of two digits and one of one digit, which it hardly does. The solution opens with one of twelve words,
-independent of the question: `Well, 47+38=85`. A solution that is not memorized has a loss from that alone.
+A third each are sums and differences of numbers of two digits, and products of the tables. The solution opens with one
+of twelve words, independent of the question: `Well, 47+38=85`. So even a perfect model has a loss on a solution that it
+has not memorized.
 """
 
 import numpy as np
@@ -19,19 +19,19 @@ SIZES = None
 
 QUESTIONS = {
     "+": (
-        "{name} has {a} {item} and buys {b}. Total?",
-        "{a} {item} for {name} and {b} more. How many?",
-        "{a} {item} here and {b} there. How many?",
+        "{name} has {a} {item} and buys {b} more. How many?",
+        "{name} counts {a} {item}, then {b} others. How many?",
+        "There are {a} {item} here and {b} there. How many?",
     ),
     "-": (
-        "{name} has {a} {item} and sells {b}. Left?",
-        "Of {a} {item}, {name} loses {b}. Left?",
-        "{a} {item}, and {b} are gone. How many?",
+        "{name} has {a} {item} and sells {b}. How many?",
+        "Of {a} {item}, {name} loses {b}. How many are left?",
+        "There were {a} {item}, and {b} are gone. How many?",
     ),
     "*": (
-        "{name} fills {b} boxes with {a} {item}. Total?",
-        "{a} {item} on each of {b} days. How many?",
-        "{b} rows of {a} {item}. How many?",
+        "{name} fills {b} boxes with {a} {item} each. How many?",
+        "{name} gets {a} {item} on each of {b} days. How many?",
+        "There are {b} rows of {a} {item}. How many?",
     ),
 }
 NAMES = ("Anna", "Emma", "Lucy", "Mei", "Nina", "Omar", "Paul", "Peter", "Rosa", "Tom")
@@ -80,7 +80,7 @@ def _problem(rng: np.random.Generator, i: int, split: str, seen: set[str]) -> Ex
     pick = lambda options: options[int(rng.integers(len(options)))]
     while True:
         operation = pick(tuple(QUESTIONS))
-        a = int(rng.integers(20, 100))
+        a = int(rng.integers(3, 13) if operation == "*" else rng.integers(20, 100))
         b = int(rng.integers(3, 10) if operation == "*" else rng.integers(11, a if operation == "-" else 100))
         words = dict(name=pick(NAMES), item=pick(arithmetic.ITEMS))
         prompt = pick(QUESTIONS[operation]).format(a=a, b=b, **words)
