@@ -38,7 +38,7 @@ def mistaken(example: Example) -> Example:
 
 
 def trained(examples: int, share: float, seed: int, folder: Path) -> dict[str, list[int]]:
-    """Ids from the most suspect on, with and without hashes, of a run of `configs/quickstart.py` with other sizes."""
+    """Ids from the most suspect on, with and without hashes, of a run of `common.arithmetic` with other sizes."""
     config = common.arithmetic()
     config.seed = config.data.seed = seed
     config.cache = str(folder / "cache")

@@ -112,7 +112,8 @@ def usage() -> str:
 def explained(config) -> str:
     """What a config does, by its file, and every key with its value and its help line."""
     table = keys.table_of(config)
-    lines = [recipes.docstring(flags.FLAGS["config"].config_filename), ""]
+    file, _, _ = flags.FLAGS["config"].config_filename.partition(":")  # options follow
+    lines = [recipes.docstring(file), ""]
     for key, value in keys.leaves(config):
         about = table[key][1] if key in table else "no such key"
         lines.append(f"--config.{key}={textwrap.shorten(str(value), 60)}\n      {about}")

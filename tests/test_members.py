@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs import quickstart
 from premem_jax import config as defaults
 from premem_jax.members import chosen, config_of, members_of
 from tests.configs import tiny_sweep
@@ -19,6 +20,15 @@ def test_a_member_is_chosen_with_what_it_needs(tmp_path):
     c = tiny_sweep.get_config()
     rates = [config_of(c, member).train.learning_rate for member in members_of(c).values()]
     assert rates == [1e-3, 4e-3, 1e30] and "study" not in config_of(c, members_of(c)["slow"])
+
+
+def test_a_study_of_the_quickstart_is_the_quickstart_with_other_seeds():
+    c = quickstart.get_config("seeds=3")
+    for seed, member in enumerate(members_of(c).values()):
+        alone = quickstart.get_config()
+        alone.seed = alone.data.seed = seed
+        assert config_of(c, member).to_dict() == alone.to_dict()
+    assert len(members_of(c)) == 3
 
 
 def test_members_are_listed_without_jax():

@@ -47,7 +47,8 @@ def test_help_on_a_config_tells_every_key(tmp_path):
     """From a folder with a package `configs` of its own, which must not hide the helpers of ours."""
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "__init__.py").touch()
-    said = program(tmp_path, "--config=configs/quickstart.py", "--config.seed=7", "--help")
+    said = program(tmp_path, "--config=configs/quickstart.py:examples=64", "--config.seed=7", "--help")
+    assert "--config.data.train=64\n" in said
     assert "--config.seed=7\n" in said and said.startswith("Pre-memorization accuracy in a few minutes")
     for key, (_, about) in keys.TABLES["finetune"].items():
         assert f"--config.{key}=" in said and about in said

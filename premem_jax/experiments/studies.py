@@ -18,6 +18,7 @@ from typing import Any
 
 from etils.epath import Path
 
+from premem_jax.analysis.coverage import half_interval
 from premem_jax.errors import NonFinite
 from premem_jax.members import Member, chosen, config_of, members_of
 from premem_jax.running import atomic, processes, progress, sealed, workdir
@@ -194,9 +195,8 @@ class Study:
                 continue
             if not self._shown & done.keys():
                 progress.say("  ".join([" " * width, *(f"{key.replace('_', ' ')[-18:]:>18}" for key in self._columns)]))
-            values = [(done[name].get(key), form) for key, form in self._columns.items()]
-            cells = [f"{'–' if value is None else format(value, form):>18}" for value, form in values]
-            progress.say("  ".join([f"{name:<{width}}", *cells]))
+            cells = (_cell(done[name], key, form) for key, form in self._columns.items())
+            progress.say("  ".join([f"{name:<{width}}", *(f"{cell:>18}" for cell in cells)]))
             self._shown.add(name)
         self._shown.update(new)
         processes.once(lambda: self._tell(done, failed))
@@ -223,6 +223,14 @@ class Study:
 
 def _read(path: Path) -> dict | None:
     return sealed.unless_damaged(sealed.read_json, path, path.parent, "it is made again")
+
+
+def _cell(summary: Mapping[str, Any], key: str, form: str) -> str:
+    """A value of a summary, with half of its 95 % interval, if there is one, in points."""
+    if (value := summary.get(key)) is None:
+        return "–"
+    half = half_interval(summary, key)
+    return format(value, form) + ("" if half is None else f" ±{100 * half:.1f}")
 
 
 def _names(files: Path) -> list[str]:

@@ -36,6 +36,9 @@ def test_runs_are_made_studied_and_named(done):
             assert run["pre_memorization_accuracy"][-1] == alone["pre_memorization_accuracy"]
     assert len({run["threshold"] for run in summary["runs"].values()}) == 2
     assert (folder / "run" / "study" / "report.html").exists()
+    for name, (off, *_) in summary["coverage"]["differences"].items():
+        assert off == summary["runs"][name]["estimate"] - summary["runs"][name]["test_accuracy"]
+    assert summary["coverage"]["of"] == 2 and "Of 2 runs, the 95 % intervals" in process.stdout
     lines = [line.split() for line in process.stdout.splitlines()]
     assert [line[0] for line in lines if line and line[0] in ("slow", "fast", "wild")] == ["slow", "fast"]
 
