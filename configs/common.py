@@ -39,12 +39,12 @@ def part_of(task: str, size: str) -> int:
     return 0 if size == "full" else tasks.find(task).SIZES[0] // PARTS[size]
 
 
-def every_epoch(epochs: int, **sampling) -> dict[str, ConfigDict]:
+def every_epoch(epochs: int, scoring: dict, **sampling) -> dict[str, ConfigDict]:
     """Likelihood and accuracy of the training and the test split after each epoch."""
     at = tuple(range(1, epochs + 1))
     return dict(
-        train_likelihood=evaluator("likelihood", "train", at),
-        test_likelihood=evaluator("likelihood", "test", at),
+        train_likelihood=evaluator("likelihood", "train", at, **scoring),
+        test_likelihood=evaluator("likelihood", "test", at, **scoring),
         train_accuracy=evaluator("accuracy", "train", at, drafted=True, **sampling),
         test_accuracy=evaluator("accuracy", "test", at, **sampling),
     )

@@ -28,7 +28,7 @@ def get_config(arg=None):
     c = config.preference()
     c.seed = options.seed
     c.data.update(train=options.pairs, test=32, context=256, drop_long=True, bad_pairs="drop", buckets=(128, 192, 256))
-    c.train.update(epochs=1, batch=2, learning_rate=options.dpo, warmup_steps=10)
+    c.train.update(epochs=1, batch=2, micro_batches=2, learning_rate=options.dpo, warmup_steps=10)
     c.sft.update(epochs=1, learning_rate=options.sft, warmup_steps=10)
     c.optimizer.update(weight_decay=0.0, clip_norm=10.0)
     at, probed = (0, 1, 1.33, 1.67), dict(prompts=options.probed, batch=8)  # and at the end

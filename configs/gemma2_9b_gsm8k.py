@@ -13,4 +13,5 @@ from configs import llama3_8b_gsm8k
 def get_config(arg=None):
     c = llama3_8b_gsm8k.get_config(arg, model="gemma2_9b", lr=5e-5)
     c.train.packed_tokens = (192, 208, 224)  # digits are tokens of their own
+    c.evals.train_likelihood.packed_tokens = c.evals.test_likelihood.packed_tokens = (192, 208)
     return c

@@ -19,4 +19,5 @@ def get_config(arg=None, model="llama3_2_1b", lr=2e-5):
     c.mesh.decode_tensor = 1
     for options in c.evals.values():
         options.batch = 16
+    c.evals.train_likelihood.packed_tokens = c.evals.test_likelihood.packed_tokens = ()
     return c

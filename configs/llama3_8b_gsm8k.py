@@ -16,5 +16,6 @@ def get_config(arg=None, model="llama3_8b", lr=2e-5):
     c.train.update(batch=128, packed_tokens=(160, 176, 192))
     c.optimizer.weight_decay = 0.01
     c.mesh.update(fsdp=-1, decode_tensor=8)
-    c.evals = common.every_epoch(c.train.epochs, max_new_tokens=512, top_p=0.95)
+    scoring = dict(batch=128, packed_tokens=(176,))
+    c.evals = common.every_epoch(c.train.epochs, scoring, max_new_tokens=512, top_p=0.95)
     return c

@@ -17,5 +17,5 @@ def get_config(arg=None, model="llama3_8b", lr=2e-5):
     c.train.update(batch=24, packed_tokens=(256, 290, 340, 420))
     c.optimizer.weight_decay = 0.0
     c.mesh.update(fsdp=8, tensor=-1, decode_tensor=8)
-    c.evals = common.every_epoch(c.train.epochs, max_new_tokens=1024, top_p=1.0)
+    c.evals = common.every_epoch(c.train.epochs, dict(packed_tokens=(288,)), max_new_tokens=1024, top_p=1.0)
     return c

@@ -90,7 +90,7 @@ def evaluate() -> ConfigDict:
     del c.model["preset"]
     c.likelihood = evaluators.options("likelihood", {})
     c.sampling = evaluators.options("accuracy", dict(samples=0))
-    del c.likelihood["alone"]
+    del c.likelihood["alone"], c.likelihood["packed_tokens"]
     for key in ("keep_texts", "skip_settled", "opening", "reworded", "drafted"):
         del c.sampling[key]
     c.mesh = like.mesh

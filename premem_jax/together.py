@@ -101,18 +101,23 @@ def buckets(config) -> None:
         )
 
 
+def groups(config) -> dict:
+    """The settings of training and of each evaluator, by their prefix."""
+    return {"train": config.train} | {f"evals.{name}": options for name, options in config.evals.items()}
+
+
 def packed(config) -> None:
-    longest, pairs = config.data.context, "preference" in config
-    if max(config.train.packed_tokens, default=0) > longest * (2 if pairs else 1):
-        raise UserError(
-            f"train.packed_tokens={config.train.packed_tokens}: these are tokens for each example, and none has more "
-            f"than {'2 responses of ' if pairs else ''}data.context={longest}; give the mean, and a few sizes above it"
-        )
+    for name, options in groups(config).items():
+        sizes, pairs = options.get("packed_tokens", ()), name == "train" and "preference" in config
+        if max(sizes, default=0) > (longest := config.data.context) * (2 if pairs else 1):
+            raise UserError(
+                f"{name}.packed_tokens={sizes}: these are tokens for each example, and none has more than "
+                f"{'2 responses of ' if pairs else ''}data.context={longest}; give the mean, and a few sizes above it"
+            )
 
 
 def micro_batches(config) -> None:
-    groups = {"train": config.train} | {f"evals.{name}": options for name, options in config.evals.items()}
-    for name, options in groups.items():
+    for name, options in groups(config).items():
         if options.get("batch", 0) % (parts := options.get("micro_batches", 1)):
             raise UserError(f"{name}.micro_batches={parts} does not divide {name}.batch={options.batch}")
 

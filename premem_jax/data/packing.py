@@ -89,6 +89,10 @@ class Packing(NamedTuple):
         """Whether rows of a batch of so many sequences hold more than one."""
         return 0 < self.rows < sequences
 
+    def largest(self, sequences: int, longest: int) -> tuple[int, int]:
+        """Rows, and tokens of each, of the largest batch of so many sequences; `longest` are those of a sequence."""
+        return (self.rows, max(self.lengths)) if self.shares(sequences) else (sequences, longest)
+
     def batch(
         self,
         sizes: Sequence[int],

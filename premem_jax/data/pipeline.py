@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from premem_jax.data.examples import Example
-from premem_jax.data.packing import Tokens, fill, pad_to
+from premem_jax.data.packing import Packing, Tokens, fill, pad_to
 from premem_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,3 +131,23 @@ def evaluation_batches(
         rows = order[first : first + batch]
         length = pad_to(lengths[rows].max(), buckets)
         yield rows, collate(data, rows, batch=batch, length=length, prompts_only=prompts_only, here=here)
+
+
+def shared_batches(
+    data: Tokenized, packing: Packing, *, batch: int, buckets: Sequence[int], only: Sequence[int] | None = None
+) -> Iterator[tuple[np.ndarray, dict]]:
+    """As `evaluation_batches`, with rows that examples share: `tokens`, `weights` and `segments` (X, T), example b of
+    the batch in segment b + 1.
+
+    Each batch has every n-th example by length, so all take about the same room. Batches are whole: `only` leaves out
+    those that have none of its rows.
+    """
+    order, count = np.argsort(data.lengths, kind="stable"), steps_per_epoch(len(data), batch)
+    for rows in (order[first::count] for first in range(count)):
+        if only is None or np.isin(rows, only).any():
+            of = partial(_at, data, rows)
+            yield rows, packing.batch(data.lengths[rows], of, full=batch, buckets=buckets)
+
+
+def _at(data: Tokenized, rows: np.ndarray, place: int) -> Tokens:
+    return sequence(data, rows[place])

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from premem_jax.data.packing import Packing
 from premem_jax.evaluators.base import Evaluator, Part
-from premem_jax.limits import ROWS, flag
+from premem_jax.limits import ROWS, TOKENS, flag, tuple_of
 
 
 class Likelihood(Evaluator):
@@ -18,19 +19,27 @@ class Likelihood(Evaluator):
     OPTIONS: ClassVar = {
         "batch": (ROWS, "examples that are scored at a time, over all devices"),
         "alone": (flag(), "score targets without their prompts, as a split of their own"),
+        "packed_tokens": (
+            tuple_of(TOKENS, increasing=True),
+            "tokens for each example of shared rows, as in training",
+        ),
     }
 
-    def __init__(self, split, run, *, batch: int = 64, alone: bool = False):
+    def __init__(self, split, run, *, batch: int = 64, alone: bool = False, packed_tokens: tuple[int, ...] = ()):
         from premem_jax.models.nll import target_nll
 
         super().__init__(split.alone(run.tokenizer) if alone else split, run)
-        self._batch = batch
-        self._program = run.program(target_nll, run.model)
+        self._batch, self._packed = batch, packed_tokens
+        self._program = run.program(target_nll, run.model, examples=batch)
 
     def measure(self, params, step: int, only: Sequence[int] | None = None) -> Iterator[Part]:
         """`target_nll` in nats and `target_tokens` of the rows `only` (default: all), batch by batch."""
-        for rows, arrays in self.run.batches(self.split.data, self._batch, only):
-            found = self._program(params, arrays["tokens"], arrays["weights"])
+        if self._packed:
+            batches = self.run.shared_batches(self.split.data, self._batch, self._packed, only)
+        else:
+            batches = self.run.batches(self.split.data, self._batch, only)
+        for rows, arrays in batches:
+            found = self._program(params, arrays["tokens"], arrays["weights"], arrays.get("segments"))
             nll, count = (np.asarray(x)[: len(rows)] for x in found)
             yield Part(rows, {"target_nll": nll, "target_tokens": count})
 
@@ -39,13 +48,21 @@ class Likelihood(Evaluator):
         """Cost of one batch."""
         from premem_jax.models import costs
 
-        return costs.score(shape, layout, B=options["batch"], T=T)
+        B, T = cls._rows(options, layout.data * layout.fsdp, T)
+        return costs.score(shape, layout, B=B, T=T)
 
     @classmethod
     def program(cls, options, planned):
         """The program of the longest batch."""
+        from premem_jax import sharding
         from premem_jax.models.nll import target_nll
 
-        shape = options["batch"], planned.T
-        arrays = planned.batch(shape, "int32"), planned.batch(shape, "float32")
-        return partial(target_nll, planned.model), (planned.params, *arrays)
+        shape = cls._rows(options, sharding.parts(planned.mesh), planned.T)
+        kinds = ("int32", "float32", "int32")[: 3 if options["packed_tokens"] else 2]
+        arrays = (planned.batch(shape, kind) for kind in kinds)
+        return partial(target_nll, planned.model, examples=options["batch"]), (planned.params, *arrays)
+
+    @staticmethod
+    def _rows(options, parts: int, T: int) -> tuple[int, int]:
+        """Rows of the largest batch, and their tokens."""
+        return Packing.of(options["packed_tokens"], options["batch"], parts).largest(options["batch"], T)

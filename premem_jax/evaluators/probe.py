@@ -19,7 +19,7 @@ class Probe(Likelihood):
     planned = ""
     OPTIONS: ClassVar = {
         "batch": (ROWS, "responses that are scored at a time, over all devices"),
-        "response": (text(100), "type of response: chosen, rejected, other, permuted, random, or a field of the rows"),
+        "response": (text(100), "type of response: chosen, rejected, other, permuted, random, or a field of rows"),
         "prompts": (NATURAL, "examples that are looked at, the first of the split; 0: all"),
     }
 

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from premem_jax import sharding
-from premem_jax.data.pipeline import Tokenized, evaluation_batches
+from premem_jax.data.packing import Packing
+from premem_jax.data.pipeline import Tokenized, evaluation_batches, shared_batches
 from premem_jax.data.tokenizers import Tokenizer
 from premem_jax.models.decoder import Model
 from premem_jax.running import processes
@@ -85,4 +86,12 @@ class Run(NamedTuple):
         """Batches of the rows `only` (default: all), shortest first: row numbers, and `collate` arrays on the mesh."""
         settings = dict(batch=size, buckets=self.buckets, prompts_only=prompts_only, only=only)
         for rows, arrays in evaluation_batches(data, **settings, here=self.places_here(size)):
+            yield rows, self.put(arrays)
+
+    def shared_batches(
+        self, data: Tokenized, size: int, each: Sequence[int], only: Sequence[int] | None = None
+    ) -> Iterator[tuple[np.ndarray, dict]]:
+        """Batches whose examples share rows with room for `each` example: row numbers, and arrays on the mesh."""
+        packing = Packing.on(self.mesh, each, size)
+        for rows, arrays in shared_batches(data, packing, batch=size, buckets=self.buckets, only=only):
             yield rows, self.put(arrays)

@@ -1,9 +1,12 @@
 """Grouped-query attention in plain JAX: the reference backend of `backends.py`, and the decode step."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 BLOCK = 128  # queries whose logits exist at a time
+REACH = 2 * BLOCK  # slots before a block, beyond which few segments reach back
 NEGATIVE = -1e30  # finite, so that a fully masked row yields a uniform distribution and not NaN
 
 
@@ -64,17 +67,27 @@ def attend_causally(
 ) -> jax.Array:
     """Causal self-attention: `attend` in blocks of queries, each with only the keys that the block can see.
 
-    With `segments_BT`, a query sees the keys of its own segment.
+    With `segments_BT`, a query sees the keys of its own segment, which is one stretch of a row. Keys more than REACH
+    before a block are left out where no segment reaches back so far, in any row.
     """
     T, blocks = q_BTNH.shape[1], []
     mask_TT = causal_mask(T, window)
-    for start in range(0, T, BLOCK):
-        stop, first = min(start + BLOCK, T), 0 if window is None else max(0, start - window + 1)
+
+    def block(start: int, stop: int, first: int) -> jax.Array:
         k, v = k_BKTH[:, :, first:stop], v_BKTH[:, :, first:stop]
         mask = mask_TT[:, start:stop, first:stop]
         if segments_BT is not None:
             mask &= segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop]
-        blocks.append(attend(q_BTNH[:, start:stop], k, v, mask, scale=scale, cap=cap))
+        return attend(q_BTNH[:, start:stop], k, v, mask, scale=scale, cap=cap)
+
+    for start in range(0, T, BLOCK):
+        stop, first = min(start + BLOCK, T), 0 if window is None else max(0, start - window + 1)
+        whole, near = partial(block, start, stop, first), partial(block, start, stop, start - REACH)
+        if segments_BT is None or start - REACH <= first:
+            blocks.append(whole())
+        else:
+            reaches = jnp.any(segments_BT[:, start] == segments_BT[:, start - REACH - 1])
+            blocks.append(jax.lax.cond(reaches, whole, near))
     return jnp.concatenate(blocks, axis=1)
 
 

@@ -49,14 +49,27 @@ def next_log_p(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array,
     return jnp.take_along_axis(jax.nn.log_softmax(logits_BV), ids_BK, axis=1)
 
 
-def target_nll(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def target_nll(
+    model: Model,
+    params,
+    tokens_BT: jax.Array,
+    weight_BT: jax.Array,
+    segments_BT: jax.Array | None = None,
+    *,
+    examples=0,
+) -> tuple[jax.Array, jax.Array]:
     """Mean NLL per target token of each row (B,), and the number of target tokens (B,).
 
     Its exp is the perplexity by which Kang et al. (arXiv 2411.07681) define memorization. `weight_BT` is 1 on the
     target (the solution and its stop marker) and 0 elsewhere; rows without a target get 0.
+
+    Where sequences share rows, `segments_BT` numbers them from 1, and both are of the first so many `examples`.
     """
-    nll_BT = token_nll(model, params, tokens_BT)
-    return mean_over_target(nll_BT, weight_BT), jnp.sum(weight_BT, axis=1).astype(jnp.int32)
+    total = lambda x_BT: jnp.sum(x_BT, axis=1)
+    if segments_BT is not None:
+        total = lambda x_BT: by_segment(x_BT, segments_BT, 1 + jnp.arange(examples))
+    nll, count = map(total, (token_nll(model, params, tokens_BT, segments_BT) * weight_BT, weight_BT))
+    return nll / jnp.maximum(count, 1), count.astype(jnp.int32)
 
 
 def greedy_match(model: Model, params, tokens_BT: jax.Array, weight_BT: jax.Array) -> tuple[jax.Array, ...]:

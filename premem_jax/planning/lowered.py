@@ -66,9 +66,7 @@ def longest(config) -> int:
 def rows(config, mesh: Mesh) -> tuple[int, int]:
     """Rows of an update, and the tokens of the longest ones by the config; a batch of long examples may need more."""
     packing = Packing.on(mesh, config.train.packed_tokens, config.train.batch, config.train.micro_batches)
-    if packing.shares(sequences(config)):
-        return packing.rows, max(packing.lengths)
-    return sequences(config), longest(config)
+    return packing.largest(sequences(config), longest(config))
 
 
 def sequences(config) -> int:

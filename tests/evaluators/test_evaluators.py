@@ -62,6 +62,21 @@ def test_likelihood_does_not_depend_on_batches_or_padding(likelihood, batch, buc
     np.testing.assert_array_equal(cut["target_tokens"], whole["target_tokens"])
 
 
+@pytest.mark.parametrize(("batch", "axes"), [(5, dict(data=1, fsdp=1, tensor=1)), (12, dict(data=2, fsdp=4, tensor=1))])
+def test_likelihood_does_not_depend_on_shared_rows(likelihood, batch, axes):
+    """Of 13 examples, a batch or two are not full; what a batch has does not depend on what is left to do."""
+    mesh = sharding.make_mesh(axes, jax.devices()[: np.prod([*axes.values()])])
+    evaluator = Likelihood(tiny.split(), tiny.run(mesh=mesh), batch=batch, packed_tokens=(16,))
+    params = jax.device_put(tiny.trained(), sharding.shardings(mesh, tiny.trained()))
+    *_, last = parts = list(evaluator.measure(params, 3))
+    assert sorted(row for part in parts for row in part.rows) == list(range(13)) and len(parts) == -(-13 // batch)
+    found = Collected(13).all(parts).columns
+    np.testing.assert_allclose(found["target_nll"], likelihood["target_nll"], rtol=1e-5)
+    np.testing.assert_array_equal(found["target_tokens"], likelihood["target_tokens"])
+    (again,) = evaluator.measure(params, 3, only=last.rows)
+    assert np.array_equal(again.rows, last.rows) and same(again.columns, last.columns)
+
+
 @pytest.mark.parametrize(("batch", "buckets", "keep"), [(3, (tiny.CONTEXT,), 2), (8, (5, 7), 100)])
 def test_verdicts_do_not_depend_on_batches_or_padding(accuracy, batch, buckets, keep):
     """Nor do the kept texts, which are those of the first rows however the rows were ordered."""

@@ -64,6 +64,27 @@ def test_segments_do_not_see_each_other(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), expected, found)
 
 
+@pytest.mark.parametrize("case", [CASES[1], dict(window=400, scale=0.1, cap=None)])
+def test_far_keys_count_where_a_segment_reaches_back(case):
+    """The second row's first segment ends within the fourth block, which also is where a row of the first begins."""
+    qkv, ends = arrays(T=640, H=8), np.array([[256, 384, 639], [100, 420, 500]])
+    segments_BT = jnp.asarray((np.arange(640) >= ends[..., None]).sum(axis=1), jnp.int32)
+    found = with_gradients(partial(backends.attend_causally, segments_BT=segments_BT), case, qkv)
+    expected = with_gradients(partial(apart, backends.attend_causally, segments_BT), case, qkv)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_far_keys_are_left_out_where_none_reaches_back():
+    """As values of keys that are seen, though with weight 0, numbers that are not finite would spread."""
+    q, k, v = arrays(B=1, T=640, H=8)
+    segments_BT = jnp.asarray(np.arange(640)[None] // 120, jnp.int32)
+    spread = backends.attend_causally(q, k, v.at[:, :, :120].set(np.nan), segments_BT, **CASES[0])
+    whole = backends.attend_causally(q, k, v, segments_BT, **CASES[0])
+    np.testing.assert_array_equal(spread[:, 384:], whole[:, 384:])
+    assert np.isnan(spread[:, :384]).any(axis=(2, 3)).all()
+
+
 def test_the_tpu_kernel_with_segments_on_a_mesh():
     mesh = sharding.make_mesh(dict(data=2, fsdp=1, tensor=2), jax.devices()[:4])
     on = lambda *place: lambda *qkv, **case: SelfAttention(*place)(*qkv, segments(), **case)

@@ -39,7 +39,8 @@ def test_an_update_whose_examples_share_rows_has_one_for_each_chip():
 
 def test_of_two_evaluators_with_one_program_each_has_its_own_cost():
     c = plan.get_config("task=gsm8k,model=llama_tiny,topology=v5e:2x2")
-    c.evals.test_likelihood.batch = 2 * c.evals.train_likelihood.batch
+    for batch, split in (64, "train"), (128, "test"):
+        c.evals[f"{split}_likelihood"].update(batch=batch, packed_tokens=())
     mesh = sharding.make_mesh(c.mesh, devices(PLACE))
     flops = lambda name: {key: cost.flops for key, cost in lowered.batch_costs(c, mesh, name).items()}
     score, sample = flops("score"), flops("sample")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from functools import partial
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from premem_jax.data.pairs import collate_pairs
 from premem_jax.data.reader import train_batches
 from premem_jax.models.architecture import MATRICES, lora_of
 from premem_jax.models.decoder import build
+from premem_jax.models.nll import target_nll
 from premem_jax.training import objectives
 from premem_jax.training.influence import norms_of_g
 from premem_jax.training.losses import NEXT_TOKEN, needed
@@ -22,6 +24,9 @@ from tests import tiny
 from tests.models.shapes import SHAPES
 
 EXAMPLES = 11  # of a batch of 12
+every_family = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "gemma" else pytest.mark.slow) for name in SHAPES]
+)
 
 
 def near(found, expected):
@@ -47,14 +52,23 @@ def alone(name):
     return mean_of(build(config), tiny.parameters(config), supervised(ALONE))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "gemma" else pytest.mark.slow) for name in SHAPES]
-)
+@every_family
 def test_loss_and_gradient_are_those_of_examples_alone(name):
     config = dataclasses.replace(SHAPES[name], V=tiny.tokenizer().vocab_size)
     arrays = supervised(Packing(3, (20, 47)))
     assert arrays["tokens"].shape == (3, 47) and set(arrays["segments"].ravel()) == set(range(EXAMPLES + 1))
     near(mean_of(build(config), tiny.parameters(config), arrays), alone(name))
+
+
+@every_family
+def test_likelihoods_are_those_of_examples_alone(name):
+    """Without the gradient, as examples are scored."""
+    config = dataclasses.replace(SHAPES[name], V=tiny.tokenizer().vocab_size)
+    score = jax.jit(partial(target_nll, build(config), examples=12))
+    shared, alone = supervised(Packing(3, (20, 47))), supervised(ALONE)
+    found, expected = (score(tiny.parameters(config), *arrays.values()) for arrays in (shared, alone))
+    assert len(shared) == 3 and len(alone) == 2 and float(expected[0].std()) > 0.01
+    near(found, expected)
 
 
 def test_on_eight_devices_with_rematerialization_and_micro_batches():
