@@ -23,7 +23,7 @@ SMALL = ("--config.train.batch=16", "--config.train.micro_batches=2", "--config.
 SMALL += ("--config.train.packed_tokens=(64,)",)
 for split in "train", "test":  # small programs compile in less time
     SMALL += (f"--config.evals.{split}_likelihood.batch=16", f"--config.evals.{split}_likelihood.packed_tokens=(64,)")
-    SMALL += (f"--config.evals.{split}_accuracy.batch=16", f"--config.evals.{split}_accuracy.max_new_tokens=64")
+    SMALL += (f"--config.evals.{split}_accuracy.max_new_tokens=64",)
 
 
 def test_a_small_model_fits_and_the_plan_is_kept(tmp_path):
