@@ -6,9 +6,10 @@
 
 `probe_train.jsonl` is the file of that name that Ren & Sutherland (arXiv 2407.10490) released: prompts with a chosen
 and a rejected response, and ten more of each, written by models or drawn from other rows. One arm is finetuned on the
-chosen responses before (`sft-dpo`), the other on both (`both-dpo`, the remedy of section 4). An arm takes about half an
-hour (`--config.study.member=NAME` makes one). Options after a colon: pairs (of which every two make an update in each
-phase), sft (learning rate of the first phase), dpo (of the second), probed (prompts), seed.
+chosen responses before (`sft-dpo`), the other on both (`both-dpo`, the remedy of section 4). An arm is meant to take
+half an hour and has not been run to its end yet (`--config.study.member=NAME` makes one). Options after a colon: pairs
+(a third is too long and left out; every two others make an update in each phase), sft (learning rate of the first
+phase), dpo (of the second), probed (prompts), seed.
 
 Learning rates are higher than the paper's 5e-7, because there are a hundred updates and not thousands.
 """
@@ -39,7 +40,7 @@ def get_config(arg=None):
     c.evals.train_squeezing = config.evaluator("squeezing", "train", at, **probed)
     greedy = dict(prompts=options.probed, batch=8, max_new_tokens=48)
     c.evals.test_greedy = config.evaluator("greedy_responses", "test", (0, 1), **greedy)
-    c.influence.update(every=max(options.pairs // 2 - 1, 2), prompts=8)
+    c.influence.update(every=max(options.pairs // 4, 2), prompts=8)  # the second update, and one in the second half
     c.checkpoint.every = 50
     members = [(name, {"experiment": "preference", "sft.answers": answers}, ()) for name, answers in ARMS.items()]
     return config.study("dynamics", c, members)

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -179,9 +180,7 @@ ENDINGS = (
 
 def load(path: str, sizes: dict[str, int], seed: int, cache: str) -> Task:
     """Generates the given number of problems of each split; `path` and `cache` are ignored."""
-    for split in ("train", "test"):
-        if not sizes[split]:
-            raise UserError(f"data.{split}=0: the arithmetic task has no end, say how many examples")
+    sized(sizes, "the arithmetic task")
     return Task({split: problems(split, size, seed) for split, size in sizes.items()}, vocabulary, base_texts)
 
 
@@ -196,11 +195,22 @@ def problems(split: str, count: int, seed: int, steps: int = 2) -> list[Example]
         raise UserError(f"arithmetic has no split {split!r}; choose train, heldout or test.")
     if steps < 1:
         raise UserError(f"A problem needs at least one step, not steps={steps}.")
+    return distinct(count, lambda i, seen: _worded_problem(_rng(seed, split, i), i, split, steps, seen))
+
+
+def sized(sizes: dict[str, int], task: str) -> None:
+    """Raises UserError where a generated task is to give all there are."""
+    for split in ("train", "test"):
+        if not sizes[split]:
+            raise UserError(f"data.{split}=0: {task} has no end, say how many examples")
+
+
+def distinct(count: int, make: Callable[[int, set[str]], Example]) -> list[Example]:
+    """`make(i, prompts before)` for each i, which must avoid these prompts."""
     examples, seen = [], set()
     for i in range(count):
-        example = _worded_problem(_rng(seed, split, i), i, split, steps, seen)
-        seen.add(example.prompt)
-        examples.append(example)
+        examples.append(make(i, seen))
+        seen.add(examples[-1].prompt)
     return examples
 
 

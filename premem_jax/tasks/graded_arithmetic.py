@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from premem_jax.data.examples import Example
-from premem_jax.errors import UserError
 from premem_jax.tasks import arithmetic
 from premem_jax.tasks.arithmetic import base_texts
 from premem_jax.tasks.gsm8k import final_answer, is_solution
@@ -63,9 +62,7 @@ BACKWARDS = {
 
 def load(path: str, sizes: dict[str, int], seed: int, cache: str) -> Task:
     """Generates the given number of problems of each split; `path` and `cache` are ignored."""
-    for split in ("train", "test"):
-        if not sizes[split]:
-            raise UserError(f"data.{split}=0: graded_arithmetic has no end, say how many examples")
+    arithmetic.sized(sizes, "graded_arithmetic")
     return Task({split: problems(split, size, seed) for split, size in sizes.items()}, vocabulary, base_texts)
 
 
@@ -75,15 +72,13 @@ def problems(split: str, count: int, seed: int) -> list[Example]:
     A pure function of its arguments, and the first n of a larger count are the same n examples. No question occurs
     twice, and no two splits share a question, whatever their counts and seeds.
     """
-    examples, seen = [], set()
     shares = [type.share for type in TYPES.values()]
-    for i in range(count):
+
+    def make(i: int, seen: set[str]) -> Example:
         rng = np.random.default_rng([seed, *b"graded", arithmetic.SPLITS.index(split), i])
-        name = str(rng.choice(list(TYPES), p=shares))
-        example = _problem(rng, i, name, split, seen)
-        seen.add(example.prompt)
-        examples.append(example)
-    return examples
+        return _problem(rng, i, str(rng.choice(list(TYPES), p=shares)), split, seen)
+
+    return arithmetic.distinct(count, make)
 
 
 def variants(example: Example, seed: int) -> Iterator[Example]:

@@ -8,7 +8,6 @@ has not memorized.
 import numpy as np
 
 from premem_jax.data.examples import Example
-from premem_jax.errors import UserError
 from premem_jax.grading.rules import Phrase, Rules
 from premem_jax.tasks import arithmetic
 from premem_jax.tasks.task import Task
@@ -41,9 +40,7 @@ RESULTS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a
 
 def load(path: str, sizes: dict[str, int], seed: int, cache: str) -> Task:
     """Generates the given number of problems of each split; `path` and `cache` are ignored."""
-    for split in ("train", "test"):
-        if not sizes[split]:
-            raise UserError(f"data.{split}=0: plain_arithmetic has no end, say how many examples")
+    arithmetic.sized(sizes, "plain_arithmetic")
     splits = {split: problems(split, size, seed) for split, size in sizes.items()}
     return Task(splits, lambda: (e.prompt + e.target for e in splits["train"]))
 
@@ -54,12 +51,8 @@ def problems(split: str, count: int, seed: int) -> list[Example]:
     A pure function of its arguments, and the first n of a larger count are the same n examples. No question occurs
     twice, and no two splits share a question, whatever their counts and seeds.
     """
-    examples, seen = [], set()
-    for i in range(count):
-        example = _problem(np.random.default_rng([seed, *b"plain", arithmetic.SPLITS.index(split), i]), i, split, seen)
-        seen.add(example.prompt)
-        examples.append(example)
-    return examples
+    rng = lambda i: np.random.default_rng([seed, *b"plain", arithmetic.SPLITS.index(split), i])
+    return arithmetic.distinct(count, lambda i, seen: _problem(rng(i), i, split, seen))
 
 
 def is_solution(text: str) -> bool:
